@@ -1,0 +1,63 @@
+# `make demo` and `make test` each work as the first command on a fresh clone.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+REAL_CT ?= ../shared/real_ct
+FUZZ_SECONDS ?= 3600
+NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
+
+.PHONY: help demo test lint types format sanitize fuzz gpu-pack gpu-check clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## make a small CT-RATE-like source, build it, show what came out
+	$(BIN)/ctgpu demo --output-dir demo
+
+test: $(VENV)/.developer  ## every test that needs no GPU
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.developer  ## ruff and clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+types: $(VENV)/.developer  ## mypy, strict
+	$(BIN)/mypy
+
+format: $(VENV)/.developer  ## rewrite the sources as lint wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+sanitize:  ## the C++ engine under AddressSanitizer and UBSan, on random volumes
+	cmake -S . -B build/sanitize -DCTGPU_PYTHON=OFF -DCTGPU_TESTS=ON -DCTGPU_SANITIZE=ON
+	cmake --build build/sanitize --parallel
+	build/sanitize/test_bits --random 300 1
+
+fuzz: $(VENV)/.developer  ## an hour of coverage-guided fuzzing of the decoders
+	mkdir -p build/fuzz
+	$(BIN)/python tests/fuzz/fuzz_decode.py build/fuzz -max_total_time=$(FUZZ_SECONDS) \
+		-max_len=65536 -timeout=20 -artifact_prefix=build/fuzz/
+
+gpu-pack:  ## with internet: wheels and real CT that a bare GPU machine lacks, into .gpu-check/
+	$(PYTHON) tests/gpu/pack.py --real-ct $(REAL_CT)
+
+gpu-check:  ## on a machine with a GPU, offline: build, GPU tests, sanitizers, benchmark; one JSON
+	$(PYTHON) tests/gpu/check.py
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build demo
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.installed: $(NATIVE) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.developer: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@

@@ -1,0 +1,270 @@
+"""What every benchmark shares: real data, interleaved timing, machine facts, tables and JSON."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from ctgpu.buffers import allocate_pages
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).resolve().parent / "results"
+
+#: The scan of the measured job, and what makes it a full-size one: see :func:`load_real_ct`.
+REAL_CT_NAME = "qin_QIN-LSC-0028.nii.gz"
+REAL_CT_SLICES = 300
+REAL_CT_SPACING_MM = (0.8672, 0.8672, 1.25)
+
+#: Distributions whose versions are recorded, where they are installed.
+_RECORDED = (
+    "ctgpu",
+    "numpy",
+    "torch",
+    "nibabel",
+    "isal",
+    "deflate",
+    "zlib-ng",
+    "webdataset",
+    "huggingface_hub",
+    "scipy",
+    "SimpleITK",
+    "torchio",
+    "monai",
+    "nvidia-dali-cuda120",
+)
+
+median = statistics.median
+
+
+def argument_parser(description: str, *, repeats: int = 7) -> argparse.ArgumentParser:
+    """A parser with the options that every benchmark takes.
+
+    ``--data FOLDER`` (real CT), ``--quick`` (tiny synthetic sizes, as the tests run it),
+    ``--json FILE`` and ``--repeats N``.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=os.environ.get("CTGPU_REAL_CT") or REPOSITORY.parent / "shared" / "real_ct",
+        help="folder of real CT volumes",
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs")
+    parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--repeats", type=int, default=repeats, help="interleaved runs of each")
+    return parser
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], object]], repeats: int, *, warm_ups: int = 1
+) -> dict[str, list[float]]:
+    """Time every contender `repeats` times, one after the other and round by round.
+
+    Interleaving spreads the machine's slow moments over all contenders.
+
+    Parameters
+    ----------
+    contenders : mapping of str to callable
+        What to time; each is called without arguments.
+    repeats : int
+        Rounds that are recorded.
+    warm_ups : int
+        Rounds that are not.
+
+    Returns
+    -------
+    dict of str to list of float
+        Wall-clock seconds, `repeats` per contender.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    gc.collect()
+    gc.disable()
+    try:
+        for turn in range(warm_ups + repeats):
+            for name, run in contenders.items():
+                begin = time.perf_counter()
+                run()
+                end = time.perf_counter()
+                if turn >= warm_ups:
+                    seconds[name].append(end - begin)
+    finally:
+        gc.enable()
+    return seconds
+
+
+def summary(seconds: Sequence[float]) -> dict[str, float]:
+    """Median, fastest and slowest, in milliseconds."""
+    return {
+        "median_ms": median(seconds) * 1e3,
+        "min_ms": min(seconds) * 1e3,
+        "max_ms": max(seconds) * 1e3,
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    """The machine, the software and the commit that a result belongs to."""
+    return {
+        "cpu": _cpu_model(),
+        "usable_cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "ctgpu_cpu_variant": _cpu_variant(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "commit": _commit(),
+        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *(_shown(a) for a in sys.argv)]),
+    }
+
+
+def write_result(path: Path | None, name: str, payload: Mapping[str, Any]) -> Path:
+    """Write one result as JSON, with the machine's facts.
+
+    Parameters
+    ----------
+    path : pathlib.Path or None
+        File to write; None means ``benchmarks/results/<name>.json``.
+    name : str
+        The benchmark's name.
+    payload : mapping
+        JSON-ready results.
+
+    Returns
+    -------
+    pathlib.Path
+        The file written.
+    """
+    path = RESULTS / f"{name}.json" if path is None else path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"benchmark": name, "machine": machine_facts(), **payload}
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return path
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table: the first column left-aligned, the others right-aligned."""
+    table = Table(title=title, title_justify="left")
+    for column, text in enumerate(header):
+        table.add_column(text, justify="right" if column else "left")
+    for row in rows:
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row))
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+def in_pages(shape: tuple[int, ...], dtype: npt.DTypeLike, *, order: Any = "C") -> npt.NDArray[Any]:
+    """An array in the memory that the pipeline uses: page-aligned, huge pages where granted."""
+    kind = np.dtype(dtype)
+    memory = allocate_pages(int(np.prod(shape)) * kind.itemsize)
+    memory.fill(0)
+    return np.ndarray(shape, kind, buffer=memory.data, order=order)
+
+
+def load_real_ct(
+    folder: Path, *, slices: int = REAL_CT_SLICES, order: Any = "F"
+) -> npt.NDArray[np.int16]:
+    """The scan of the measured job: int16 HU, 512 × 512 × `slices`, its own slices repeated.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        Folder that holds :data:`REAL_CT_NAME` (112 slices).
+    slices : int
+        Slices wanted.
+    order : {"F", "C"}
+        Memory order: ``F`` as NIfTI stores it.
+    """
+    path = Path(folder) / REAL_CT_NAME
+    if not path.is_file():
+        raise SystemExit(f"{path} is not there; pass --data FOLDER with {REAL_CT_NAME}, or --quick")
+    import nibabel
+
+    image = np.asanyarray(nibabel.load(path).dataobj)
+    volume = in_pages((*image.shape[:2], slices), np.int16, order=order)
+    volume[...] = image[:, :, np.arange(slices) % image.shape[2]]
+    return volume
+
+
+def phantom_ct(shape_hwd: tuple[int, int, int], *, order: Any = "F") -> npt.NDArray[np.int16]:
+    """Synthetic HU with air, soft tissue and noise, int16; for ``--quick`` and for odd sizes."""
+    volume = in_pages(shape_hwd, np.int16, order=order)
+    random = np.random.default_rng(0)
+    texture = random.integers(-60, 60, shape_hwd[:2], np.int16)
+    i, j = np.ogrid[-1.0 : 1.0 : shape_hwd[0] * 1j, -1.0 : 1.0 : shape_hwd[1] * 1j]
+    body = np.where(i * i + j * j < 0.7, 40, -1000).astype(np.int16)
+    for k in range(shape_hwd[2]):
+        volume[:, :, k] = body + np.roll(texture, k, axis=k % 2)
+    return volume
+
+
+def _shown(argument: str) -> str:
+    path = Path(argument)
+    return path.name if path.is_absolute() else argument
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _memory_gib() -> float:
+    import psutil
+
+    return round(psutil.virtual_memory().total / 2**30, 1)
+
+
+def _cpu_variant() -> str | None:
+    from ctgpu.engines import open_engine
+    from ctgpu.errors import DeviceError
+
+    try:
+        return str(open_engine("cpu").describe()["variant"])
+    except DeviceError:
+        return None
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _RECORDED:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _commit() -> str | None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,508 @@
+"""How fast is one volume made, against the old way, the peers and the machine's floor?
+
+One real chest CT (``qin_QIN-LSC-0028``, its slices repeated to 300, int16 in Fortran order as NIfTI
+stores it), from voxels in memory to (480, 480, 240) float16 in reused memory, one thread, warm,
+medians of interleaved runs.  Peers that are not installed are left out and named.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+import old_way
+from common import (
+    REAL_CT_NAME,
+    REAL_CT_SPACING_MM,
+    argument_parser,
+    in_pages,
+    interleaved,
+    load_real_ct,
+    median,
+    phantom_ct,
+    print_table,
+    summary,
+    write_result,
+)
+from ctgpu import _native
+from ctgpu.decode.inflate import BACKENDS
+from ctgpu.engines import Job
+from ctgpu.engines.cpu import preprocess, usable_cores
+from ctgpu.geometry import VolumePlan, plan_volume
+from ctgpu.spec import Spec
+from ctgpu.volume import Rescale
+
+Voxels = npt.NDArray[Any]
+Run = Callable[[], object]
+
+_QUICK_SHAPE = (96, 90, 40)
+
+
+def main() -> None:
+    parser = argument_parser(__doc__ or "")
+    parser.add_argument("--no-peers", action="store_true", help="leave out the slow peers")
+    options = parser.parse_args()
+    repeats = 2 if options.quick else options.repeats
+    spec = Spec()
+    by_size = sizes(options.quick, repeats)
+    if options.quick:
+        voxels = phantom_ct(_QUICK_SHAPE)
+        data = "synthetic phantom"
+    else:
+        voxels = load_real_ct(options.data)
+        data = (
+            f"{REAL_CT_NAME}, its 112 slices repeated to {voxels.shape[2]}; in-plane spacing of "
+            f"the header, slice spacing set to {REAL_CT_SPACING_MM[2]} mm so that all slices matter"
+        )
+    result: dict[str, Any] = {
+        "data": data,
+        "source": {"shape_hwd": voxels.shape, "dtype": str(voxels.dtype), "order": "Fortran"},
+        "spacing_mm": REAL_CT_SPACING_MM,
+        "spec": spec.to_dict(),
+        "repeats": repeats,
+        "contenders": contenders(voxels, spec, repeats, peers=not options.no_peers),
+        "floor": against_floor(voxels, spec, repeats),
+        "layouts": layouts(voxels, spec, repeats),
+        "threads": thread_scaling(voxels, spec, repeats),
+        "inflate": inflate(voxels, options.data, options.quick, repeats),
+        "sizes": by_size,
+    }
+    print(f"written: {write_result(options.json, 'preprocess', result)}")
+
+
+# ---- contenders -------------------------------------------------------------------------------
+
+
+def contenders(voxels: Voxels, spec: Spec, repeats: int, *, peers: bool) -> dict[str, Any]:
+    """ctgpu, the old way, torch written well, the peers and the floor, in one interleaved run."""
+    import torch
+
+    torch.set_num_threads(1)
+    plan = plan_volume(voxels.shape, REAL_CT_SPACING_MM, spec)
+    out = in_pages(spec.stored_shape, np.float16)
+    job = Job(voxels, Rescale(), plan, out)
+    runs: dict[str, Run] = {
+        f"ctgpu {variant}": functools.partial(preprocess, _native, job, variant=variant, threads=1)
+        for variant in _native.cpu_variants()
+    }
+    runs["numpy + torch steps"] = lambda: old_way.preprocess(voxels, REAL_CT_SPACING_MM)
+    runs["torch written well"] = lambda: torch_written_well(voxels, plan)
+    runs["floor"] = floor(voxels, plan, out)
+    left_out = {}
+    if peers:
+        for name, make in {
+            "SimpleITK": _simpleitk,
+            "TorchIO": _torchio,
+            "MONAI": _monai,
+            "scipy zoom": _scipy,
+        }.items():
+            try:
+                runs[name] = make(voxels, plan)
+            except ImportError as error:
+                left_out[name] = str(error)
+    slow = {"SimpleITK", "TorchIO", "MONAI", "scipy zoom", "ctgpu scalar"} & set(runs)
+    seconds = interleaved({n: r for n, r in runs.items() if n not in slow}, repeats)
+    seconds |= interleaved(
+        {n: runs[n] for n in runs if n in slow}, max(1, min(3, repeats)), warm_ups=0
+    )
+    moved = bytes_moved(voxels, plan)
+    floor_s, old_s = median(seconds["floor"]), median(seconds["numpy + torch steps"])
+    well_s = median(seconds["torch written well"])
+    facts = {
+        name: summary(times)
+        | {
+            "old_steps_over_this": old_s / median(times),
+            "torch_over_this": well_s / median(times),
+            "this_over_floor": median(times) / floor_s,
+            "gb_per_s": moved / median(times) / 1e9,
+        }
+        for name, times in sorted(seconds.items(), key=lambda item: median(item[1]))
+    }
+    print_table(
+        f"{voxels.shape} {voxels.dtype} to {spec.stored_shape} float16, one thread, "
+        f"{moved / 1e6:.0f} MB moved",
+        ["contender", "median ms", "min ms", "× old steps", "× torch", "× floor", "GB/s"],
+        [
+            [
+                name,
+                f"{f['median_ms']:.1f}",
+                f"{f['min_ms']:.1f}",
+                f"{f['old_steps_over_this']:.1f}",
+                f"{f['torch_over_this']:.1f}",
+                f"{f['this_over_floor']:.2f}",
+                f"{f['gb_per_s']:.1f}",
+            ]
+            for name, f in facts.items()
+        ],
+    )
+    for name, reason in left_out.items():
+        print(f"left out: {name} ({reason})")
+    return {"bytes_moved": moved, "runs": facts, "left_out": left_out}
+
+
+def needed(plan: VolumePlan) -> tuple[slice, ...]:
+    """The part of the source that the output depends on."""
+    return tuple(slice(int(a.i0[0]), int(a.i1[-1]) + 1) for a in plan.axes)
+
+
+def bytes_moved(voxels: Voxels, plan: VolumePlan) -> int:
+    """One read of the needed source and one write of the output."""
+    return int(voxels[needed(plan)].nbytes) + plan.spec.size_bytes
+
+
+def floor(voxels: Voxels, plan: VolumePlan, out: Voxels) -> Run:
+    """Read the needed source once, in memory order; write the output once, past the cache."""
+    source = voxels[needed(plan)]
+    rows, columns, planes = source.shape
+    return functools.partial(
+        _native.touch_memory,
+        source=source.__array_interface__["data"][0],
+        planes=planes,
+        plane_stride=source.strides[2],
+        rows=columns,
+        row_stride=source.strides[1],
+        run_bytes=rows * source.itemsize,
+        out=out.view(np.uint16),
+    )
+
+
+def torch_written_well(voxels: Voxels, plan: VolumePlan) -> Voxels:
+    """The same steps by someone who knows torch: in memory order, in place, one copy at the end.
+
+    The source is (D, W, H) in memory, so it is interpolated as such; crop, pad, turn and float16
+    are one copy into the result.
+    """
+    import torch
+
+    spec = plan.spec
+    lo, hi = spec.hu_window
+    x = torch.from_numpy(voxels.transpose(2, 1, 0)).to(torch.float32).clamp_(lo, hi)
+    x = torch.nn.functional.interpolate(
+        x[None, None], size=plan.resized_shape[::-1], mode="trilinear", align_corners=False
+    )[0, 0]
+    kept = tuple(slice(a.crop_start, a.crop_start + a.n_valid) for a in plan.axes)
+    placed = tuple(slice(a.pad_before, a.pad_before + a.n_valid) for a in plan.axes)
+    out = torch.full(spec.shape_hwd, spec.pad_value, dtype=torch.float16)
+    out[placed] = x[kept[::-1]].mul_(2 / (hi - lo)).permute(2, 1, 0)
+    return out.numpy()
+
+
+# ---- peers: each does its whole preprocessing, from the same voxels in memory ------------------
+# SimpleITK and scipy sample the contract's grid; TorchIO and MONAI the one that follows from the
+# spacing, as their users would have it, which is shifted by a fraction of a voxel.
+
+
+def _affine() -> Voxels:
+    return np.diag([*REAL_CT_SPACING_MM, 1.0])
+
+
+def _monai(voxels: Voxels, plan: VolumePlan) -> Run:
+    transforms = importlib.import_module("monai.transforms")
+    meta = importlib.import_module("monai.data").MetaTensor
+    spec = plan.spec
+    lo, hi = spec.hu_window
+    chain = transforms.Compose(
+        [
+            transforms.ScaleIntensityRange(lo, hi, -1.0, 1.0, clip=True),
+            transforms.Spacing(spec.target_spacing_mm, mode="bilinear"),
+            transforms.ResizeWithPadOrCrop(spec.shape_hwd, constant_values=spec.pad_value),
+        ]
+    )
+    return lambda: (
+        chain(meta(voxels[None].astype(np.float32), affine=_affine())).numpy().astype(np.float16)
+    )
+
+
+def _torchio(voxels: Voxels, plan: VolumePlan) -> Run:
+    tio = importlib.import_module("torchio")
+    torch = importlib.import_module("torch")
+    spec = plan.spec
+    chain = tio.Compose(
+        [
+            tio.Clamp(*spec.hu_window),
+            tio.RescaleIntensity((-1, 1), in_min_max=spec.hu_window),
+            tio.Resample(spec.target_spacing_mm),
+            tio.CropOrPad(spec.shape_hwd, padding_mode=spec.pad_value),
+        ]
+    )
+
+    def run() -> Voxels:
+        tensor = torch.from_numpy(voxels.astype(np.float32))[None]
+        image = tio.ScalarImage(tensor=tensor, affine=_affine())
+        return np.asarray(chain(image).data.numpy().astype(np.float16))
+
+    return run
+
+
+def _simpleitk(voxels: Voxels, plan: VolumePlan) -> Run:
+    sitk = importlib.import_module("SimpleITK")
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    spec = plan.spec
+    lo, hi = spec.hu_window
+    start = [
+        s * ((a.crop_start - a.pad_before + 0.5) * a.n_source / a.n_resized - 0.5)
+        for a, s in zip(plan.axes, plan.spacing_mm, strict=True)
+    ]
+    step = [s * a.n_source / a.n_resized for a, s in zip(plan.axes, plan.spacing_mm, strict=True)]
+
+    def run() -> Voxels:
+        image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0))
+        image.SetSpacing(plan.spacing_mm)
+        image = sitk.Clamp(sitk.Cast(image, sitk.sitkFloat32), lowerBound=lo, upperBound=hi)
+        image = sitk.Resample(
+            image,
+            spec.shape_hwd,
+            sitk.Transform(),
+            sitk.sitkLinear,
+            start,
+            step,
+            (1, 0, 0, 0, 1, 0, 0, 0, 1),
+            lo,
+        )
+        x = sitk.GetArrayViewFromImage(image).transpose(2, 1, 0)
+        return (x / np.float32((hi - lo) / 2)).astype(np.float16, order="C")
+
+    return run
+
+
+def _scipy(voxels: Voxels, plan: VolumePlan) -> Run:
+    ndimage = importlib.import_module("scipy.ndimage")
+    spec = plan.spec
+    lo, hi = spec.hu_window
+    kept = tuple(slice(a.crop_start, a.crop_start + a.n_valid) for a in plan.axes)
+    pads = [(a.pad_before, a.n_out - a.pad_before - a.n_valid) for a in plan.axes]
+
+    def run() -> Voxels:
+        x = np.clip(voxels.astype(np.float32), lo, hi)
+        zoom = [a.n_resized / a.n_source for a in plan.axes]
+        x = ndimage.zoom(x, zoom, order=1, grid_mode=True, mode="nearest") / ((hi - lo) / 2)
+        return np.pad(x[kept], pads, constant_values=spec.pad_value).astype(np.float16)
+
+    return run
+
+
+# ---- further questions ------------------------------------------------------------------------
+
+
+def against_floor(voxels: Voxels, spec: Spec, repeats: int) -> dict[str, Any]:
+    """The best variant against reading once and writing once, for two geometries, one thread.
+
+    In the scan's own the crop discards a third of the source, which neither reads; with the other
+    spacing the output needs all of it.  The floor reads and writes with the widest instructions and
+    writes past the cache; beside it stands ``memcpy`` of as many bytes, read and written together.
+    """
+    uncropped = tuple(
+        target * n_out / n
+        for target, n_out, n in zip(
+            spec.target_spacing_mm, spec.shape_hwd, voxels.shape, strict=True
+        )
+    )
+    facts: dict[str, Any] = {}
+    for name, spacing_mm in (("cropped", REAL_CT_SPACING_MM), ("uncropped", uncropped)):
+        plan = plan_volume(voxels.shape, spacing_mm, spec)
+        out = in_pages(spec.stored_shape, np.float16)
+        job = Job(voxels, Rescale(), plan, out)
+        moved = bytes_moved(voxels, plan)
+        halves = [in_pages((moved // 2,), np.uint8) for _ in range(2)]
+        seconds = interleaved(
+            {
+                "ctgpu": functools.partial(preprocess, _native, job, variant="", threads=1),
+                "floor": floor(voxels, plan, out),
+                "copy": functools.partial(np.copyto, *halves),
+            },
+            2 * repeats,
+        )
+        facts[name] = {
+            "spacing_mm": spacing_mm,
+            "bytes_moved": moved,
+            **{which: summary(times) for which, times in seconds.items()},
+            "ctgpu_over_floor": median(seconds["ctgpu"]) / median(seconds["floor"]),
+            "ctgpu_over_copy": median(seconds["ctgpu"]) / median(seconds["copy"]),
+            "share_of_copy_bandwidth": median(seconds["copy"]) / median(seconds["ctgpu"]),
+            "ctgpu_gb_per_s": moved / median(seconds["ctgpu"]) / 1e9,
+            "floor_gb_per_s": moved / median(seconds["floor"]) / 1e9,
+        }
+    print_table(
+        "roofline: one read of the needed source and one write of the output, one thread",
+        ["geometry", "MB moved", "floor ms", "copy ms", "ctgpu ms", "× floor", "× copy", "GB/s"],
+        [
+            [
+                name,
+                f"{f['bytes_moved'] / 1e6:.0f}",
+                f"{f['floor']['median_ms']:.1f}",
+                f"{f['copy']['median_ms']:.1f}",
+                f"{f['ctgpu']['median_ms']:.1f}",
+                f"{f['ctgpu_over_floor']:.2f}",
+                f"{f['ctgpu_over_copy']:.2f}",
+                f"{f['ctgpu_gb_per_s']:.1f}",
+            ]
+            for name, f in facts.items()
+        ],
+    )
+    return facts
+
+
+def layouts(voxels: Voxels, spec: Spec, repeats: int) -> dict[str, Any]:
+    """Either order of the source into either layout of the output, best variant, one thread."""
+    runs: dict[str, Run] = {}
+    plan = None
+    for order in ("Fortran", "C"):
+        source = voxels
+        if order == "C":
+            source = in_pages(voxels.shape, voxels.dtype)
+            source[...] = voxels
+        for layout in ("HWD", "DHW"):
+            turned = Spec.from_dict(spec.to_dict() | {"layout": layout})
+            plan = plan_volume(voxels.shape, REAL_CT_SPACING_MM, turned)
+            job = Job(source, Rescale(), plan, in_pages(turned.stored_shape, np.float16))
+            runs[f"{order} to {layout}"] = functools.partial(
+                preprocess, _native, job, variant="", threads=1
+            )
+    facts = {name: summary(times) for name, times in interleaved(runs, repeats).items()}
+    print_table(
+        "source order and output layout, one thread",
+        ["case", "median ms", "min ms"],
+        [[n, f"{f['median_ms']:.1f}", f"{f['min_ms']:.1f}"] for n, f in facts.items()],
+    )
+    return facts
+
+
+def thread_scaling(voxels: Voxels, spec: Spec, repeats: int) -> dict[str, Any]:
+    """Threads inside one volume."""
+    plan = plan_volume(voxels.shape, REAL_CT_SPACING_MM, spec)
+    job = Job(voxels, Rescale(), plan, in_pages(spec.stored_shape, np.float16))
+    cores = usable_cores()
+    counts = sorted({1, *(2**n for n in range(1, cores.bit_length())), cores})
+    seconds = interleaved(
+        {
+            str(threads): functools.partial(preprocess, _native, job, variant="", threads=threads)
+            for threads in counts
+        },
+        repeats,
+    )
+    facts = {
+        n: summary(times) | {"speedup": median(seconds["1"]) / median(times)}
+        for n, times in seconds.items()
+    }
+    print_table(
+        f"threads inside one volume, {cores} usable cores",
+        ["threads", "median ms", "speedup"],
+        [[n, f"{f['median_ms']:.1f}", f"{f['speedup']:.2f}"] for n, f in facts.items()],
+    )
+    return facts
+
+
+def inflate(voxels: Voxels, folder: Path, quick: bool, repeats: int) -> dict[str, Any]:
+    """gzip and a zip member's bare deflate stream into reused memory, on real CT."""
+    if quick:
+        raw = voxels.tobytes(order="F")
+        packed = zlib.compress(raw, 6, wbits=31)
+    else:
+        packed = (Path(folder) / REAL_CT_NAME).read_bytes()
+        raw = zlib.decompress(packed, wbits=31)
+    out = in_pages((len(raw),), np.uint8)
+    deflater = zlib.compressobj(6, wbits=-15)
+    bare = deflater.compress(raw) + deflater.flush()
+    # A member in a zip file: bytes before and after it, as Backend.member_into asks for.
+    member = np.frombuffer(bytearray(bytes(64) + bare + bytes(64)), np.uint8)
+    gzip = np.frombuffer(packed, np.uint8)
+    crc = zlib.crc32(raw)
+    runs: dict[str, Run] = {
+        "gzip zlib": lambda: zlib_into(packed, out, 31),
+        "member zlib": lambda: zlib_into(bare, out, -15),
+    }
+    for name, backend in BACKENDS.items():
+        runs[f"gzip {name}"] = functools.partial(backend.gzip_into, gzip, out)
+        runs[f"member {name}"] = functools.partial(
+            backend.member_into, member, 64, 64 + len(bare), out, crc
+        )
+    seconds = interleaved(runs, repeats)
+    facts = {
+        name: summary(times)
+        | {
+            "mb_per_s": len(raw) / median(times) / 1e6,
+            "zlib_over_this": median(seconds[f"{name.split()[0]} zlib"]) / median(times),
+        }
+        for name, times in seconds.items()
+    }
+    print_table(
+        f"inflate {len(packed) / 1e6:.1f} MB to {len(raw) / 1e6:.1f} MB into reused memory",
+        ["stream and library", "median ms", "MB/s", "× zlib"],
+        [
+            [n, f"{f['median_ms']:.0f}", f"{f['mb_per_s']:.0f}", f"{f['zlib_over_this']:.2f}"]
+            for n, f in facts.items()
+        ],
+    )
+    return {"compressed_bytes": len(packed), "bytes": len(raw), "runs": facts}
+
+
+def zlib_into(data: bytes, out: Voxels, wbits: int) -> None:
+    """zlib as Python offers it: piece by piece, each copied into the reused memory."""
+    stream, view, packed = zlib.decompressobj(wbits), out.data, memoryview(data)
+    at, piece = 0, 1 << 18
+    for begin in range(0, len(packed), piece):
+        chunk = stream.decompress(packed[begin : begin + piece])
+        view[at : at + len(chunk)] = chunk
+        at += len(chunk)
+
+
+def sizes(quick: bool, repeats: int) -> list[dict[str, Any]]:
+    """Cost per voxel from small to large volumes, and memory beyond source and output.
+
+    The first thing a process does, so that its peak is this and nothing else.
+    """
+    shapes = [(64, 64, 64), (128, 128, 128), (256, 256, 128), (512, 512, 300), (768, 768, 400)]
+    shapes += [(1024, 1024, 600), (1024, 1024, 1000)]
+    facts = [size_cost(shape, repeats) for shape in (shapes[:2] if quick else shapes)]
+    print_table(
+        "cost over size, one thread",
+        ["shape", "median ms", "ns per source and output voxel", "scratch MiB"],
+        [
+            [
+                " × ".join(map(str, f["shape_hwd"])),
+                f"{f['median_ms']:.2f}",
+                f"{f['ns_per_voxel']:.3f}",
+                f"{f['scratch_mib']:.1f}",
+            ]
+            for f in facts
+        ],
+    )
+    return facts
+
+
+def size_cost(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
+    """One row of :func:`sizes`; all of its memory is gone when it returns."""
+    voxels = phantom_ct(shape)
+    spec = Spec(shape_hwd=shape, target_spacing_mm=(1.0, 1.0, 1.0))
+    plan = plan_volume(shape, (1.0, 1.0, 1.0), spec)
+    job = Job(voxels, Rescale(), plan, in_pages(shape, np.float16))
+    run = functools.partial(preprocess, _native, job, variant="", threads=1)
+    before = psutil.Process().memory_info().rss
+    times = interleaved({"ctgpu": run}, repeats)["ctgpu"]
+    return {
+        "shape_hwd": shape,
+        "median_ms": median(times) * 1e3,
+        "ns_per_voxel": median(times) * 1e9 / (2 * voxels.size),
+        "scratch_mib": max(0, peak_bytes() - before) / 2**20,
+    }
+
+
+def peak_bytes() -> int:
+    """Most memory this process ever had resident."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()

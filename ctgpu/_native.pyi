@@ -1,0 +1,65 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+class Axis:
+    """The tables of one axis: see :class:`ctgpu.geometry.AxisPlan`."""
+
+    def __init__(
+        self,
+        n_source: int,
+        pad_before: int,
+        i0: npt.NDArray[np.int32],
+        i1: npt.NDArray[np.int32],
+        w: npt.NDArray[np.float32],
+    ) -> None: ...
+
+class Intensity:
+    """What is done to every voxel: see ``kernels/preprocess_math.h``."""
+
+    def __init__(
+        self,
+        *,
+        slope: float,
+        intercept: float,
+        clip_lo: float,
+        clip_hi: float,
+        scale: float,
+        offset: float,
+        rescales: bool,
+        clips_before: bool,
+    ) -> None: ...
+
+def preprocess(
+    *,
+    address: int,
+    dtype: str,
+    swapped: bool,
+    strides: Sequence[int],
+    axes: Sequence[Axis],
+    intensity: Intensity,
+    pad_value: float,
+    layout: str,
+    out: npt.NDArray[np.uint16],
+    variant: str,
+    threads: int,
+) -> None: ...
+def cpu_variant(name: str) -> str: ...
+def cpu_variants() -> list[str]: ...
+def to_half(values: npt.NDArray[np.float32], out: npt.NDArray[np.uint16], variant: str) -> None: ...
+def touch_memory(
+    *,
+    source: int,
+    planes: int,
+    plane_stride: int,
+    rows: int,
+    row_stride: int,
+    run_bytes: int,
+    out: npt.NDArray[Any],
+) -> int: ...
+
+# Only where CMake found libdeflate.
+def gzip_into(data: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None: ...
+def deflate_into(data: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None: ...

@@ -1,0 +1,5 @@
+"""``python -m ctgpu.cli``."""
+
+from ctgpu.cli import main
+
+main()

@@ -1,0 +1,211 @@
+"""What a build shows while it runs, and at its end."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from ctgpu.progress import (
+    Event,
+    Listing,
+    Planned,
+    SampleFailed,
+    SampleWritten,
+    ShardCommitted,
+    ShardElsewhere,
+    ShardResumed,
+)
+
+if TYPE_CHECKING:
+    from ctgpu.builder import BuildReport
+
+log = logging.getLogger(__name__)
+
+_LINE_EVERY_S = 10.0
+
+
+class Display:
+    """A watcher that draws a live bar on a terminal and writes log lines elsewhere.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        Where to draw; its terminal or not decides which of the two.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._live = console.is_terminal
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rates]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[failures]}"),
+            console=console,
+            disable=not self._live,
+        )
+        self._task = self._progress.add_task("listing", total=None, rates="", failures="")
+        self._started = self._last_line = time.monotonic()
+        self._pending = self._kept = self._written = self._failed = self._bytes = 0
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        match event:
+            case Listing(source):
+                self._log(event, "listing %s %s", source["kind"], source["location"])
+            case Planned():
+                self._planned(event)
+            case SampleWritten():
+                self._written += 1
+                self._bytes += event.stored_bytes
+                self._advance()
+            case SampleFailed(key, _, path, failure):
+                self._failed += 1
+                log.warning(
+                    "%s failed in %s: %s (%s)",
+                    key,
+                    failure.stage,
+                    failure.message,
+                    path,
+                    extra={"facts": {"event": "SampleFailed", "key": key, "path": path}},
+                )
+                self._advance()
+            case ShardCommitted(shard, samples, size_bytes):
+                self._log(event, "shard %06d: %d samples, %s", shard, samples, decimal(size_bytes))
+            case ShardResumed(shard, kept_samples):
+                self._log(event, "shard %06d: %d samples kept", shard, kept_samples)
+                self._kept += kept_samples
+                self._progress.update(self._task, advance=kept_samples)
+            case ShardElsewhere(shard, holder):
+                self._log(event, "shard %06d is being built by %s", shard, holder)
+
+    def _planned(self, plan: Planned) -> None:
+        self._pending = plan.pending_samples
+        self._started = time.monotonic()
+        counts = ", ".join(f"{count} {what}" for what, count in plan.counts.items() if count)
+        self._log(
+            plan,
+            "%s: %d samples in %d shards; to do: %d samples in %d shards",
+            counts or "plan read",
+            plan.samples,
+            plan.shards,
+            plan.pending_samples,
+            plan.pending_shards,
+        )
+        self._progress.update(self._task, description="building", total=plan.pending_samples)
+
+    def _advance(self) -> None:
+        done = self._written + self._failed
+        seconds = max(time.monotonic() - self._started, 1e-9)
+        rates = f"{done / seconds:.2f} samples/s {self._bytes / seconds / 1e6:.0f} MB/s"
+        failures = f"{self._failed} failed" if self._failed else ""
+        self._progress.update(self._task, advance=1, rates=rates, failures=failures)
+        now = time.monotonic()
+        if not self._live and now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            left = self._pending - self._kept - done
+            eta_s = left * seconds / done
+            log.info(
+                "%d of %d samples, %s, eta %.0f s%s",
+                self._kept + done,
+                self._pending,
+                rates,
+                eta_s,
+                f", {failures}" if failures else "",
+                extra={
+                    "facts": {
+                        "event": "Progress",
+                        "done": done,
+                        "pending": self._pending,
+                        "failed": self._failed,
+                        "samples_per_s": round(done / seconds, 3),
+                        "eta_s": round(eta_s),
+                    }
+                },
+            )
+
+    def _log(self, event: Event, message: str, *args: object) -> None:
+        facts = {"event": type(event).__name__, **asdict(event)}
+        log.info(message, *args, extra={"facts": facts})
+
+
+def stage_table(report: BuildReport) -> Table:
+    """Where the time went: busy, waiting, share; the bottleneck marked."""
+    table = Table(title="Where the time went", title_justify="left")
+    table.add_column("stage")
+    for name in ("threads", "busy s", "waiting s", "busy share"):
+        table.add_column(name, justify="right")
+    table.add_column("")
+    assert report.pipeline is not None
+    for stage in report.pipeline.stages:
+        table.add_row(
+            stage.name,
+            str(stage.threads),
+            f"{stage.busy_s:.2f}",
+            f"{stage.waiting_s:.2f}",
+            f"{stage.utilisation:.0%}",
+            "bottleneck" if stage is report.pipeline.bottleneck else "",
+        )
+    return table
+
+
+def show_summary(report: BuildReport, console: Console) -> None:
+    """The end of a build: totals, stage times, failures, and what a training config needs."""
+    if report.pipeline is not None and report.written:
+        console.print(stage_table(report))
+        console.print(
+            f"{report.written} samples in {report.pipeline.wall_s:.1f} s: "
+            f"{report.written / report.pipeline.wall_s:.2f} samples/s, "
+            f"{decimal(report.stored_bytes)} written, "
+            f"at most {decimal(report.pipeline.peak_reserved_bytes)} in flight"
+        )
+    manifest = report.manifest
+    console.print(
+        f"{report.folder}: {manifest['total_samples']} samples in "
+        f"{manifest['total_shards']} shards, shape {tuple(manifest['sample_shape'])} "
+        f"{manifest['layout']} {manifest['sample_dtype']}, fingerprint {manifest['fingerprint']}",
+        soft_wrap=True,
+    )
+    if report.failures:
+        console.print(f"{len(report.failures)} samples failed; see {report.failures_path}:")
+        for failure in report.failures[:5]:
+            console.print(
+                f"  {failure['key']} ({failure['stage']}): {failure['message']}",
+                soft_wrap=True,
+                markup=False,
+            )
+        if len(report.failures) > 5:
+            console.print(f"  … and {len(report.failures) - 5} more")
+        console.print("re-do just those with the same command and --retry-failed")
+    if manifest["total_samples"]:
+        console.print("\nFor a training config:\n" + report.training_yaml(), markup=False)

@@ -1,0 +1,269 @@
+"""``.npz`` archives: the zip directory, one ``.npy`` member, and its metadata.
+
+A stored member is used where it lies; a deflated one is inflated in one go.  Nothing is unpickled,
+and no member name becomes a path.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tokenize
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+from ctgpu.buffers import Bytes
+from ctgpu.decode.inflate import InflateError, check_crc32, member_into
+from ctgpu.decode.layout import (
+    Layout,
+    check_plausible,
+    check_voxels,
+    metadata_facts,
+    metadata_rescale,
+)
+from ctgpu.errors import DecodeError
+
+#: Arrays that are taken for the volume, best first; else the single 3-D one is.
+VOLUME_NAMES = ("volume", "data", "arr_0")
+
+_MAX_ARRAYS = 64
+_MAX_DIRECTORY_BYTES = 1 << 20
+_MAX_METADATA_BYTES = 1 << 20
+_MAX_HEADER_BYTES = 10_000
+_LOCAL_HEADER = struct.Struct("<4s22xHH")
+# What NumPy's reader raises on a header that is no header.
+_HEADER_ERRORS = (
+    ValueError,
+    TypeError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+    zlib.error,
+)
+
+
+def read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
+    """Find the voxels of an ``.npz`` file.
+
+    Parameters
+    ----------
+    file_name : str
+        For messages.
+    data : numpy.ndarray
+        The file, shape (size,), uint8.
+    limit_bytes : int
+        Volumes larger than this are refused.
+
+    Raises
+    ------
+    DecodeError
+        If the file is not an ``.npz`` with one volume that this package reads.
+    """
+    members = _directory(file_name, data)
+    name, header = _choose(file_name, data, members)
+    label, member = _label(file_name, name), members[name]
+    voxel_bytes = check_voxels(label, header.shape, header.dtype)
+    check_plausible(label, member.size_bytes, member.stop - member.start, limit_bytes)
+    if header.size_bytes + voxel_bytes != member.size_bytes:
+        raise DecodeError(
+            f"{label} has {member.size_bytes:,} bytes and its header declares "
+            f"{header.size_bytes + voxel_bytes:,}: the file is damaged; fetch it again"
+        )
+    metadata = _metadata(file_name, data, members)
+    return Layout(
+        shape=header.shape,
+        dtype=header.dtype,
+        order="F" if header.fortran_order else "C",
+        offset=header.size_bytes + (0 if member.deflated else member.start),
+        inflated_bytes=member.size_bytes if member.deflated else 0,
+        unpack=partial(_unpack, data, member),
+        facts={
+            "format": "npz",
+            "header_rescale": metadata_rescale(file_name, metadata),
+            **metadata_facts(file_name, metadata),
+        },
+    )
+
+
+class _Member(NamedTuple):
+    start: int
+    stop: int
+    size_bytes: int
+    crc: int
+    deflated: bool
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype[Any]
+    size_bytes: int
+
+
+class _View(io.RawIOBase):
+    """A file object over memory, for :mod:`zipfile`; no copy, and no read as large as a bomb's."""
+
+    def __init__(self, data: Bytes) -> None:
+        self._data = data
+        self._position = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._data.size}[whence]
+        if base + offset < 0:
+            raise OSError("negative seek")
+        self._position = base + offset
+        return self._position
+
+    def read(self, size: int = -1) -> bytes:
+        part = self._data[self._position :]
+        part = part if size < 0 else part[:size]
+        if part.size > _MAX_DIRECTORY_BYTES:
+            raise OSError(f"its directory takes more than {_MAX_DIRECTORY_BYTES:,} bytes")
+        self._position += part.size
+        return part.tobytes()
+
+
+def _directory(file_name: str, data: Bytes) -> dict[str, _Member]:
+    """Every array of the archive by its name in ``np.load``."""
+    try:
+        with zipfile.ZipFile(_View(data)) as archive:
+            infos, end = archive.infolist(), archive.start_dir
+    except (zipfile.BadZipFile, struct.error, ValueError, OSError, NotImplementedError) as error:
+        raise DecodeError(
+            f"{file_name} is not a readable zip archive ({error}); wanted an .npz file: "
+            "fetch it again"
+        ) from error
+    members: dict[str, _Member] = {}
+    for info in sorted(infos, key=lambda info: info.header_offset, reverse=True):
+        member = _member(file_name, data, info, end)
+        end = info.header_offset
+        if info.filename.endswith(".npy"):
+            members[info.filename.removesuffix(".npy")] = member
+    if not 1 <= len(members) <= _MAX_ARRAYS:
+        raise DecodeError(
+            f"{file_name} holds {len(members)} arrays; wanted 1 to {_MAX_ARRAYS}: save one scan a "
+            "file"
+        )
+    return members
+
+
+def _member(file_name: str, data: Bytes, info: zipfile.ZipInfo, end: int) -> _Member:
+    name = _label(file_name, info.filename)
+    if info.flag_bits & 0x1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DecodeError(
+            f"{name} is encrypted or compressed by method {info.compress_type}; wanted stored or "
+            "deflate: save it with numpy.savez_compressed"
+        )
+    offset, deflated = info.header_offset, info.compress_type == zipfile.ZIP_DEFLATED
+    local = data[offset : offset + _LOCAL_HEADER.size].tobytes() if offset >= 0 else b""
+    if len(local) == _LOCAL_HEADER.size and local[:4] == b"PK\x03\x04":
+        _, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(local)
+        start = offset + _LOCAL_HEADER.size + name_bytes + extra_bytes
+        stop = start + info.compress_size
+        if stop <= end and (deflated or info.compress_size == info.file_size):
+            return _Member(start, stop, info.file_size, info.CRC, deflated)
+    raise DecodeError(
+        f"{name} does not lie where the zip directory says: the file is damaged; fetch it again"
+    )
+
+
+def _choose(file_name: str, data: Bytes, members: Mapping[str, _Member]) -> tuple[str, _Header]:
+    for name in VOLUME_NAMES:
+        if name in members:
+            return name, _npy_header(_label(file_name, name), data, members[name])
+    headers = {
+        name: _npy_header(_label(file_name, name), data, member)
+        for name, member in members.items()
+        if name != "metadata"
+    }
+    volumes = [name for name, header in headers.items() if len(header.shape) == 3]
+    if len(volumes) != 1:
+        found = ", ".join(_label(file_name, name) for name in sorted(volumes)[:4])
+        raise DecodeError(
+            f"{file_name} holds {len(volumes)} 3-D arrays ({found or 'none'}); wanted an array "
+            f"named {', '.join(VOLUME_NAMES)}, or a single 3-D one"
+        )
+    return volumes[0], headers[volumes[0]]
+
+
+def _npy_header(name: str, data: Bytes, member: _Member) -> _Header:
+    head = data[member.start : min(member.stop, member.start + 2 * _MAX_HEADER_BYTES)].tobytes()
+    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    try:
+        if member.deflated:
+            head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, 2 * _MAX_HEADER_BYTES)
+        file = io.BytesIO(head)
+        version = npy.read_magic(file)
+        if version not in readers:
+            raise ValueError(f".npy version {version} is not supported")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            shape, fortran_order, dtype = readers[version](file, max_header_size=_MAX_HEADER_BYTES)
+    except _HEADER_ERRORS as error:
+        reason = str(error).partition("\n")[0][:80]
+        raise DecodeError(
+            f"{name} does not begin with a readable .npy header ({reason}): the file is damaged or "
+            "no .npz; fetch it again"
+        ) from error
+    if dtype.hasobject:
+        raise DecodeError(
+            f"{name} is a pickled array of Python objects, which is never opened; wanted plain "
+            "numbers: save the scan as int16, and metadata as JSON bytes"
+        )
+    return _Header(shape, fortran_order, dtype, file.tell())
+
+
+def _label(file_name: str, member_name: str) -> str:
+    """How messages name a member; its own name may hold anything."""
+    return f"{file_name}:{member_name.encode('unicode_escape').decode()[:60]}"
+
+
+def _metadata(file_name: str, data: Bytes, members: Mapping[str, _Member]) -> dict[str, Any]:
+    if "metadata" not in members:
+        return {}
+    name, member = f"{file_name}:metadata", members["metadata"]
+    header = _npy_header(name, data, member)
+    check_plausible(name, member.size_bytes, member.stop - member.start, _MAX_METADATA_BYTES)
+    body = data[member.start : member.stop]
+    inflated = np.empty(member.size_bytes if member.deflated else 0, np.uint8)
+    try:
+        _unpack(data, member, inflated)
+        array: npt.NDArray[Any] = np.ndarray(
+            header.shape,
+            header.dtype,
+            (inflated if member.deflated else body).data,
+            header.size_bytes,
+        )
+        text = str(array.item()) if array.dtype.kind == "U" else array.tobytes().rstrip(b"\0")
+        metadata = json.loads(text, parse_constant=lambda _: None)
+        if not isinstance(metadata, dict):
+            raise ValueError("it is not an object")
+    except (InflateError, ValueError, TypeError, RecursionError) as error:
+        raise DecodeError(
+            f"{name} is not readable ({error}); wanted a JSON object as bytes or text: save it as "
+            "numpy.frombuffer(json.dumps(...).encode(), numpy.uint8)"
+        ) from error
+    return metadata
+
+
+def _unpack(data: Bytes, member: _Member, out: Bytes) -> None:
+    if member.deflated:
+        member_into(data, member.start, member.stop, out, member.crc)
+    else:
+        check_crc32(data[member.start : member.stop], member.crc)

@@ -1,0 +1,122 @@
+"""What stands between this process and a GPU: driver, CuPy, NVRTC, devices."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from ctgpu.errors import DeviceError
+
+#: Oldest CUDA that there is a CuPy extra for, as the driver counts versions.
+_OLDEST_CUDA = 12000
+_OLDEST_CUPY = 14
+_OR_CPU = "or use --device cpu"
+
+# cudaError_t
+_INSUFFICIENT_DRIVER = 35
+
+
+def version_text(cuda_version: int) -> str:
+    """``12040`` to ``"12.4"``."""
+    return f"{cuda_version // 1000}.{cuda_version % 1000 // 10}"
+
+
+def driver_cuda_version() -> int | None:
+    """The newest CUDA that the NVIDIA driver supports, such as 13000; None without a driver.
+
+    The driver library is asked itself, so that this works where CuPy is not installed.
+    """
+    version = ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        failed = driver.cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed or not version.value else version.value
+
+
+def fitting_extra(driver: int) -> str:
+    """The extra of this package whose CuPy runs under a driver for CUDA `driver`."""
+    return "cuda13" if driver >= 13000 else "cuda12"
+
+
+def import_cupy() -> Any:
+    """The module ``cupy``, once driver, CuPy and NVRTC are known to fit together.
+
+    Raises
+    ------
+    DeviceError
+        If one of them is missing or too old.
+    """
+    driver = driver_cuda_version()
+    if driver is None:
+        raise DeviceError(
+            "no NVIDIA driver was found (libcuda.so.1 cannot be loaded): install one, start the "
+            f"container with its GPU passed through, {_OR_CPU}"
+        )
+    if driver < _OLDEST_CUDA:
+        raise DeviceError(
+            f"the NVIDIA driver supports CUDA {version_text(driver)} and "
+            f"{version_text(_OLDEST_CUDA)} is needed: update the driver, {_OR_CPU}"
+        )
+    install = f"pip install 'ctgpu[{fitting_extra(driver)}]'"
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        if error.name != "cupy":
+            raise DeviceError(f"CuPy cannot be imported ({error}): {install}, {_OR_CPU}") from error
+        raise DeviceError(
+            f"CuPy is not installed; the driver supports CUDA {version_text(driver)}: {install}, "
+            f"{_OR_CPU}"
+        ) from error
+    except ImportError as error:
+        # CuPy frames its advice; the cause is the last line with words.
+        lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalpha, line))]
+        raise DeviceError(
+            f"CuPy cannot be imported ({lines[-1] if lines else 'no reason given'}): {install}, "
+            f"{_OR_CPU}"
+        ) from error
+    if int(cupy.__version__.split(".")[0]) < _OLDEST_CUPY:
+        raise DeviceError(
+            f"CuPy {cupy.__version__} is installed and {_OLDEST_CUPY} is needed: {install}, "
+            f"{_OR_CPU}"
+        )
+    runtime = cupy.cuda.runtime.runtimeGetVersion()
+    # Within one major version, a newer runtime works on an older driver.
+    if runtime // 1000 > driver // 1000:
+        raise DeviceError(
+            f"the NVIDIA driver supports CUDA {version_text(driver)} and the installed CuPy is "
+            f"built for CUDA {version_text(runtime)}: uninstall it and {install}, update the "
+            f"driver, {_OR_CPU}"
+        )
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except (ImportError, RuntimeError, OSError) as error:
+        raise DeviceError(
+            f"CuPy finds no NVRTC, which compiles the kernels: {install} brings it, {_OR_CPU}"
+        ) from error
+    return cupy
+
+
+def count_devices(cupy: Any) -> int:
+    """GPUs that this process can see.
+
+    Raises
+    ------
+    DeviceError
+        If there is none, or the driver refuses.
+    """
+    try:
+        count = int(cupy.cuda.runtime.getDeviceCount())
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        if error.status == _INSUFFICIENT_DRIVER:
+            raise DeviceError(
+                f"the NVIDIA driver is too old for the installed CuPy: update the driver, {_OR_CPU}"
+            ) from error
+        count = 0
+    if not count:
+        raise DeviceError(
+            "the NVIDIA driver shows no GPU to this process: look at nvidia-smi and at "
+            f"CUDA_VISIBLE_DEVICES, {_OR_CPU}"
+        )
+    return count

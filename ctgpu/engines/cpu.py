@@ -1,0 +1,119 @@
+"""The CPU engine: one fused pass in C++, with the same bits on every CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ctgpu.engines.base import Engine, Job
+from ctgpu.errors import DeviceError, UsageError
+from ctgpu.limits import usable_cores
+
+#: Environment variable that forces one variant: scalar, avx2, avx512 or neon.
+VARIANT_VARIABLE = "CTGPU_CPU"
+
+
+class CpuEngine(Engine):
+    """Gathers, rescales, clips, interpolates, scales and rounds tile by tile, out of the cache.
+
+    Which instructions it uses is chosen once, by what the CPU has or by ``CTGPU_CPU``; the bits
+    of the output do not depend on it, nor on the number of threads or the strides of the source.
+
+    Raises
+    ------
+    DeviceError
+        If the C++ engine was not built, or this CPU lacks what ``CTGPU_CPU`` asks for.
+    UsageError
+        If ``CTGPU_CPU`` is none of the known names.
+    """
+
+    def __init__(self) -> None:
+        try:
+            from ctgpu import _native
+        except ImportError as error:
+            raise DeviceError(
+                "the C++ engine was not built (no compiler at install time); "
+                "install a C++ compiler and reinstall, or use --device reference"
+            ) from error
+        self._native = _native
+        try:
+            self._variant = _native.cpu_variant(os.environ.get(VARIANT_VARIABLE, ""))
+        except ValueError as error:
+            raise UsageError(f"{VARIANT_VARIABLE}: {error}") from error
+        except RuntimeError as error:
+            raise DeviceError(f"{VARIANT_VARIABLE}: {error}") from error
+
+    @property
+    def name(self) -> str:
+        return "cpu"
+
+    @property
+    def concurrency(self) -> int:
+        return usable_cores()
+
+    def run(self, jobs: Sequence[Job], *, threads: int = 1) -> None:
+        for job in jobs:
+            preprocess(self._native, job, variant=self._variant, threads=threads)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "variant": self._variant,
+            "threads": self.concurrency,
+        }
+
+
+def preprocess(native: ModuleType, job: Job, *, variant: str, threads: int) -> None:
+    """Hand one job to the compiled module.
+
+    Parameters
+    ----------
+    native : module
+        ``ctgpu._native``.
+    job : Job
+        Checked here, since the compiled code works on bare addresses.
+    variant : str
+        As :func:`ctgpu._native.cpu_variants` names it; empty for the best.
+    threads : int
+        Threads to use.
+
+    Raises
+    ------
+    ValueError
+        If voxels, plan and output do not belong together.
+    """
+    voxels, plan, spec = job.voxels, job.plan, job.plan.spec
+    if voxels.shape != plan.source_shape:
+        raise ValueError(f"voxels have shape {voxels.shape}, their plan {plan.source_shape}")
+    if job.out.shape != spec.stored_shape or job.out.dtype != np.float16:
+        raise ValueError(f"out is not float16 of shape {spec.stored_shape}")
+    scale, offset = spec.scale_offset
+    native.preprocess(
+        address=voxels.__array_interface__["data"][0],
+        dtype=voxels.dtype.newbyteorder("=").name,
+        swapped=not voxels.dtype.isnative,
+        strides=voxels.strides,
+        axes=[
+            native.Axis(axis.n_source, axis.pad_before, axis.i0, axis.i1, axis.w)
+            for axis in plan.axes
+        ],
+        intensity=native.Intensity(
+            slope=job.rescale.slope,
+            intercept=job.rescale.intercept,
+            clip_lo=spec.hu_window[0],
+            clip_hi=spec.hu_window[1],
+            scale=scale,
+            offset=offset,
+            rescales=not job.rescale.is_identity,
+            clips_before=spec.clip == "before",
+        ),
+        pad_value=spec.pad_value,
+        layout=spec.layout,
+        out=job.out.view(np.uint16),
+        variant=variant,
+        threads=threads,
+    )

@@ -1,0 +1,407 @@
+"""The CUDA engine: the same arithmetic as the CPU engine's, on one or several GPUs.
+
+Nothing here imports CuPy before an engine is opened.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from ctgpu.buffers import PAGE_BYTES, Bytes, allocate_pages
+from ctgpu.engines._batch import (
+    THREADS,
+    VOLUME,
+    KernelKey,
+    Piece,
+    Placed,
+    Span,
+    address_of,
+    aligned,
+    header_bytes,
+    pack,
+    plan_batches,
+    readable,
+)
+from ctgpu.engines._cupy import count_devices, import_cupy, version_text
+from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_options, kernel_source
+from ctgpu.engines.base import Engine, Job
+from ctgpu.errors import DeviceError
+
+log = logging.getLogger(__name__)
+
+# While one volume is computed, one can go up and one come down.
+_LANES_PER_DEVICE = 3
+# The rest is left to contexts, kernels and whoever shares the GPU.
+_SHARE_OF_FREE_MEMORY = 0.8
+_OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
+_DLPACK_CUDA = 2
+# What nearly every build needs: int16 as NIfTI stores it, HU, to HWD.
+_USUAL_KERNEL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
+
+
+class CudaEngine(Engine):
+    """Runs the fused kernel of ``kernels/cuda`` through CuPy; NVRTC compiles it on first use.
+
+    Every device has several lanes, each a stream with device memory of its own.  A thread that
+    calls :meth:`run` takes a free one, so that upload, kernel and download of neighbouring volumes
+    overlap.  Lanes of several devices take turns.
+
+    Parameters
+    ----------
+    ordinals : tuple of int, optional
+        GPUs to use, as the CUDA runtime numbers them; all of them by default.
+    memory_limit_bytes : int, optional
+        Memory to use on each device; by default 80 % of what is free now.  It is shared out among
+        the lanes.  A batch that is larger than a lane's share is made smaller, a volume that is
+        larger is made slab by slab.
+
+    Raises
+    ------
+    DeviceError
+        If driver, CuPy, NVRTC or the device is missing or unfit.
+    """
+
+    #: A volume of the usual size fills a GPU; several at a time only save launches of small ones.
+    batch_size = 4
+
+    def __init__(
+        self, ordinals: tuple[int, ...] | None = None, *, memory_limit_bytes: int | None = None
+    ) -> None:
+        self._cupy = import_cupy()
+        count = count_devices(self._cupy)
+        self.ordinals = tuple(range(count)) if ordinals is None else tuple(dict.fromkeys(ordinals))
+        for ordinal in self.ordinals:
+            if not 0 <= ordinal < count:
+                there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+                raise DeviceError(f"there is no cuda:{ordinal}; this process can see {there}")
+        self._kernels = _Kernels(self._cupy)
+        self._failure: str | None = None
+        self._closed = False
+        self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
+        with self._device_errors():
+            limits = {n: self._open(n, memory_limit_bytes) for n in self.ordinals}
+            for _ in range(_LANES_PER_DEVICE):
+                for ordinal, limit in limits.items():
+                    self._lanes.put(
+                        _Lane(self._cupy, self._kernels, ordinal, limit // _LANES_PER_DEVICE)
+                    )
+
+    @property
+    def name(self) -> str:
+        return "cuda:" + ",".join(map(str, self.ordinals))
+
+    @property
+    def concurrency(self) -> int:
+        return _LANES_PER_DEVICE * len(self.ordinals)
+
+    def run(self, jobs: Sequence[Job], *, threads: int = 1) -> None:
+        with self._device_errors():
+            lane = self._lanes.get()
+            try:
+                lane.run(jobs)
+            finally:
+                self._lanes.put(lane)
+
+    def preprocess_on_device(self, job: Job, stream: int | None = None) -> Any:
+        """Make one volume and leave it on the GPU.
+
+        Parameters
+        ----------
+        job : Job
+            Its `voxels` may also be a CuPy array or, by DLPack, any CUDA array such as a torch
+            tensor, which is read where it lies.  Its `out` is not used.
+        stream : int, optional
+            ``cudaStream_t`` to work on, such as ``torch.cuda.current_stream().cuda_stream``; it
+            belongs to the device of `voxels`, or for voxels on the host to the engine's first.
+            CuPy's current stream by default.
+
+        Returns
+        -------
+        cupy.ndarray
+            float16 of ``job.plan.spec.stored_shape``, ready for what is queued on `stream` next;
+            ``torch.from_dlpack`` takes it without a copy.
+
+        Raises
+        ------
+        DeviceError
+            If the device fails or its memory does not suffice.
+        """
+        cupy = self._cupy
+        voxels = self._device_array(job.voxels)
+        ordinal = self.ordinals[0] if voxels is None else voxels.device.id
+        with self._device_errors(), cupy.cuda.Device(ordinal):
+            work_on = (
+                cupy.cuda.get_current_stream()
+                if stream is None
+                else cupy.cuda.ExternalStream(stream)
+            )
+            with work_on:
+                on_device = Job(
+                    job.voxels if voxels is None else voxels, job.rescale, job.plan, job.out
+                )
+                try:
+                    result = self._queue(on_device, ordinal, work_on.ptr)
+                except cupy.cuda.memory.OutOfMemoryError as error:
+                    raise DeviceError(
+                        f"cuda:{ordinal} has no memory for a volume of shape "
+                        f"{job.plan.source_shape}: free GPU memory, or use device='cpu'"
+                    ) from error
+                if voxels is None:
+                    work_on.synchronize()  # the caller may change its host memory now
+                return result
+
+    def allocate(self, size_bytes: int) -> Bytes:
+        """Page-aligned pinned host memory, which the device copies from and to by itself."""
+        rounded = -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
+        pinned = self._cupy.cuda
+        try:
+            memory = pinned.PinnedMemory(rounded + PAGE_BYTES, pinned.runtime.hostAllocPortable)
+        except pinned.runtime.CUDARuntimeError as error:
+            log.warning("%d MiB of host memory cannot be pinned: %s", rounded >> 20, error)
+            return allocate_pages(size_bytes)
+        array = np.frombuffer(pinned.PinnedMemoryPointer(memory, 0), np.uint8)
+        skip = -array.ctypes.data % PAGE_BYTES
+        return array[skip : skip + rounded]
+
+    def describe(self) -> dict[str, Any]:
+        runtime = self._cupy.cuda.runtime
+        devices = []
+        for ordinal in self.ordinals:
+            facts = runtime.getDeviceProperties(ordinal)
+            devices.append(
+                {
+                    "ordinal": ordinal,
+                    "name": facts["name"].decode(),
+                    "compute_capability": f"{facts['major']}.{facts['minor']}",
+                    "memory_bytes": int(facts["totalGlobalMem"]),
+                }
+            )
+        return {
+            "name": self.name,
+            "devices": devices,
+            "driver_cuda": version_text(runtime.driverGetVersion()),
+            "cupy": self._cupy.__version__,
+            "nvrtc": ".".join(map(str, self._cupy.cuda.nvrtc.getVersion())),
+        }
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._failure = self._failure or f"{self.name} was closed"
+            for _ in range(self.concurrency):  # waits for those at work
+                self._lanes.get().close()
+
+    def _open(self, ordinal: int, limit_bytes: int | None) -> int:
+        """Bytes of this device to use; also proves that it runs what NVRTC compiles."""
+        with self._cupy.cuda.Device(ordinal):
+            self._kernels.get(ordinal, _USUAL_KERNEL)
+            free, _ = self._cupy.cuda.runtime.memGetInfo()
+        return limit_bytes or int(free * _SHARE_OF_FREE_MEMORY)
+
+    @contextmanager
+    def _device_errors(self) -> Iterator[None]:
+        """CUDA's errors as one sentence; after one, the context is beyond use."""
+        if self._failure is not None:
+            raise DeviceError(self._failure)
+        cuda = self._cupy.cuda
+        try:
+            yield
+        except cuda.compiler.CompileException as error:
+            reason = next((line for line in str(error).splitlines() if "error" in line), error)
+            raise DeviceError(
+                f"NVRTC cannot compile the kernel for this GPU ({reason}): update "
+                "nvidia-cuda-nvrtc or the driver, or use --device cpu"
+            ) from error
+        except (
+            cuda.runtime.CUDARuntimeError,
+            cuda.driver.CUDADriverError,
+            cuda.nvrtc.NVRTCError,
+        ) as error:
+            self._failure = (
+                f"{self.name} failed ({error}): nothing that was committed is lost; run the same "
+                "command again, with another --device if the GPU does not come back"
+            )
+            raise DeviceError(self._failure) from error
+
+    def _device_array(self, voxels: Any) -> Any:
+        """A CUDA array of any framework as a CuPy array; None where the voxels are on the host."""
+        if isinstance(voxels, self._cupy.ndarray):
+            return voxels
+        where = getattr(voxels, "__dlpack_device__", None)
+        if where is None or where()[0] != _DLPACK_CUDA:
+            return None
+        with self._cupy.cuda.Device(where()[1]):
+            return self._cupy.from_dlpack(voxels)
+
+    def _queue(self, job: Job, ordinal: int, stream: int) -> Any:
+        cupy = self._cupy
+        result = cupy.empty(job.plan.spec.stored_shape, np.float16)
+        # One piece, unless the source has more voxels than the kernel can count.
+        for piece in itertools.chain.from_iterable(plan_batches([job], 1 << 62)):
+            voxels = readable(piece.voxels) if piece.voxels.size else piece.voxels
+            source_address = 0
+            if isinstance(voxels, cupy.ndarray):
+                source_address = address_of(voxels)
+            elif voxels.size:
+                span = Span.of(voxels)
+                uploaded = cupy.empty(span.size_bytes, np.uint8)
+                source_address = uploaded.data.ptr + span.origin_bytes
+                _upload(cupy, uploaded.data.ptr, span.address, span.size_bytes, stream)
+            out = result if piece.is_whole else cupy.empty(piece.out_shape, np.float16)
+            device_header = cupy.empty(header_bytes([piece]), np.uint8)
+            placed = Placed(piece, voxels, source_address, out.data.ptr)
+            header, launches = pack([placed], device_header.data.ptr)
+            _upload(cupy, device_header.data.ptr, address_of(header), header.nbytes, stream)
+            self._kernels.launch(ordinal, launches, device_header.data.ptr)
+            if not piece.is_whole:
+                slab = slice(piece.d_first, piece.d_first + piece.axes[2].n_out)
+                result[(..., slab) if job.plan.spec.layout == "HWD" else slab] = out
+        return result
+
+
+class _Kernels:
+    """Compiled kernels, by device and kind."""
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+        self._lock = threading.Lock()
+        self._compiled: dict[tuple[int, KernelKey], Any] = {}
+
+    def get(self, ordinal: int, key: KernelKey) -> Any:
+        """The kernel, compiled or taken from CuPy's disk cache on first use."""
+        with self._lock:
+            kernel = self._compiled.get((ordinal, key))
+            if kernel is None:
+                module = self._cupy.RawModule(
+                    code=kernel_source(), options=kernel_options(key), backend="nvrtc"
+                )
+                kernel = self._compiled[ordinal, key] = module.get_function(KERNEL_NAME)
+            return kernel
+
+    def launch(self, ordinal: int, launches: Sequence[Any], header_address: int) -> None:
+        """Queue the launches of a batch on the current stream."""
+        for launch in launches:
+            volumes = header_address + launch.first * VOLUME.itemsize
+            kernel = self.get(ordinal, launch.key)
+            kernel((launch.blocks,), (THREADS,), (np.uint64(volumes), np.int32(launch.count)))
+
+
+class _Lane:
+    """A stream of one device, with the device memory that its batches use."""
+
+    def __init__(self, cupy: Any, kernels: _Kernels, ordinal: int, limit_bytes: int) -> None:
+        self._cupy = cupy
+        self._kernels = kernels
+        self._ordinal = ordinal
+        self._limit_bytes = limit_bytes
+        self._memory: Any = None
+        with cupy.cuda.Device(ordinal):
+            self._stream = cupy.cuda.Stream(non_blocking=True)
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Fill every job's `out`, in batches that fit."""
+        with self._cupy.cuda.Device(self._ordinal), self._stream:
+            while True:
+                try:
+                    for batch in plan_batches(jobs, self._limit_bytes):
+                        self._run_batch(batch)
+                    return
+                except _DeviceMemoryError as error:
+                    # Made again from the start: a batch is small and this is rare.
+                    self._limit_bytes = error.size_bytes // 2
+                    log.warning(
+                        "cuda:%d has no %d MiB left; going on with batches of at most %d MiB",
+                        self._ordinal,
+                        error.size_bytes >> 20,
+                        self._limit_bytes >> 20,
+                    )
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self._memory = None
+
+    def _run_batch(self, batch: Sequence[Piece]) -> None:
+        held = [readable(piece.voxels) if piece.voxels.size else piece.voxels for piece in batch]
+        spans = [Span.of(voxels) if voxels.size else Span(0, 0, 0) for voxels in held]
+        size = aligned(header_bytes(batch))
+        sources, outs = [], []
+        for piece, span in zip(batch, spans, strict=True):
+            sources.append(size)
+            outs.append(size + aligned(span.size_bytes))
+            size = outs[-1] + aligned(piece.out_bytes)
+        base = self._reserve(size)
+        placed = [
+            Placed(piece, voxels, base + source + span.origin_bytes, base + out)
+            for piece, voxels, span, source, out in zip(
+                batch, held, spans, sources, outs, strict=True
+            )
+        ]
+        header, launches = pack(placed, base)
+        stream = self._stream.ptr
+        try:
+            _upload(self._cupy, base, address_of(header), header.nbytes, stream)
+            for span, source in zip(spans, sources, strict=True):
+                if span.size_bytes:
+                    _upload(self._cupy, base + source, span.address, span.size_bytes, stream)
+            self._kernels.launch(self._ordinal, launches, base)
+            for piece, out in zip(batch, outs, strict=True):
+                self._download(piece, base + out)
+        finally:
+            # Also on an error: nothing may touch the caller's memory after this returns.
+            self._stream.synchronize()
+
+    def _download(self, piece: Piece, address: int) -> None:
+        runtime, stream = self._cupy.cuda.runtime, self._stream.ptr
+        view = piece.out_view()
+        if view.flags.c_contiguous:
+            runtime.memcpyAsync(
+                address_of(view), address, view.nbytes, runtime.memcpyDeviceToHost, stream
+            )
+            return
+        # A slab of HWD: a short run of every row.
+        rows, run_bytes = view.shape[0] * view.shape[1], view.shape[2] * view.itemsize
+        runtime.memcpy2DAsync(
+            address_of(view),
+            view.strides[1],
+            address,
+            run_bytes,
+            run_bytes,
+            rows,
+            runtime.memcpyDeviceToHost,
+            stream,
+        )
+
+    def _reserve(self, size_bytes: int) -> int:
+        """The address of the lane's memory, grown to `size_bytes`."""
+        if self._memory is None or self._memory.size < size_bytes:
+            self._memory = None
+            try:
+                self._memory = self._cupy.cuda.Memory(size_bytes)
+            except self._cupy.cuda.memory.OutOfMemoryError as error:
+                raise _DeviceMemoryError(size_bytes) from error
+            except self._cupy.cuda.runtime.CUDARuntimeError as error:
+                if error.status != _OUT_OF_MEMORY:
+                    raise
+                raise _DeviceMemoryError(size_bytes) from error
+        return int(self._memory.ptr)
+
+
+class _DeviceMemoryError(Exception):
+    """The device has no `size_bytes` left."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(size_bytes)
+        self.size_bytes = size_bytes
+
+
+def _upload(cupy: Any, to: int, address: int, size_bytes: int, stream: int) -> None:
+    runtime = cupy.cuda.runtime
+    runtime.memcpyAsync(to, address, size_bytes, runtime.memcpyHostToDevice, stream)

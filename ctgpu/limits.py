@@ -1,0 +1,120 @@
+"""What this process may use of the machine."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import psutil
+
+from ctgpu.errors import EnvironmentFailure, StorageError
+
+_CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+# For what comes and goes: a listing, a record, a library that is loaded late.
+_SPARE_FILES = 16
+# No file of a data set's folder has a longer name.
+_LONGEST_NAME = 64
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def available_memory_bytes() -> int:
+    """The smallest of available memory, cgroup limit and scheduler limit."""
+    limits = [int(psutil.virtual_memory().available)]
+    for path in _CGROUP_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            limits.append(int(text))
+    # SLURM states megabytes for the node or for each CPU of the job.
+    per_node = os.environ.get("SLURM_MEM_PER_NODE", "")
+    per_cpu = os.environ.get("SLURM_MEM_PER_CPU", "")
+    cpus = os.environ.get("SLURM_CPUS_ON_NODE", "")
+    if per_node.isdigit() and int(per_node) > 0:
+        limits.append(int(per_node) << 20)
+    if per_cpu.isdigit() and cpus.isdigit():
+        limits.append((int(per_cpu) * int(cpus)) << 20)
+    return min(limits)
+
+
+def default_memory_limit_bytes() -> int:
+    """Half of what is available: the byte budget of a build that was given none."""
+    return available_memory_bytes() // 2
+
+
+def require_free_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse to begin what the file system has no room for.
+
+    Raises
+    ------
+    StorageError
+        If fewer than `needed_bytes` are free, or the folder cannot be asked.
+    """
+    try:
+        free_bytes = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be read: {error.strerror}") from error
+    if free_bytes < needed_bytes:
+        raise StorageError(
+            f"{folder} has {free_bytes / 1e9:.1f} GB free and the build needs up to "
+            f"{needed_bytes / 1e9:.1f} GB more: free some, choose another output folder, or build "
+            "in parts with --shards"
+        )
+
+
+def require_open_files(count: int) -> None:
+    """Make room for `count` more open files, up to what this account is allowed.
+
+    Raises
+    ------
+    EnvironmentFailure
+        If that is too few.
+    """
+    needed = int(psutil.Process().num_fds()) + count + _SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise EnvironmentFailure(
+            f"only {hard} files may be open at a time and the build needs up to {needed}: raise "
+            "the limit with `ulimit -n`, or lower --num-workers"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse an output folder that could not be made or written, before any work.
+
+    Raises
+    ------
+    StorageError
+        If it, or the nearest folder above it that exists, is no folder or may not be written.
+    """
+    nearest = folder.absolute() / ("x" * _LONGEST_NAME)
+    while True:
+        try:
+            os.stat(nearest)
+            break
+        except FileNotFoundError:
+            nearest = nearest.parent
+        except OSError as error:
+            raise StorageError(
+                f"{folder} cannot be written: {error.strerror}; choose another output folder"
+            ) from error
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise StorageError(
+            f"{folder} cannot be written: {nearest} is read-only for this account; choose another "
+            "output folder"
+        )

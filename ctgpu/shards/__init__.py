@@ -1,0 +1,1 @@
+"""The format on disk: plan, tar, journal, record, index, manifest; see ``docs/format.md``."""

@@ -1,0 +1,165 @@
+"""Re-reads a whole data set and says what is not as it was written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ctgpu.errors import StorageError, UsageError
+from ctgpu.shards.check import Checker
+from ctgpu.shards.folder import is_committed
+from ctgpu.shards.index import index_text
+from ctgpu.shards.manifest import failures_text, manifest_text
+from ctgpu.shards.names import (
+    FAILURES_NAME,
+    MANIFEST_NAME,
+    PLAN_NAME,
+    index_name,
+    parse_shard_name,
+    partial_name,
+    record_name,
+    shard_name,
+)
+from ctgpu.shards.plan import Plan
+from ctgpu.shards.record import ShardRecord
+from ctgpu.shards.tar import END_OF_ARCHIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is not right.
+
+    Attributes
+    ----------
+    file : str
+        Name of the file, inside the folder.
+    problem : str
+        What is wrong with it, in words.
+    damaged : bool
+        False where something is only missing yet, as in a build that was interrupted.
+    """
+
+    file: str
+    problem: str
+    damaged: bool = True
+
+
+EachShard = Callable[[Callable[[int], list[Finding]], range], Iterable[list[Finding]]]
+
+
+def verify_folder(folder: Path, each: EachShard = map) -> Iterator[Finding]:
+    """Check every byte of a data set.
+
+    Parameters
+    ----------
+    folder : Path
+        The data set's folder.
+    each : callable
+        Used as :func:`map` is, on a function that checks a shard and all shards; threads may share
+        the work, as long as the results come in order.
+
+    Yields
+    ------
+    Finding
+        As they are found, shard by shard.
+    """
+    try:
+        plan = Plan.load(folder)
+    except UsageError as error:
+        yield Finding(PLAN_NAME, str(error))
+        return
+    for findings in each(partial(verify_shard, folder, plan), range(plan.shards)):
+        yield from findings
+    yield from _verify_derived(folder, plan)
+
+
+def verify_shard(folder: Path, plan: Plan, index: int) -> list[Finding]:
+    """Check every byte of one shard, its record and its index.  Threads may check several.
+
+    Parameters
+    ----------
+    folder : Path
+        The data set's folder.
+    plan : Plan
+        Its plan.
+    index : int
+        The shard.
+    """
+    name = shard_name(index)
+    if not is_committed(folder, index):
+        return [_not_committed(folder, index)]
+    try:
+        record = ShardRecord.load(folder / record_name(index))
+    except StorageError as error:
+        return [Finding(record_name(index), str(error))]
+    findings = [Finding(record_name(index), p) for p in _contradictions(plan, record)]
+    try:
+        with (folder / name).open("rb", buffering=0) as tar:
+            findings += [Finding(name, problem) for problem in _faults(tar.fileno(), record)]
+    except OSError as error:
+        findings.append(Finding(name, f"it cannot be read: {error.strerror}"))
+    findings += _compare(folder, index_name(index), index_text(record))
+    return findings
+
+
+def _not_committed(folder: Path, index: int) -> Finding:
+    if (folder / record_name(index)).exists():
+        return Finding(shard_name(index), "it is gone, while its record is still there")
+    if (folder / partial_name(index)).exists():
+        return Finding(partial_name(index), "the shard is not finished", damaged=False)
+    if (folder / shard_name(index)).exists():
+        return Finding(record_name(index), "it is missing, so the shard is not committed")
+    return Finding(shard_name(index), "it has not been made yet", damaged=False)
+
+
+def _contradictions(plan: Plan, record: ShardRecord) -> Iterator[str]:
+    if record.fingerprint != plan.fingerprint:
+        yield f"its fingerprint is {record.fingerprint}, the plan's is {plan.fingerprint}"
+    failed = {failure.key for failure in record.failures}
+    planned = [
+        (s.key, s.study_id) for s in plan.samples_of(record.shard_index) if s.key not in failed
+    ]
+    if [(sample.key, sample.study_id) for sample in record.samples] != planned:
+        yield "its samples are not those that the plan has for this shard"
+
+
+def _faults(fd: int, record: ShardRecord) -> Iterator[str]:
+    found_bytes = os.fstat(fd).st_size
+    if found_bytes != record.size_bytes:
+        yield f"it has {found_bytes} bytes, and its record says {record.size_bytes}"
+    checker = Checker(fd)
+    end = 0
+    for sample in record.samples:
+        if sample.start != end:
+            yield f"its record leaves a gap before {sample.key}"
+        if fault := checker.fault(sample):
+            yield fault
+        end = sample.end
+    if os.pread(fd, len(END_OF_ARCHIVE), end) != END_OF_ARCHIVE:
+        yield "its end mark is damaged"
+
+
+def _verify_derived(folder: Path, plan: Plan) -> Iterator[Finding]:
+    for entry in sorted(os.listdir(folder)):
+        shard = parse_shard_name(entry)
+        if shard and shard[0] >= plan.shards:
+            yield Finding(entry, f"the plan ends with shard {plan.shards - 1}")
+    try:
+        yield from _compare(folder, MANIFEST_NAME, manifest_text(folder, plan))
+        yield from _compare(folder, FAILURES_NAME, failures_text(folder))
+    except StorageError:
+        # A damaged record, which has been named above.
+        return
+
+
+def _compare(folder: Path, name: str, expected: bytes) -> list[Finding]:
+    try:
+        found = (folder / name).read_bytes()
+    except OSError as error:
+        return [Finding(name, f"it cannot be read: {error.strerror}")]
+    if found == expected:
+        return []
+    return [Finding(name, "it is not what the records say; `ctgpu manifest` writes it anew")]

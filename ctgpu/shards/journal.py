@@ -1,0 +1,150 @@
+"""What is complete in a partial shard.
+
+A line is appended once a sample's bytes have been written, or once it has failed.  Each line starts
+with a checksum of its own, so that a torn or lost one ends what is believed.  Nothing is synced
+here: after a loss of power the checksums in the lines decide.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from ctgpu.shards import disk
+from ctgpu.shards.ledger import LedgerEntry
+from ctgpu.shards.plan import PlannedSample
+from ctgpu.shards.record import SampleEntry, checksum
+
+_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class JournalHeader:
+    """Which shard of which plan a journal belongs to."""
+
+    shard_index: int
+    fingerprint: str
+    samples: str
+
+    @classmethod
+    def of(cls, index: int, fingerprint: str, samples: Sequence[PlannedSample]) -> JournalHeader:
+        """The header for shard `index` with these samples."""
+        rows = [[s.key, s.path, s.size_bytes, s.checksum] for s in samples]
+        return cls(index, fingerprint, checksum(json.dumps(rows).encode()))
+
+
+class Journal:
+    """An open journal, to append to.
+
+    Parameters
+    ----------
+    path : Path
+        The file; created if need be.
+    size_bytes : int
+        Size of what is to be kept of it.
+    """
+
+    def __init__(self, path: Path, size_bytes: int) -> None:
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._size_bytes = size_bytes
+        os.ftruncate(self._fd, size_bytes)
+
+    def begin(self, header: JournalHeader) -> None:
+        """Write the first line."""
+        self._append(
+            {
+                "shard_index": header.shard_index,
+                "fingerprint": header.fingerprint,
+                "samples": header.samples,
+            }
+        )
+
+    def append(self, entry: SampleEntry | LedgerEntry) -> None:
+        """Add a line for a sample that is complete, or has failed."""
+        kind = "sample" if isinstance(entry, SampleEntry) else "failure"
+        self._append({kind: entry.to_dict()})
+
+    def sync(self) -> None:
+        """Make it durable."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def _append(self, values: dict[str, Any]) -> None:
+        line = _seal(json.dumps(values, separators=(",", ":")).encode())
+        disk.write_all(self._fd, line, self._size_bytes)
+        self._size_bytes += len(line)
+
+
+@dataclass(frozen=True, slots=True)
+class JournalLine:
+    """An intact line, and where it ends in the file."""
+
+    entry: SampleEntry | LedgerEntry
+    end: int
+
+
+def read_journal(path: Path, header: JournalHeader) -> tuple[int, list[JournalLine]]:
+    """The intact lines of a journal.
+
+    Parameters
+    ----------
+    path : Path
+        The journal, which may not exist.
+    header : JournalHeader
+        What it must belong to.
+
+    Returns
+    -------
+    int
+        Size of the first line; 0 if the journal is missing, damaged or another shard's.
+    list of JournalLine
+        What follows, up to the first line that is not intact.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return 0, []
+    first, *rest = content.splitlines(keepends=True) or [b""]
+    expected = {
+        "shard_index": header.shard_index,
+        "fingerprint": header.fingerprint,
+        "samples": header.samples,
+    }
+    if _unseal(first) != expected:
+        return 0, []
+    lines = []
+    end = len(first)
+    for line in rest:
+        values = _unseal(line)
+        end += len(line)
+        try:
+            if values is None:
+                break
+            if "sample" in values:
+                lines.append(JournalLine(SampleEntry.from_dict(values["sample"]), end))
+            else:
+                lines.append(JournalLine(LedgerEntry.from_dict(values["failure"]), end))
+        except (ValueError, KeyError):
+            break
+    return len(first), lines
+
+
+def _seal(text: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
+
+
+def _unseal(line: bytes) -> dict[str, Any] | None:
+    digest, _, text = line.rstrip(b"\n").partition(b" ")
+    if not line.endswith(b"\n") or xxhash.xxh3_64_hexdigest(text).encode() != digest:
+        return None
+    values = json.loads(text)
+    return values if isinstance(values, dict) else None

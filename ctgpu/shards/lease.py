@@ -1,0 +1,302 @@
+"""Who may write which shard, where several processes share a folder.
+
+Network file systems often have no ``flock``, so a lease is a file.  Creating a file exclusively is
+atomic everywhere; removing one only if it is still the expected one is not possible anywhere.  So
+nobody ever removes or renames a lease to take it: a taker creates a further file, in the next free
+slot, and then looks at all of them again.  It holds the lease only if each of the others is one
+that it has found dead before.  Of two takers at least one sees the other, and goes away.
+
+A lease is dead if its process is: seen at once on the same host (process id and start time), else
+when the heartbeat file of its session has not changed for a minute by the observer's own clock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+
+from ctgpu.errors import EnvironmentFailure, StorageError
+from ctgpu.shards import disk
+from ctgpu.shards.names import PLAN_NAME, lease_name, parse_lease_name, session_name, shard_name
+
+log = logging.getLogger(__name__)
+
+BEAT_EVERY_S = 10.0
+STALE_AFTER_S = 60.0
+# One would do but for a taker that dies in its turn.
+_SLOTS = 4
+
+
+class LeaseHeld(EnvironmentFailure):
+    """Another process writes the shard."""
+
+
+class LeaseLost(StorageError):
+    """Another process took this one for dead and has the shard now."""
+
+
+class Lease:
+    """The right to write one shard; give it back with :meth:`release`."""
+
+    def __init__(self, name: str, path: Path, content: str) -> None:
+        self.name = name
+        self._path = path
+        self._content = content
+
+    def confirm(self) -> None:
+        """Make sure that the lease is still this one's.
+
+        Raises
+        ------
+        LeaseLost
+            If another process took it over: this one did not run for a minute.
+        StorageError
+            If the folder is gone, or cannot be read.
+        """
+        with disk.storage_errors(self._path.parent):
+            found = _read(self._path)
+            if found is None:
+                # Where the folder itself is gone, nobody has taken anything over.
+                os.stat(self._path.parent)
+        if found != self._content:
+            raise LeaseLost(
+                f"{self._path.parent / self.name}: another process took this one for dead and has "
+                "gone on with it; its work is kept, run the same command again to take part"
+            )
+
+    def release(self) -> None:
+        """Give the lease back; doing so twice is harmless."""
+        with contextlib.suppress(OSError):
+            if _read(self._path) == self._content:
+                disk.remove(self._path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+class LeaseSession:
+    """One process's leases in one folder, with one heartbeat for all of them.
+
+    Parameters
+    ----------
+    folder : Path
+        The data set's folder, which exists.
+    beat_every_s, stale_after_s : float
+        Seconds between heartbeats, and without one until a lease of another host is dead.
+    clock : callable
+        Monotonic seconds.
+
+    Raises
+    ------
+    StorageError
+        If the folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        beat_every_s: float = BEAT_EVERY_S,
+        stale_after_s: float = STALE_AFTER_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._beat_every_s = beat_every_s
+        self._stale_after_s = stale_after_s
+        self._clock = clock
+        self._id = secrets.token_hex(8)
+        self._seen: dict[str, tuple[str | None, float]] = {}
+        self._closed = threading.Event()
+        self._held: list[Lease] = []
+        self._alive = folder / session_name(self._id)
+        with disk.storage_errors(folder):
+            disk.write_new_file(self._alive, _beat(0))
+            self._clear_dead()
+        self._heart = threading.Thread(target=self._keep_beating, name="ctgpu-lease", daemon=True)
+        self._heart.start()
+
+    def acquire(self, index: int) -> Lease:
+        """The lease on shard `index`; whether the shard is committed is to be asked afterwards.
+
+        Raises
+        ------
+        LeaseHeld
+            If another process has it, or has not been seen dead for long enough.  Try again later.
+        StorageError
+            If the folder cannot be written.
+        """
+        return self._acquire(shard_name(index))
+
+    def close(self) -> None:
+        """Give every lease back and stop the heartbeat."""
+        for lease in self._held:
+            lease.release()
+        self._closed.set()
+        self._heart.join()
+        with contextlib.suppress(OSError):
+            disk.remove(self._alive)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _acquire(self, name: str) -> Lease:
+        with disk.storage_errors(self._folder / name):
+            dead = self._leases(name)
+            # All of them are looked at, so that their minutes run at the same time.
+            if alive := [c for c in dead.values() if not self._is_dead(c)]:
+                raise _held(self._folder / name, alive[0])
+            free = [slot for slot in range(_SLOTS) if slot not in dead]
+            if not free:
+                raise _held(self._folder / name, dead[0])
+            path = self._folder / lease_name(name, free[0])
+            content = json.dumps({**_identity(), "session": self._id, "id": secrets.token_hex(8)})
+            try:
+                disk.write_new_file(path, content.encode())
+            except FileExistsError:
+                raise _held(self._folder / name, _read(path) or "") from None
+            others = self._leases(name)
+            lease = Lease(name, path, content)
+            if others.pop(free[0], None) != content or not others.items() <= dead.items():
+                lease.release()
+                raise _held(self._folder / name, next(iter(others.values()), ""))
+            for slot in others:
+                disk.remove(self._folder / lease_name(name, slot))
+        self._held.append(lease)
+        return lease
+
+    def _leases(self, name: str) -> dict[int, str]:
+        contents = {slot: _read(self._folder / lease_name(name, slot)) for slot in range(_SLOTS)}
+        return {slot: content for slot, content in contents.items() if content is not None}
+
+    def _is_dead(self, content: str) -> bool:
+        owner = _parse(content)
+        here = _identity()
+        if owner.get("host") == here["host"]:
+            pid = owner.get("pid")
+            return not isinstance(pid, int) or process_start(pid) != owner.get("started")
+        beat = _read(self._folder / session_name(str(owner.get("session"))))
+        now = self._clock()
+        last, since = self._seen.setdefault(content, (beat, now))
+        if beat != last:
+            self._seen[content] = (beat, now)
+            return False
+        return now - since >= self._stale_after_s
+
+    def _clear_dead(self) -> None:
+        names = {parse_lease_name(entry.name) for entry in os.scandir(self._folder)}
+        for name in names - {None}:
+            with contextlib.suppress(LeaseHeld):
+                self._acquire(str(name)).release()
+
+    def _keep_beating(self) -> None:
+        fd = os.open(self._alive, os.O_WRONLY)
+        try:
+            beat = 0
+            while not self._closed.wait(self._beat_every_s):
+                beat += 1
+                try:
+                    os.pwrite(fd, _beat(beat), 0)
+                    os.fsync(fd)
+                except OSError as error:
+                    log.warning("the heartbeat in %s failed: %s", self._folder, error.strerror)
+        finally:
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def plan_lock(folder: Path) -> Iterator[None]:
+    """Wait for, and hold, the right to create the plan."""
+    with LeaseSession(folder) as session:
+        while True:
+            try:
+                lease = session._acquire(PLAN_NAME)
+                break
+            except LeaseHeld:
+                time.sleep(0.2)
+        with lease:
+            yield
+
+
+def process_start(pid: int) -> str | None:
+    """When process `pid` of this host started, in units of its own; None if it does not run."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:
+            return str(psutil.Process(pid).create_time())
+        except (psutil.Error, ValueError):
+            return None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else fields[18]
+
+
+def _identity() -> dict[str, Any]:
+    return {"host": _host(), "pid": os.getpid(), "started": process_start(os.getpid())}
+
+
+def _host() -> str:
+    """Differs wherever process ids do: by machine, boot and container."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
+
+
+def _beat(count: int) -> bytes:
+    return b"%020d\n" % count
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _parse(content: str) -> dict[str, Any]:
+    try:
+        owner = json.loads(content)
+    except ValueError:
+        # Created, and not yet written.
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _held(path: Path, content: str) -> LeaseHeld:
+    owner = _parse(content)
+    host = str(owner.get("host", "another host")).split(" ")[0]
+    return LeaseHeld(
+        f"{path} is being written by process {owner.get('pid', 'of unknown number')} on {host}; "
+        "let it finish, or stop it and run the same command again"
+    )

@@ -1,0 +1,54 @@
+"""Which samples have no output, and why.
+
+The failures of a shard are part of its journal and then of its record; ``failures.jsonl`` is
+derived from those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One sample that failed for good.
+
+    Attributes
+    ----------
+    key, path : str
+        The sample's key, and its path in the source.
+    stage : str
+        Where it failed: ``fetch``, ``decode``, ``tables``, ``geometry``, ``intensity`` …
+    error_class, message : str
+        Class and text of the error.
+    attempts : int
+        Runs that have tried the sample.
+    """
+
+    key: str
+    path: str
+    stage: str
+    error_class: str
+    message: str
+    attempts: int = 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> LedgerEntry:
+        """What :meth:`to_dict` made.
+
+        Raises
+        ------
+        ValueError
+            If it is anything else.
+        """
+        entry = cls(**{name: values.get(name) for name in cls.__slots__})  # type: ignore[arg-type]
+        texts = (entry.key, entry.path, entry.stage, entry.error_class, entry.message)
+        if not all(isinstance(text, str) for text in texts) or type(entry.attempts) is not int:
+            raise ValueError("not a ledger entry")
+        return entry

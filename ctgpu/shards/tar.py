@@ -1,0 +1,170 @@
+"""The bytes of a shard, as pure functions.
+
+A sample is four members, ``<key>.bin .cls .txt .json``, with ustar headers that hold nothing but
+name and size.  The payload of ``.bin`` starts on a 4 KiB boundary, so that it can be written and
+read past the page cache; where the headers alone would not bring it there, a pax extended header
+comes first, whose ``comment`` record has exactly the missing size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ctgpu.errors import UsageError
+
+BLOCK_BYTES = 512
+ALIGNMENT_BYTES = 4096
+EXTENSIONS = ("bin", "cls", "txt", "json")
+
+#: Two empty blocks end an archive.
+END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
+
+#: The name field of a ustar header has 100 bytes; ``.json`` is the longest extension.
+KEY_LIMIT_BYTES = 100 - len(".json")
+#: The size field has eleven octal digits.
+MEMBER_LIMIT_BYTES = 8**11 - 1
+
+_PAX_NAME = "././@PaxHeader"
+
+
+def member_names(key: str) -> tuple[str, ...]:
+    """Names of a sample's members, in their order."""
+    return tuple(f"{key}.{extension}" for extension in EXTENSIONS)
+
+
+def header(name: str, size_bytes: int, kind: bytes = b"0") -> bytes:
+    """One ustar header block; mode 644, and zero for owner, group and time.
+
+    Parameters
+    ----------
+    name : str
+        Member name, at most 100 bytes of UTF-8.
+    size_bytes : int
+        Size of the member, below 8 GiB.
+    kind : bytes
+        ``b"0"`` for a file, ``b"x"`` for a pax extended header.
+    """
+    encoded = name.encode()
+    if len(encoded) > 100 or not 0 <= size_bytes <= MEMBER_LIMIT_BYTES:
+        raise ValueError(f"{name!r} of {size_bytes} bytes does not fit a ustar header")
+    fields = (
+        encoded.ljust(100, b"\0"),
+        b"0000644\0" + b"0000000\0" * 2,
+        b"%011o\0" % size_bytes,
+        b"%011o\0" % 0,
+        b" " * 8,
+        kind,
+        bytes(100),
+        b"ustar\x0000".ljust(255, b"\0"),
+    )
+    block = b"".join(fields)
+    checksum = b"%06o\0 " % sum(block)
+    return block[:148] + checksum + block[156:]
+
+
+def padding_bytes(size_bytes: int) -> int:
+    """Bytes from the end of a member to the next block."""
+    return -size_bytes % BLOCK_BYTES
+
+
+def alignment(offset: int) -> bytes:
+    """What to write at `offset` so that the payload after the next header is aligned."""
+    missing = -(offset + BLOCK_BYTES) % ALIGNMENT_BYTES
+    if missing == 0:
+        return b""
+    if missing == BLOCK_BYTES:
+        # A pax header takes two blocks at least.
+        missing += ALIGNMENT_BYTES
+    size = missing - BLOCK_BYTES
+    record = b"%d comment=" % size
+    return header(_PAX_NAME, size, b"x") + record + b"." * (size - len(record) - 1) + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the bytes of one sample go.
+
+    Attributes
+    ----------
+    start, end : int
+        Extent of the sample in the archive, in bytes; multiples of 512.
+    offsets : tuple of int
+        Where each member's data starts, in the order of :data:`EXTENSIONS`.
+    frames : tuple of bytes
+        What surrounds the data: before the first member, between members, after the last.
+    """
+
+    start: int
+    end: int
+    offsets: tuple[int, ...]
+    frames: tuple[bytes, ...]
+
+
+def lay_out(start: int, key: str, sizes: Mapping[str, int]) -> Layout:
+    """Place a sample at `start`.
+
+    Parameters
+    ----------
+    start : int
+        End of the sample before, or 0.
+    key : str
+        Sample key, as :func:`check_key` allows.
+    sizes : mapping of str to int
+        Bytes of each member, by extension.
+    """
+    frame = alignment(start)
+    frames, offsets = [], []
+    position = start
+    for extension in EXTENSIONS:
+        frame += header(f"{key}.{extension}", sizes[extension])
+        frames.append(frame)
+        position += len(frame)
+        offsets.append(position)
+        position += sizes[extension]
+        frame = bytes(padding_bytes(sizes[extension]))
+    frames.append(frame)
+    return Layout(start, position + len(frame), tuple(offsets), tuple(frames))
+
+
+def check_key(key: str, path: str) -> None:
+    """Refuse a key that a tar, a WebDataset or a DALI index could not carry.
+
+    Raises
+    ------
+    UsageError
+        If it is empty, longer than 95 bytes, not UTF-8, or holds dots, slashes, white space or
+        control characters.
+    """
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{path!r}: the file name is not UTF-8, which a sample's key must be; rename the file"
+        ) from None
+    if not 0 < size <= KEY_LIMIT_BYTES:
+        raise UsageError(
+            f"{path}: its key {key!r} has {size} bytes, and a tar member takes 1 to "
+            f"{KEY_LIMIT_BYTES}; rename the file"
+        )
+    # DALI splits a name at its first dot, and the words of its index at white space.
+    if any(c in "./\\" or c.isspace() or not c.isprintable() for c in key):
+        raise UsageError(
+            f"{path}: its key {key!r} holds a dot, a slash, white space or a control character, "
+            "which WebDataset readers cannot tell apart from their own; rename the file"
+        )
+
+
+def check_payload(size_bytes: int) -> None:
+    """Refuse a volume that a tar member cannot hold.
+
+    Raises
+    ------
+    UsageError
+        If it has 8 GiB or more.
+    """
+    if size_bytes > MEMBER_LIMIT_BYTES:
+        raise UsageError(
+            f"a volume of {size_bytes} bytes does not fit a tar member, which ends below 8 GiB; "
+            "choose a smaller shape"
+        )

@@ -1,0 +1,174 @@
+"""One shard's part of a run: which samples it still needs, and what to do with each result."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ctgpu.buffers import BufferPool
+from ctgpu.shards.ledger import LedgerEntry
+from ctgpu.shards.names import record_name, shard_name
+from ctgpu.shards.plan import Plan, PlannedSample
+from ctgpu.shards.reader import ShardReader
+from ctgpu.shards.record import SampleEntry, ShardRecord
+from ctgpu.shards.writer import PackedSample, ShardWriter
+
+
+class ShardWork(ABC):
+    """Takes the results of one shard's samples, in order; the caller holds the shard's lease.
+
+    Attributes
+    ----------
+    index : int
+        The shard.
+    todo : sequence of PlannedSample
+        What must be made, in plan order; :meth:`take` expects them in that order.
+    """
+
+    index: int
+    todo: Sequence[PlannedSample]
+
+    @abstractmethod
+    def take(self, result: PackedSample | LedgerEntry) -> None:
+        """The next sample's result.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be written.
+        """
+
+    @abstractmethod
+    def finish(self, run: Mapping[str, Any]) -> ShardRecord:
+        """Commit the shard; every sample of `todo` has been taken.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be written.
+        """
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Close the files; a later run goes on from here.  Harmless after :meth:`finish`."""
+
+
+class NewShard(ShardWork):
+    """A shard made from nothing, or from what an interrupted run left of it.
+
+    Parameters
+    ----------
+    folder, plan, index
+        Which shard of which data set.
+    replace : bool
+        It is committed and shall be made again.
+
+    Raises
+    ------
+    StorageError
+        If the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, index: int, *, replace: bool = False) -> None:
+        self.index = index
+        self._writer = ShardWriter(
+            folder,
+            index,
+            samples=plan.samples_of(index),
+            fingerprint=plan.fingerprint,
+            replace=replace,
+        )
+        self.todo = list(self._writer.pending)
+
+    def take(self, result: PackedSample | LedgerEntry) -> None:
+        if isinstance(result, LedgerEntry):
+            self._writer.skip(result)
+        else:
+            self._writer.append(result)
+
+    def finish(self, run: Mapping[str, Any]) -> ShardRecord:
+        return self._writer.commit(run)
+
+    def abandon(self) -> None:
+        self._writer.abandon()
+
+
+class RetriedShard(ShardWork):
+    """A committed shard of which only the failed samples are made again.
+
+    The tar is rewritten, its good samples copied, once the first of them succeeds; if none does,
+    only the ledger changes.
+
+    Parameters
+    ----------
+    folder, plan, index
+        Which shard of which data set.
+    pool : BufferPool
+        Lends the memory through which good samples are copied.
+
+    Raises
+    ------
+    StorageError
+        If the shard's record or tar cannot be read.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, index: int, pool: BufferPool) -> None:
+        self.index = index
+        self._folder, self._plan, self._pool = folder, plan, pool
+        self._old = ShardRecord.load(folder / record_name(index))
+        self._good: Mapping[str, SampleEntry] = {entry.key: entry for entry in self._old.samples}
+        self._attempts = {failure.key: failure.attempts for failure in self._old.failures}
+        self._failed: dict[str, LedgerEntry] = {}
+        self._reader = ShardReader(folder / shard_name(index))
+        self._writer: ShardWriter | None = None
+        planned = plan.samples_of(index)
+        self._position = {sample.key: n for n, sample in enumerate(planned)}
+        self.todo = [sample for sample in planned if sample.key not in self._good]
+
+    def take(self, result: PackedSample | LedgerEntry) -> None:
+        if isinstance(result, LedgerEntry):
+            attempts = self._attempts.get(result.key, 0) + 1
+            self._failed[result.key] = replace(result, attempts=attempts)
+            return
+        if self._writer is None:
+            self._writer = ShardWriter(
+                self._folder,
+                self.index,
+                samples=self._plan.samples_of(self.index),
+                fingerprint=self._plan.fingerprint,
+                replace=True,
+            )
+        self._copy_up_to(self._writer, result.key)
+        # An interrupted retry may have written this very sample already.
+        if self._writer.pending and self._writer.pending[0].key == result.key:
+            self._writer.append(result)
+
+    def finish(self, run: Mapping[str, Any]) -> ShardRecord:
+        if self._writer is None:
+            record = replace(self._old, failures=list(self._failed.values()))
+            record.save(self._folder)
+        else:
+            self._copy_up_to(self._writer, None)
+            record = self._writer.commit(run)
+        self._reader.close()
+        return record
+
+    def abandon(self) -> None:
+        if self._writer is not None:
+            self._writer.abandon()
+        self._reader.close()
+
+    def _copy_up_to(self, writer: ShardWriter, key: str | None) -> None:
+        """Copy or skip what stands before the sample `key`, or all that is left."""
+        stop = self._position[key] if key is not None else len(self._position)
+        while writer.pending and self._position[writer.pending[0].key] < stop:
+            planned = writer.pending[0]
+            if planned.key in self._failed:
+                writer.skip(self._failed[planned.key])
+                continue
+            entry = self._good[planned.key]
+            with self._pool.acquire(entry.members["bin"].size_bytes) as buffer:
+                writer.append(self._reader.copy_sample(entry, buffer.bytes))

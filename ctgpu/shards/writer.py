@@ -1,0 +1,317 @@
+"""Writes one shard, so that nothing finished is ever lost and nothing half-finished ever believed.
+
+::
+
+    .tar.partial + .journal ──► both synced ──► .tar ──► .idx ──► .json: committed ──► no journal
+
+A kill at any point leaves a state from which :class:`ShardWriter` goes on: it re-reads what the
+journal promises, from the disk itself, and drops everything from the first broken promise on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ctgpu.buffers import Bytes
+from ctgpu.shards import disk
+from ctgpu.shards.check import Checker
+from ctgpu.shards.index import index_text
+from ctgpu.shards.journal import Journal, JournalHeader, read_journal
+from ctgpu.shards.ledger import LedgerEntry
+from ctgpu.shards.names import index_name, journal_name, partial_name, record_name, shard_name
+from ctgpu.shards.plan import PlannedSample
+from ctgpu.shards.record import Member, SampleEntry, ShardRecord, checksum
+from ctgpu.shards.tar import ALIGNMENT_BYTES, END_OF_ARCHIVE, EXTENSIONS, lay_out
+
+log = logging.getLogger(__name__)
+
+_NO_LABELS = b"\x00\x00\xc0\x7f"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedSample:
+    """A sample ready to be written.
+
+    Attributes
+    ----------
+    key : str
+        As planned.
+    volume : numpy.ndarray
+        The payload, shape (bytes,), uint8; page-aligned memory is written past the page cache.
+    volume_xxh3_128 : str
+        Its :func:`~ctgpu.shards.record.checksum`.
+    labels : bytes
+        Little-endian float32, one per class; all NaN where there is no label row.
+    text : bytes
+        The report, UTF-8.
+    metadata : bytes
+        JSON.
+    """
+
+    key: str
+    volume: Bytes
+    volume_xxh3_128: str
+    labels: bytes
+    text: bytes
+    metadata: bytes
+
+
+class ShardWriter:
+    """Writes, or goes on writing, one shard; the caller holds its lease.
+
+    Parameters
+    ----------
+    folder : Path
+        The data set's folder, which exists.
+    index : int
+        The shard.
+    samples : sequence of PlannedSample
+        What the plan has for it, in order.
+    fingerprint : str
+        Of the plan.
+    replace : bool
+        Make anew a shard that is committed; the old one stays until the new one is complete.
+
+    Raises
+    ------
+    StorageError
+        If the folder cannot be written.
+    ValueError
+        If the shard is committed and `replace` is false.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        index: int,
+        *,
+        samples: Sequence[PlannedSample],
+        fingerprint: str,
+        replace: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._index = index
+        self._samples = samples
+        self._fingerprint = fingerprint
+        self._tar = folder / shard_name(index)
+        self._partial = folder / partial_name(index)
+        self._journal_path = folder / journal_name(index)
+        self._record = folder / record_name(index)
+        self.done: list[SampleEntry] = []
+        self.failed: list[LedgerEntry] = []
+        with disk.storage_errors(self._partial):
+            self._open(replace)
+
+    @property
+    def pending(self) -> Sequence[PlannedSample]:
+        """The samples that :meth:`append` or :meth:`skip` must be called for next, in order."""
+        return self._samples[len(self.done) + len(self.failed) :]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the tar so far."""
+        return self.done[-1].end if self.done else 0
+
+    def append(self, sample: PackedSample) -> SampleEntry:
+        """Write the next sample.
+
+        Parameters
+        ----------
+        sample : PackedSample
+            Its key is that of the first of :attr:`pending`.
+
+        Returns
+        -------
+        SampleEntry
+            Where it is in the tar.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be written; the samples before it are kept.
+        """
+        planned = self._next(sample.key)
+        volume = sample.volume.data.cast("B")
+        small = (sample.labels, sample.text, sample.metadata)
+        data = dict(zip(EXTENSIONS, (volume, *small), strict=True))
+        layout = lay_out(self.size_bytes, sample.key, {e: len(d) for e, d in data.items()})
+        checksums = [sample.volume_xxh3_128, *(checksum(d) for d in small)]
+        entry = SampleEntry(
+            sample.key,
+            planned.study_id,
+            layout.start,
+            layout.end,
+            {
+                extension: Member(offset, len(data[extension]), digest)
+                for extension, offset, digest in zip(
+                    EXTENSIONS, layout.offsets, checksums, strict=True
+                )
+            },
+            labelled=sample.labels != _NO_LABELS * (len(sample.labels) // len(_NO_LABELS)),
+        )
+        head, *frames = layout.frames
+        rest = frames[0] + b"".join(d + f for d, f in zip(small, frames[1:], strict=True))
+        with disk.storage_errors(self._partial):
+            disk.write_all(self._fd, head, layout.start)
+            self._write_payload(sample.volume, layout.offsets[0])
+            disk.write_all(self._fd, rest, layout.offsets[0] + len(volume))
+            self._journal.append(entry)
+        self.done.append(entry)
+        return entry
+
+    def skip(self, failure: LedgerEntry) -> None:
+        """Note that the next sample has failed; nothing of it is written.
+
+        Raises
+        ------
+        StorageError
+            If the journal cannot be written.
+        """
+        self._next(failure.key)
+        with disk.storage_errors(self._journal_path):
+            self._journal.append(failure)
+        self.failed.append(failure)
+
+    def commit(self, run: Mapping[str, Any]) -> ShardRecord:
+        """Finish the shard, durably; the writer is closed.
+
+        Parameters
+        ----------
+        run : mapping
+            Facts about the run for the record, JSON-ready: engine, timings.
+
+        Raises
+        ------
+        StorageError
+            If it cannot be written.  The shard is then not committed, and the next writer goes on
+            from what the disk really holds.
+        """
+        if self.pending:
+            raise ValueError(f"{len(self.pending)} samples of the shard are still pending")
+        size_bytes = self.size_bytes + len(END_OF_ARCHIVE)
+        record = ShardRecord(
+            self._index, self._fingerprint, size_bytes, self.done, self.failed, dict(run)
+        )
+        with disk.storage_errors(self._partial):
+            try:
+                disk.write_all(self._fd, END_OF_ARCHIVE, self.size_bytes)
+                os.ftruncate(self._fd, size_bytes)
+                os.fsync(self._fd)
+                self._journal.sync()
+            finally:
+                self._close()
+            if disk.remove(self._record):
+                disk.sync_folder(self._folder)
+            os.rename(self._partial, self._tar)
+            disk.sync_folder(self._folder)
+        disk.replace_file(self._folder / index_name(self._index), index_text(record))
+        record.save(self._folder)
+        with disk.storage_errors(self._journal_path):
+            disk.remove(self._journal_path)
+        return record
+
+    def abandon(self) -> None:
+        """Close the files; another writer can go on from here.  Harmless after a commit.
+
+        Raises
+        ------
+        StorageError
+            If the file system reports only now that it could not write.
+        """
+        with disk.storage_errors(self._partial):
+            self._close()
+
+    def _next(self, key: str) -> PlannedSample:
+        if not self.pending or self.pending[0].key != key:
+            raise ValueError(f"{key!r} is not the next sample of {self._tar.name}")
+        return self.pending[0]
+
+    def _open(self, replace: bool) -> None:
+        self._direct_fd: int | None = None
+        self._is_open = False
+        if self._record.exists() and self._tar.exists():
+            if not replace:
+                raise ValueError(f"{self._tar.name} is committed")
+        elif disk.remove(self._record):
+            # A record whose tar was deleted; or it would commit the next tar before its time.
+            disk.sync_folder(self._folder)
+        if not self._partial.exists():
+            if not self._record.exists() and self._tar.exists() and self._journal_path.exists():
+                # Killed between the two renames of a commit.
+                os.rename(self._tar, self._partial)
+            elif disk.remove(self._journal_path):
+                # It would vouch for failures that are to be tried again.
+                disk.sync_folder(self._folder)
+        header = JournalHeader.of(self._index, self._fingerprint, self._samples)
+        kept_bytes, lines = read_journal(self._journal_path, header)
+        self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666)
+        self._is_open = True
+        try:
+            checker = Checker(self._fd)
+            for line in lines:
+                if not self._keep(line.entry, checker):
+                    break
+                kept_bytes = line.end
+            self._journal = Journal(self._journal_path, kept_bytes)
+            if not kept_bytes:
+                self._journal.begin(header)
+            if hasattr(os, "O_DIRECT"):
+                try:
+                    self._direct_fd = os.open(self._partial, os.O_WRONLY | os.O_DIRECT)
+                except OSError as error:
+                    _expect_no_direct_io(error)
+        except BaseException:
+            self._close()
+            raise
+
+    def _keep(self, entry: SampleEntry | LedgerEntry, checker: Checker) -> bool:
+        if not self.pending or entry.key != self.pending[0].key:
+            return False
+        if isinstance(entry, LedgerEntry):
+            self.failed.append(entry)
+            return True
+        if entry.start != self.size_bytes or (fault := checker.fault(entry)) is not None:
+            log.warning("%s: %s; it is made again", self._partial, fault)
+            return False
+        self.done.append(entry)
+        return True
+
+    def _write_payload(self, volume: Bytes, offset: int) -> None:
+        view = volume.data.cast("B")
+        if self._direct_fd is not None and volume.ctypes.data % ALIGNMENT_BYTES == 0:
+            whole = len(view) - len(view) % ALIGNMENT_BYTES
+            try:
+                disk.write_all(self._direct_fd, view[:whole], offset)
+            except OSError as error:
+                _expect_no_direct_io(error)
+                os.close(self._direct_fd)
+                self._direct_fd = None
+            else:
+                view, offset = view[whole:], offset + whole
+        disk.write_all(self._fd, view, offset)
+
+    def _close(self) -> None:
+        """Close everything, even if closing something fails."""
+        if not self._is_open:
+            return
+        self._is_open = False
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, self._fd)
+            if hasattr(self, "_journal"):
+                stack.callback(self._journal.close)
+            if self._direct_fd is not None:
+                stack.callback(os.close, self._direct_fd)
+
+
+def _expect_no_direct_io(error: OSError) -> None:
+    """Re-raise anything but a file system's refusal to write past the page cache."""
+    if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        raise error
+    log.debug("this file system does not write past the page cache")

@@ -1,0 +1,71 @@
+"""Which samples exist, and the bytes of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ctgpu.sources.base import Source
+
+DEFAULT_REPO_ID = "ibrahimhamamci/CT-RATE"
+
+
+def source_kind(source: Path | None) -> str:
+    """What a local source is, by its name; ``"hub"`` where none is given."""
+    if source is None:
+        return "hub"
+    return "tars" if source.name.endswith(".tar") else "folder"
+
+
+def open_source(
+    *,
+    repo_id: str | None = None,
+    source: Path | str | None = None,
+    revision: str | None = None,
+    token: str | Literal[False] | None = None,
+    endpoint: str | None = None,
+    part_count: int = 1,
+    temp_dir: Path | None = None,
+) -> Source:
+    """The source that a command names.
+
+    Parameters
+    ----------
+    repo_id : str, optional
+        A data set on the Hub; CT-RATE itself where neither this nor `source` is given.
+    source : Path, optional
+        A folder instead, or the tars of a WebDataset: one, or a brace pattern or glob.
+    revision, token, endpoint, part_count, temp_dir
+        For the Hub, see :class:`ctgpu.sources.hub.HubSource`.
+
+    Raises
+    ------
+    UsageError
+        If both a repository and a folder are given, or a revision for a folder.
+    AccessError, SourceError, StorageError
+        As the source's constructor.
+    """
+    from ctgpu.errors import UsageError
+
+    if source is not None:
+        if repo_id is not None or revision is not None:
+            raise UsageError("--source names a folder; --repo-id and --revision are for the Hub")
+        path = Path(source)
+        if source_kind(path) == "tars":
+            from ctgpu.sources.tars import TarSource
+
+            return TarSource(path)
+        from ctgpu.sources.folder import FolderSource
+
+        return FolderSource(path)
+    from ctgpu.sources.hub import HubSource
+
+    return HubSource(
+        repo_id or DEFAULT_REPO_ID,
+        revision,
+        token=token,
+        endpoint=endpoint,
+        part_count=part_count,
+        temp_dir=temp_dir,
+    )

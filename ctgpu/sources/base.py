@@ -1,0 +1,158 @@
+"""What every source of volumes is."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ctgpu.buffers import Buffer, BufferPool
+from ctgpu.decode import MAX_VOLUME_BYTES, decode
+from ctgpu.volume import RawVolume
+
+if TYPE_CHECKING:
+    from ctgpu.sources.tables import Tables
+
+#: ``fixed``: CT-RATE v2, voxels are HU.  ``v1``: they need the CSV's slope and intercept.
+Provenance = Literal["fixed", "v1", "unknown"]
+Split = Literal["train", "valid"]
+
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".npz")
+Allocate = Callable[[int], Buffer]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRef:
+    """One volume that a source has.
+
+    Attributes
+    ----------
+    path : str
+        Relative to the source, with forward slashes.
+    size_bytes : int
+        Size of the file as stored.
+    checksum : str or None
+        ``"sha256:<hex>"`` as the source states it; the fetched bytes are held against it.
+    provenance : {"fixed", "v1", "unknown"}
+        What the path says about the voxels.
+    """
+
+    path: str
+    size_bytes: int
+    checksum: str | None = None
+    provenance: Provenance = "unknown"
+
+    @property
+    def file_name(self) -> str:
+        """Base name with suffix, such as ``valid_1_a_1.nii.gz``."""
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def study_id(self) -> str:
+        """Base name without suffix: how the CSVs name the volume."""
+        return strip_volume_suffix(self.file_name)
+
+    @property
+    def key(self) -> str:
+        """Name of the members in a shard: the study id with ``_`` for what tar readers split at.
+
+        WebDataset splits names at dots, DALI's index at white space.
+        """
+        return "".join(
+            "_" if c in "./\\" or c.isspace() or not c.isprintable() else c for c in self.study_id
+        )
+
+
+class Source(ABC):
+    """A place that has volumes and, perhaps, CSVs.  Safe to use from many threads."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, str]:
+        """What pins this source, recorded in the plan: ``kind``, ``location``, ``revision``."""
+
+    @abstractmethod
+    def list_volumes(self, split: Split) -> list[SampleRef]:
+        """Every volume of the split, in natural order of the paths.
+
+        Raises
+        ------
+        AccessError, SourceError
+            If the source cannot be listed.
+        """
+
+    @abstractmethod
+    def read_table(self, *names: str) -> tuple[str, bytes] | None:
+        """The first of these small files that exists, by path, and its bytes; else None.
+
+        Parameters
+        ----------
+        *names : str
+            Paths relative to the source, best first.
+        """
+
+    @abstractmethod
+    def fetch(self, ref: SampleRef, allocate: Allocate) -> Buffer:
+        """The bytes of one volume, as stored, in a buffer of exactly their size.
+
+        The bytes are complete: their number, and their checksum where the source states one, have
+        been checked.  On any error the buffer has been released.
+
+        Raises
+        ------
+        FetchError
+            If this volume can never be had.
+        AccessError, SourceError
+            If the source as a whole fails.
+        """
+
+    def tables(self, split: Split) -> Tables:
+        """What the source says about the volumes of a split; by default its CSVs.
+
+        Raises
+        ------
+        UsageError
+            If a CSV lacks a column or is no CSV.
+        AccessError, SourceError
+            If the source cannot be read.
+        """
+        from ctgpu.sources.tables import Tables  # made of a source, so it comes after this module
+
+        return Tables.load(self, split)
+
+    def decode(
+        self,
+        path: str,
+        buffer: Buffer,
+        pool: BufferPool,
+        *,
+        limit_bytes: int = MAX_VOLUME_BYTES,
+    ) -> RawVolume:
+        """The volume inside the bytes that :meth:`fetch` gave, as :func:`ctgpu.decode.decode`.
+
+        Raises
+        ------
+        DecodeError
+            If they are not one whole volume.
+        """
+        return decode(path, buffer, pool, limit_bytes=limit_bytes)
+
+    def close(self) -> None:  # noqa: B027  (a folder holds nothing)
+        """Give connections back."""
+
+
+def strip_volume_suffix(file_name: str) -> str:
+    """``valid_1_a_1.nii.gz`` to ``valid_1_a_1``; other names are returned unchanged."""
+    for suffix in (*VOLUME_SUFFIXES, ".bin"):
+        if file_name.lower().endswith(suffix):
+            return file_name[: -len(suffix)]
+    return file_name
+
+
+def natural_key(path: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which ``valid_2`` comes before ``valid_10``."""
+    return tuple(
+        (0, int(part), part) if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", path)
+    )

@@ -1,0 +1,248 @@
+"""Volumes in a data set on the Hugging Face Hub, or on a server that speaks its protocol."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from ctgpu.buffers import Buffer
+from ctgpu.errors import SourceError, UsageError
+from ctgpu.sources.base import (
+    VOLUME_SUFFIXES,
+    Allocate,
+    SampleRef,
+    Source,
+    Split,
+    natural_key,
+)
+from ctgpu.sources.client import HubClient, NotFoundError
+from ctgpu.sources.layout import provenance_of, split_folders
+from ctgpu.sources.spool import SpoolPool
+from ctgpu.sources.transfer import Patience
+
+_DEFAULT_ENDPOINT = "https://huggingface.co"
+# The first contact fails sooner than the thousandth: nothing is lost yet, and someone is waiting.
+_FIRST_CONTACT_ATTEMPTS = 6
+
+
+class HubSource(Source):
+    """A data set on the Hub, pinned to one commit.
+
+    Only the folder of the split asked for is listed, with sizes and checksums:
+    ``dataset/{split}_fixed``, or ``dataset/{split}`` where that does not exist.  Volumes are
+    streamed into the allocated buffer; what breaks off is taken up again where it broke off.
+
+    Parameters
+    ----------
+    repo_id : str
+        Such as ``ibrahimhamamci/CT-RATE``.
+    revision : str, optional
+        Branch, tag or commit; ``main`` by default.  A whole commit hash is believed without
+        asking.
+    token : str or False, optional
+        Access token; by default ``HF_TOKEN`` or the login of ``hf auth login``; False for none.
+    endpoint : str, optional
+        Address of the Hub; by default ``HF_ENDPOINT`` or huggingface.co.
+    part_count : int
+        Processes that share the account: each keeps to its part of the quotas.
+    temp_dir : Path, optional
+        Spool volumes to files there instead of into the allocated memory; the files have no names
+        and vanish with their buffers or their process.
+    patience : Patience, optional
+        How long a failing network is borne with.
+
+    Raises
+    ------
+    UsageError
+        If `repo_id` is not a name that the Hub allows.
+    SourceError
+        If ``HF_HUB_OFFLINE`` is set.
+    AccessError
+        If the token cannot be one.
+    StorageError
+        If `temp_dir` cannot be written.
+    """
+
+    def __init__(
+        self,
+        repo_id: str,
+        revision: str | None = None,
+        *,
+        token: str | Literal[False] | None = None,
+        endpoint: str | None = None,
+        part_count: int = 1,
+        temp_dir: Path | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        from huggingface_hub import constants, get_token
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+        try:
+            validate_repo_id(repo_id)
+        except HFValidationError:
+            raise UsageError(
+                f"{repo_id!r} is not the name of a data set; wanted OWNER/NAME"
+            ) from None
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES:
+            raise SourceError(
+                f"HF_HUB_OFFLINE is set, so {repo_id} cannot be asked for; unset it, or pass "
+                "--source with a local copy"
+            )
+        if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+            token = get_token()
+        address = endpoint or os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT
+        self._endpoint = address.rstrip("/")
+        if not re.match(r"https?://[^/]", self._endpoint):
+            raise UsageError("HF_ENDPOINT is not an address that starts with https:// or http://")
+        self._repo_id = repo_id
+        self._asked_revision = revision or "main"
+        self._commit: str | None = None
+        self._commit_lock = threading.Lock()
+        self._client = HubClient(
+            self._endpoint, repo_id, token or None, patience or Patience(), part_count
+        )
+        self._spool = SpoolPool(temp_dir) if temp_dir is not None else None
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._repo_id!r}, {self._asked_revision!r})"
+
+    @property
+    def commit(self) -> str:
+        """The commit that `revision` stood for when it was first asked for.
+
+        Raises
+        ------
+        UsageError
+            If there is no such revision.
+        AccessError, SourceError
+            If the Hub refuses or cannot be reached.
+        """
+        with self._commit_lock:
+            if self._commit is None:
+                self._commit = self._resolve()
+            return self._commit
+
+    def identity(self) -> dict[str, str]:
+        """``kind``, ``location`` (the repository) and ``revision`` (the commit)."""
+        return {"kind": "hub", "location": self._repo_id, "revision": self.commit}
+
+    def list_volumes(self, split: Split) -> list[SampleRef]:
+        """Every volume of the split, in natural order of the paths."""
+        for folder in split_folders(split):
+            try:
+                entries = self._list_tree(f"dataset/{folder}")
+            except NotFoundError:
+                continue
+            refs = [_to_ref(entry) for entry in entries if _is_volume(entry)]
+            if refs:
+                return sorted(refs, key=lambda ref: natural_key(ref.path))
+        raise UsageError(
+            f"{self._repo_id} has no volume of the split {split!r} at {self.commit[:12]}; wanted "
+            f"{', '.join(VOLUME_SUFFIXES)} files below dataset/{split}_fixed or dataset/{split}"
+        )
+
+    def read_table(self, *names: str) -> tuple[str, bytes] | None:
+        """The first of these small files that exists, by path, and its bytes; else None."""
+        for name in names:
+            try:
+                return name, self._client.get_bytes(self._file_url(name))
+            except NotFoundError:
+                continue
+        return None
+
+    def fetch(self, ref: SampleRef, allocate: Allocate) -> Buffer:
+        """The bytes of one volume, checked, in an allocated (or spooled) buffer."""
+        algorithm, _, checksum = (ref.checksum or "").partition(":")
+        buffer = (self._spool.acquire if self._spool else allocate)(ref.size_bytes)
+        try:
+            self._client.download(
+                self._file_url(ref.path),
+                memoryview(buffer.bytes.data),
+                name=ref.path,
+                sha256=checksum if algorithm == "sha256" else None,
+                probe_url=self._revision_url(self.commit),
+            )
+        except BaseException:
+            buffer.release()
+            raise
+        return buffer
+
+    def close(self) -> None:
+        """Break off all transfers and close all connections."""
+        self._client.close()
+
+    def _resolve(self) -> str:
+        if re.fullmatch(r"[0-9a-f]{40}", self._asked_revision):
+            return self._asked_revision
+        try:
+            answer, _ = self._client.get_json(
+                self._revision_url(self._asked_revision), attempts=_FIRST_CONTACT_ATTEMPTS
+            )
+        except NotFoundError:
+            raise UsageError(
+                f"{self._repo_id} has no revision {self._asked_revision!r}; "
+                "wanted a branch, a tag or a whole commit hash"
+            ) from None
+        commit = answer.get("sha") if isinstance(answer, dict) else None
+        if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40,64}", commit):
+            raise SourceError(f"the Hub named no commit for {self._repo_id}; check HF_ENDPOINT")
+        return commit
+
+    def _list_tree(self, folder: str) -> list[dict[str, Any]]:
+        url: str | None = (
+            f"{self._endpoint}/api/datasets/{self._repo_id}/tree/{self.commit}/"
+            f"{quote(folder, safe='')}?recursive=true&expand=false"
+        )
+        entries: list[dict[str, Any]] = []
+        seen = set()
+        while url is not None and url not in seen:
+            seen.add(url)
+            page, url = self._client.get_json(url)
+            if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
+                raise SourceError(
+                    f"the Hub answered with no listing of {folder}; check HF_ENDPOINT"
+                )
+            entries += page
+        return entries
+
+    def _revision_url(self, revision: str) -> str:
+        return f"{self._endpoint}/api/datasets/{self._repo_id}/revision/{quote(revision, safe='')}"
+
+    def _file_url(self, path: str) -> str:
+        from huggingface_hub import hf_hub_url
+
+        return hf_hub_url(
+            self._repo_id,
+            path,
+            repo_type="dataset",
+            revision=self.commit,
+            endpoint=self._endpoint,
+        )
+
+
+def _is_volume(entry: dict[str, Any]) -> bool:
+    path = entry.get("path")
+    return (
+        entry.get("type") == "file"
+        and isinstance(path, str)
+        and path.lower().endswith(VOLUME_SUFFIXES)
+        and not path.rsplit("/", 1)[-1].startswith(".")
+    )
+
+
+def _to_ref(entry: dict[str, Any]) -> SampleRef:
+    lfs = entry.get("lfs") or {}
+    try:
+        size_bytes = int(lfs.get("size", entry["size"]))
+        oid = lfs.get("oid")
+    except (AttributeError, KeyError, TypeError, ValueError):
+        size_bytes, oid = -1, None
+    if size_bytes < 0:
+        raise SourceError(f"the Hub lists {entry['path']!r} without a size; check HF_ENDPOINT")
+    checksum = f"sha256:{oid}" if isinstance(oid, str) and len(oid) == 64 else None
+    return SampleRef(entry["path"], size_bytes, checksum, provenance_of(entry["path"]))

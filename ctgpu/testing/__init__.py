@@ -1,0 +1,1 @@
+"""A local Hub and CT-RATE-like sources, for tests, the demo and benchmarks."""

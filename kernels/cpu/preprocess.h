@@ -1,0 +1,70 @@
+// The CPU engine: one volume, from strided source voxels to float16, in one fused pass.
+
+#ifndef CTGPU_CPU_PREPROCESS_H
+#define CTGPU_CPU_PREPROCESS_H
+
+#include "preprocess_math.h"
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ctgpu {
+
+enum class Dtype { int8, uint8, int16, uint16, int32, uint32, float16, float32, float64 };
+
+std::ptrdiff_t item_bytes(Dtype dtype);
+
+// Voxels anywhere in memory.
+struct Source {
+    const void *data;
+    Dtype dtype;
+    bool swapped;               // the other byte order than this machine's
+    std::ptrdiff_t strides[3];  // bytes, of H, W and D; any, zero and negative ones too
+};
+
+// Whether voxels that follow each other along an axis do so in memory.
+bool is_contiguous(const Source &source, int axis);
+
+// How one output axis is sampled: ctgpu.geometry.AxisPlan.
+struct Axis {
+    int n_valid, n_out, pad_before;
+    const std::int32_t *i0, *i1;  // n_valid source indices each, non-decreasing, i1 - i0 in {0, 1}
+    const float *w;               // n_valid weights of i1
+};
+
+enum { H, W, D };
+
+struct Task {
+    Source source;
+    Axis axes[3];  // H, W, D
+    Intensity intensity;
+    float pad_value;
+    bool dhw;  // the output is stored D, H, W, and else H, W, D; the last is contiguous
+    std::uint16_t *out;
+};
+
+struct Tile;
+
+// One compilation of kernel.h.
+struct Variant {
+    const char *name;
+    void (*run)(const Tile &tile);
+    void (*to_half)(const float *in, std::uint16_t *out, std::size_t n);
+    void (*write_once)(std::uint16_t *out, std::size_t n);  // zeros; for benchmarks
+};
+
+// Those that this CPU can run, best first; the last is scalar.
+std::vector<const Variant *> usable_variants();
+
+// By name, or for the empty name the best this CPU supports.  Throws std::invalid_argument where
+// there is none of that name, std::runtime_error where this CPU lacks its instructions.
+const Variant &find_variant(const std::string &name);
+
+// Writes every voxel of task.out.  Any number of threads and any variant give the same bits.
+void preprocess(const Task &task, const Variant &variant, int threads);
+
+}  // namespace ctgpu
+
+#endif

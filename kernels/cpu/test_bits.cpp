@@ -1,0 +1,227 @@
+// The CPU engine without Python, for sanitizers and for emulated CPUs.
+//
+//   test_bits --random COUNT SEED      random volumes through every variant this CPU can run, with
+//                                      1 and 3 threads; all must give the bits of `scalar`
+//   test_bits CASE RESULT VARIANT      one case that tests/engines/test_cpu_bits.py wrote, through
+//                                      one variant; writes the output's bytes
+//
+// Every table, source and output lies in memory of exactly its size, so that AddressSanitizer sees
+// a single element too many.
+
+#include "cpu/preprocess.h"
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <random>
+#include <stdexcept>
+
+using namespace ctgpu;
+
+namespace {
+
+struct Table {
+    int n_out = 0, pad_before = 0;
+    std::vector<std::int32_t> i0, i1;
+    std::vector<float> w;
+
+    Axis axis() const {
+        return {static_cast<int>(w.size()), n_out, pad_before, i0.data(), i1.data(), w.data()};
+    }
+};
+
+struct Case {
+    std::vector<char> voxels;
+    std::ptrdiff_t origin = 0;  // of voxel (0, 0, 0) in `voxels`
+    Dtype dtype{};
+    bool swapped = false;
+    std::ptrdiff_t strides[3]{};
+    Table tables[3];
+    Intensity intensity{};
+    float pad_value = 0;
+    bool dhw = false;
+
+    std::vector<std::uint16_t> run(const std::string &variant, int threads) const {
+        std::vector<std::uint16_t> out(
+            static_cast<std::size_t>(tables[H].n_out) * tables[W].n_out * tables[D].n_out, 0xdead);
+        Task task{};
+        task.source = {
+            voxels.data() + origin, dtype, swapped, {strides[H], strides[W], strides[D]}};
+        for (int axis = 0; axis < 3; ++axis)
+            task.axes[axis] = tables[axis].axis();
+        task.intensity = intensity;
+        task.pad_value = pad_value;
+        task.dhw = dhw;
+        task.out = out.data();
+        preprocess(task, find_variant(variant), threads);
+        return out;
+    }
+};
+
+// ---- random cases -----------------------------------------------------------------------------
+
+class Random {
+  public:
+    explicit Random(unsigned seed) : bits_(seed) {}
+    int below(int n) { return static_cast<int>(bits_() % static_cast<unsigned>(n)); }
+    int between(int low, int high) { return low + below(high - low + 1); }
+    float unit() { return static_cast<float>(bits_() % (1u << 24)) / (1 << 24); }
+
+  private:
+    std::mt19937 bits_;
+};
+
+Table random_table(Random &random, int n, int most) {
+    Table table;
+    const float ratio = 0.2f + 3 * random.unit() * random.unit();
+    const int resized = std::max(1, static_cast<int>(n / ratio));
+    table.n_out = random.between(1, most);
+    const int valid = std::min(resized, table.n_out);
+    table.pad_before = (table.n_out - valid) / 2;
+    for (int o = (resized - valid) / 2; valid > static_cast<int>(table.w.size()); ++o) {
+        const int first = std::min(static_cast<int>(o * ratio), n - 1);
+        table.i0.push_back(first);
+        table.i1.push_back(std::min(first + 1, n - 1));
+        table.w.push_back(random.unit());
+    }
+    table.i0.shrink_to_fit(), table.i1.shrink_to_fit(), table.w.shrink_to_fit();
+    return table;
+}
+
+Case random_case(Random &random) {
+    Case c;
+    c.dtype = static_cast<Dtype>(random.below(9));
+    c.swapped = random.below(4) == 0;
+    const std::ptrdiff_t size = item_bytes(c.dtype);
+    // Now and then one axis is long enough to be cut into tiles.
+    const int long_axis = random.below(12);
+    int n[3];
+    for (int axis = 0; axis < 3; ++axis) {
+        const int most = axis == long_axis ? 1200 : long_axis < 3 ? 20 : 70;
+        n[axis] = random.between(1, most);
+        c.tables[axis] = random_table(random, n[axis], most);
+    }
+    // Axes in any order of memory, either way round, sometimes with gaps that align to nothing.
+    const int orders[6][3]{{0, 1, 2}, {2, 1, 0}, {1, 0, 2}, {0, 2, 1}, {2, 0, 1}, {1, 2, 0}};
+    const int (&order)[3] = orders[random.below(6)];
+    std::ptrdiff_t stride = size + (random.below(4) == 0 ? random.between(1, 3) : 0), last = size;
+    for (int axis : order) {
+        const bool backwards = random.below(4) == 0;
+        c.strides[axis] = backwards ? -stride : stride;
+        if (backwards)
+            c.origin += (n[axis] - 1) * stride;
+        last += (n[axis] - 1) * stride;
+        stride = stride * n[axis] + (random.below(4) == 0 ? random.between(1, 40) : 0);
+    }
+    c.voxels.resize(static_cast<std::size_t>(last));
+    for (char &byte : c.voxels)
+        byte = static_cast<char>(random.below(256));
+    // Random bytes would be infinities and NaNs too, which no engine is ever given.
+    if (c.dtype == Dtype::float16 || c.dtype == Dtype::float32 || c.dtype == Dtype::float64)
+        for (std::ptrdiff_t x = 0; x < last; ++x)
+            c.voxels[static_cast<std::size_t>(x)] = static_cast<char>(random.below(64));
+    c.intensity = {0.5f + random.unit(), -100 * random.unit(), -900, 700, 1 / 800.0f, 0.125f,
+                   random.below(2),      random.below(2)};
+    c.pad_value = -1;
+    c.dhw = random.below(2) != 0;
+    return c;
+}
+
+int compare_variants(int count, unsigned seed) {
+    Random random(seed);
+    for (int number = 0; number < count; ++number) {
+        const Case c = random_case(random);
+        const std::vector<std::uint16_t> wanted = c.run("scalar", 1);
+        for (const Variant *variant : usable_variants())
+            for (int threads : {1, 3})
+                if (c.run(variant->name, threads) != wanted) {
+                    std::printf("case %d of seed %u: %s with %d threads differs from scalar\n",
+                                number, seed, variant->name, threads);
+                    return 1;
+                }
+    }
+    std::printf("%d cases:", count);
+    for (const Variant *variant : usable_variants())
+        std::printf(" %s", variant->name);
+    std::printf(" agree\n");
+    return 0;
+}
+
+// ---- a case from a file -----------------------------------------------------------------------
+
+class Reader {
+  public:
+    explicit Reader(const char *path) {
+        std::ifstream file(path, std::ios::binary);
+        if (!file)
+            throw std::runtime_error(std::string("cannot read ") + path);
+        bytes_.assign(std::istreambuf_iterator<char>(file), {});
+    }
+    template <class T>
+    T one() {
+        return many<T>(1)[0];
+    }
+    template <class T>
+    std::vector<T> many(std::size_t n) {
+        std::vector<T> values(n);
+        if (bytes_.size() - at_ < n * sizeof(T))
+            throw std::runtime_error("the case is cut short");
+        if (n > 0)
+            std::memcpy(values.data(), bytes_.data() + at_, n * sizeof(T));
+        at_ += n * sizeof(T);
+        return values;
+    }
+
+  private:
+    std::vector<char> bytes_;
+    std::size_t at_ = 0;
+};
+
+Case read_case(const char *path) {
+    Reader in(path);
+    Case c;
+    c.dtype = static_cast<Dtype>(in.one<std::int64_t>());
+    c.swapped = in.one<std::int64_t>() != 0;
+    c.dhw = in.one<std::int64_t>() != 0;
+    c.intensity.rescales = static_cast<int>(in.one<std::int64_t>());
+    c.intensity.clips_before = static_cast<int>(in.one<std::int64_t>());
+    for (std::ptrdiff_t &stride : c.strides)
+        stride = in.one<std::int64_t>();
+    c.origin = in.one<std::int64_t>();
+    for (float *value :
+         {&c.intensity.slope, &c.intensity.intercept, &c.intensity.clip_lo, &c.intensity.clip_hi,
+          &c.intensity.scale, &c.intensity.offset, &c.pad_value})
+        *value = in.one<float>();
+    for (Table &table : c.tables) {
+        const auto valid = static_cast<std::size_t>(in.one<std::int32_t>());
+        table.n_out = in.one<std::int32_t>();
+        table.pad_before = in.one<std::int32_t>();
+        table.i0 = in.many<std::int32_t>(valid);
+        table.i1 = in.many<std::int32_t>(valid);
+        table.w = in.many<float>(valid);
+    }
+    c.voxels = in.many<char>(static_cast<std::size_t>(in.one<std::int32_t>()));
+    return c;
+}
+
+}  // namespace
+
+int main(int argc, char **argv) {
+    try {
+        if (argc == 4 && std::string(argv[1]) == "--random")
+            return compare_variants(std::atoi(argv[2]), static_cast<unsigned>(std::atoi(argv[3])));
+        if (argc == 4) {
+            const std::vector<std::uint16_t> out = read_case(argv[1]).run(argv[3], 1);
+            std::ofstream file(argv[2], std::ios::binary);
+            file.write(reinterpret_cast<const char *>(out.data()),
+                       static_cast<std::streamsize>(out.size() * sizeof out[0]));
+            return file.good() ? 0 : 1;
+        }
+        std::fprintf(stderr, "test_bits --random COUNT SEED | CASE RESULT VARIANT\n");
+    } catch (const std::exception &error) {
+        std::fprintf(stderr, "test_bits: %s\n", error.what());
+    }
+    return 2;
+}

@@ -1,0 +1,10 @@
+// Compiled with the flags of its instructions, see CMakeLists.txt.
+#define CTGPU_VARIANT avx2
+#include "cpu/vec_avx2.h"
+
+#include "cpu/kernel.h"
+
+namespace ctgpu {
+extern const Variant avx2_variant;
+const Variant avx2_variant{"avx2", avx2::run, avx2::convert_to_half, avx2::write_once};
+}  // namespace ctgpu

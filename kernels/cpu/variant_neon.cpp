@@ -1,0 +1,10 @@
+// Every AArch64 CPU has these instructions.
+#define CTGPU_VARIANT neon
+#include "cpu/vec_neon.h"
+
+#include "cpu/kernel.h"
+
+namespace ctgpu {
+extern const Variant neon_variant;
+const Variant neon_variant{"neon", neon::run, neon::convert_to_half, neon::write_once};
+}  // namespace ctgpu

@@ -1,0 +1,10 @@
+// Runs on every CPU.
+#define CTGPU_VARIANT scalar
+#include "cpu/vec_scalar.h"
+
+#include "cpu/kernel.h"
+
+namespace ctgpu {
+extern const Variant scalar_variant;
+const Variant scalar_variant{"scalar", scalar::run, scalar::convert_to_half, scalar::write_once};
+}  // namespace ctgpu

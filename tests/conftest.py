@@ -1,0 +1,40 @@
+"""What every test may ask for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def _real_ct_folder() -> Path | None:
+    named = os.environ.get("CTGPU_REAL_CT")
+    for folder in (named, REPOSITORY.parent / "shared" / "real_ct"):
+        if folder and next(Path(folder).glob("*.nii.gz"), None):
+            return Path(folder)
+    return None
+
+
+@pytest.fixture(scope="session")
+def real_ct() -> Path:
+    """The folder of real CT volumes; the test is skipped where there is none."""
+    folder = _real_ct_folder()
+    if folder is None:
+        pytest.skip("no real CT volumes: set CTGPU_REAL_CT to a folder that holds them")
+    return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip ``gpu`` tests, visibly, where no CUDA device can be used."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    from ctgpu.engines import available_engines
+
+    reason = available_engines()["cuda"]
+    if reason is not None:
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason=reason))

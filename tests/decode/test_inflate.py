@@ -1,0 +1,126 @@
+"""Every inflate backend against zlib, byte for byte and error for error."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctgpu.decode import inflate_backend
+from ctgpu.decode.inflate import BACKENDS, Backend, InflateError, check_crc32, gzip_head
+
+NOISE = np.random.default_rng(3).normal(0, 40, 1 << 18).astype(np.int16).tobytes()
+
+
+def as_array(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8).copy()
+
+
+def in_a_zip(stream: bytes) -> tuple[np.ndarray, int, int]:
+    """The stream between other bytes, as a zip file has them."""
+    return as_array(b"\xaa" * 30 + stream + b"\xbb" * 46), 30, 30 + len(stream)
+
+
+def deflate(data: bytes, level: int = 6) -> bytes:
+    squeeze = zlib.compressobj(level, zlib.DEFLATED, -15)
+    return squeeze.compress(data) + squeeze.flush()
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return BACKENDS[request.param]
+
+
+def test_the_fastest_backend_is_named():
+    assert inflate_backend() == next(iter(BACKENDS))
+    assert set(BACKENDS) <= {"libdeflate", "isal"}
+
+
+@given(
+    data=st.one_of(st.binary(max_size=2000), st.sampled_from([NOISE, bytes(300_000), b""])),
+    level=st.integers(0, 9),
+    members=st.integers(1, 3),
+    padding=st.integers(0, 20),
+)
+def test_gzip_and_zip_members_of_every_kind(data, level, members, padding):
+    stream = b"".join(gzip.compress(data, level) + bytes(padding) for _ in range(members))
+    file, start, stop = in_a_zip(deflate(data, level))
+    for backend in BACKENDS.values():
+        out = np.empty(members * len(data), np.uint8)
+        backend.gzip_into(as_array(stream), out)
+        assert out.tobytes() == data * members
+        out = np.empty(len(data), np.uint8)
+        backend.member_into(file, start, stop, out, zlib.crc32(data))
+        assert out.tobytes() == data
+
+
+@pytest.mark.parametrize("wrong", [-1, 1, -len(NOISE)], ids=["short", "long", "nothing"])
+def test_the_size_must_be_as_declared(backend, wrong):
+    out = np.empty(len(NOISE) + wrong, np.uint8)
+    with pytest.raises(InflateError):
+        backend.gzip_into(as_array(gzip.compress(NOISE)), out)
+    with pytest.raises(InflateError):
+        backend.member_into(*in_a_zip(deflate(NOISE)), out, zlib.crc32(NOISE))
+
+
+def test_nothing_is_written_beyond_the_output(backend):
+    memory = np.full(1 << 16, 0xEE, np.uint8)
+    with pytest.raises(InflateError):
+        backend.gzip_into(as_array(gzip.compress(bytes(1 << 20))), memory[: 1 << 15])
+    assert (memory[1 << 15 :] == 0xEE).all()
+
+
+def test_every_single_flipped_bit_is_found(backend):
+    data = NOISE[:600]
+    stream = deflate(data)
+    out = np.empty(len(data), np.uint8)
+    for bit in range(8 * len(stream)):
+        damaged = bytearray(stream)
+        damaged[bit // 8] ^= 1 << bit % 8
+        try:
+            backend.member_into(*in_a_zip(bytes(damaged)), out, zlib.crc32(data))
+        except InflateError:
+            continue
+        assert out.tobytes() == data
+
+
+def test_every_truncation_is_found(backend):
+    stream = gzip.compress(NOISE[:600])
+    out = np.empty(600, np.uint8)
+    for size in range(len(stream)):
+        with pytest.raises(InflateError):
+            backend.gzip_into(as_array(stream[:size]), out)
+
+
+def test_many_threads_share_a_backend(backend):
+    streams = [gzip.compress(bytes([k]) * 100_000 + NOISE) for k in range(8)]
+    outs = [np.empty(100_000 + len(NOISE), np.uint8) for _ in streams]
+    threads = [
+        threading.Thread(target=backend.gzip_into, args=(as_array(stream), out))
+        for stream, out in zip(streams, outs, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k, out in enumerate(outs):
+        assert out.tobytes() == bytes([k]) * 100_000 + NOISE
+
+
+def test_the_head_of_a_stream():
+    stream = as_array(b"".join(gzip.compress(NOISE[k : k + 7]) for k in range(0, 70, 7)))
+    assert gzip_head(stream, 50) == NOISE[:50]
+    assert gzip_head(stream, 500) == NOISE[:70]
+    with pytest.raises(InflateError):
+        gzip_head(stream[:5], 50)
+
+
+def test_crc32():
+    check_crc32(as_array(NOISE), zlib.crc32(NOISE))
+    with pytest.raises(InflateError, match="CRC-32"):
+        check_crc32(as_array(NOISE), zlib.crc32(NOISE) ^ 1)

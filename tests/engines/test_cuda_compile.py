@@ -1,0 +1,123 @@
+"""The CUDA sources compile without a warning for every GPU generation, without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import itertools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ctgpu.engines._batch import KernelKey
+from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_folder, kernel_options, kernel_source
+
+ARCHITECTURES = (75, 80, 90, 100, 120)
+#: What CuPy adds by itself.  The arithmetic must not depend on it.
+CUPY_OPTIONS = ("-ftz=true",)
+USUAL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
+
+
+def nvrtc_libraries() -> dict[str, Path]:
+    """NVRTC of every major version that a PyPI wheel brought."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
+    found = itertools.chain.from_iterable(root.glob("*/lib/libnvrtc.so.*") for root in roots)
+    return {path.name.removeprefix("libnvrtc.so."): path for path in sorted(found)}
+
+
+class Nvrtc:
+    """The few calls of NVRTC that compiling takes."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+
+    def compile(self, options: tuple[str, ...]) -> str:
+        """The PTX; fails the test on an error and on a warning."""
+        library, program = self._library, ctypes.c_void_p()
+        source = kernel_source().encode()
+        assert not library.nvrtcCreateProgram(
+            ctypes.byref(program), source, b"preprocess.cu", 0, None, None
+        )
+        texts = [option.encode() for option in options]
+        failed = library.nvrtcCompileProgram(
+            program, len(texts), (ctypes.c_char_p * len(texts))(*texts)
+        )
+        log = self._text(program, "ProgramLog")
+        assert not failed, log
+        assert not log.strip("\0\n "), log
+        ptx = self._text(program, "PTX")
+        library.nvrtcDestroyProgram(ctypes.byref(program))
+        return ptx
+
+    def _text(self, program: ctypes.c_void_p, what: str) -> str:
+        size = ctypes.c_size_t()
+        assert not getattr(self._library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        assert not getattr(self._library, f"nvrtcGet{what}")(program, text)
+        return text.raw.decode()
+
+
+@pytest.fixture(scope="session", params=["12", "13"])
+def nvrtc(request: pytest.FixtureRequest) -> Nvrtc:
+    path = nvrtc_libraries().get(request.param)
+    if path is None:
+        wheel = {"12": "nvidia-cuda-nvrtc-cu12", "13": "nvidia-cuda-nvrtc"}[request.param]
+        pytest.skip(f"no NVRTC {request.param}: pip install {wheel}")
+    return Nvrtc(path)
+
+
+def all_kernels() -> list[KernelKey]:
+    """Every voxel type and every pair of axes at least once, with both values of each flag."""
+    dtypes = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
+    axes = list(itertools.product((0, 1, 2), (1, 2)))
+    return [
+        KernelKey(
+            dtype, swap=n % 2 > 0, fast=fast, out=out, rescales=n % 3 > 0, clips_before=n % 5 > 0
+        )
+        for n, (dtype, (fast, out)) in enumerate(
+            zip(dtypes * 2, itertools.islice(itertools.cycle(axes), 2 * len(dtypes)), strict=True)
+        )
+    ]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvrtc_compiles_for_every_architecture(nvrtc: Nvrtc, architecture: int) -> None:
+    ptx = nvrtc.compile((f"-arch=compute_{architecture}", *kernel_options(USUAL), *CUPY_OPTIONS))
+    assert f".entry {KERNEL_NAME}" in ptx
+
+
+@pytest.mark.parametrize("key", all_kernels(), ids=lambda key: " ".join(key.defines))
+def test_nvrtc_compiles_every_kernel_to_exact_arithmetic(nvrtc: Nvrtc, key: KernelKey) -> None:
+    ptx = nvrtc.compile(("-arch=compute_90", *kernel_options(key), *CUPY_OPTIONS))
+    # CuPy asks for subnormals to be flushed; no instruction may do so.
+    assert not re.findall(r"^.*\.ftz.*$", ptx, re.MULTILINE)
+    # Every fma is one that preprocess_math.h writes: all are rounded to nearest, none contracted.
+    assert set(re.findall(r"\bfma\.\S+", ptx)) == {"fma.rn.f32"}
+    assert not re.findall(r"\b(?:mul|mad|add)\.(?:rn\.)?f32", ptx)
+    # 16 bytes at a time are written.
+    assert re.search(r"\bst(?:\.global)?\.v4\.u32", ptx)
+
+
+def test_the_hash_of_the_sources_is_among_the_options() -> None:
+    assert any(re.fullmatch(r"-DCTGPU_SOURCES=0x[0-9a-f]{16}", o) for o in kernel_options(USUAL))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvcc_compiles_for_every_architecture(architecture: int, tmp_path: Path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on the PATH")
+    strict = [f"-arch=sm_{architecture}", "--Werror", "all-warnings", "-Xptxas", "-v"]
+    files = ["-o", tmp_path / "kernel.cubin", kernel_folder() / "cuda" / "preprocess.cu"]
+    ran = subprocess.run(
+        ["nvcc", "-cubin", *strict, *kernel_options(USUAL), *files],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    # The kernel that nearly every build runs keeps everything in registers.
+    assert " 0 bytes spill stores, 0 bytes spill loads" in ran.stderr

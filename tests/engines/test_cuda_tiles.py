@@ -1,0 +1,282 @@
+"""The CUDA kernel's blocks and threads, compiled for the host, against exact arithmetic."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from cuda_host import KERNELS, build, compiler, expected, fma, job, launch, spec
+from cuda_host import emulation as build_emulation
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ctgpu.engines import Job, open_engine
+from ctgpu.engines._batch import VOLUME, Axis, Piece, Placed, Span, pack, plan_batches, readable
+from ctgpu.errors import DeviceError
+from ctgpu.geometry import plan_volume
+from ctgpu.spec import Spec
+from ctgpu.testing.voxels import DTYPES, MEMORY_ORDERS, random_voxels
+from ctgpu.volume import Rescale
+
+
+@pytest.fixture(scope="session")
+def emulation() -> ctypes.CDLL:
+    return build_emulation()
+
+
+def emulate(
+    library: ctypes.CDLL,
+    jobs: Sequence[Job],
+    *,
+    limit_bytes: int = 1 << 62,
+    backwards: bool = False,
+) -> int:
+    """What `CudaEngine` does with `jobs`, host memory in the place of the device's.
+
+    Sources and outputs are copied through memory of exactly their size, so that a build with
+    AddressSanitizer sees every access beside them.  Returns the number of batches.
+    """
+    batches = list(plan_batches(jobs, limit_bytes))
+    for batch in batches:
+        run_batch(library, batch, backwards)
+    return len(batches)
+
+
+def run_batch(library: ctypes.CDLL, batch: Sequence[Piece], backwards: bool) -> None:
+    placed, sources, outs = [], [], []
+    for piece in batch:
+        voxels = readable(piece.voxels) if piece.voxels.size else piece.voxels
+        out = np.full(piece.out_shape, np.nan, np.float16)
+        address = 0
+        if voxels.size:
+            span = Span.of(voxels)
+            sources.append(np.frombuffer(ctypes.string_at(span.address, span.size_bytes), np.uint8))
+            sources[-1] = sources[-1].copy()
+            address = sources[-1].ctypes.data + span.origin_bytes
+        outs.append(out)
+        placed.append(Placed(piece, voxels, address, out.ctypes.data))
+    size = len(pack(placed, 0)[0])
+    memory = np.empty(size, np.uint8)
+    header, launches = pack(placed, memory.ctypes.data)
+    memory[:] = header
+    for launched in launches:
+        key, at = launched.key, memory.ctypes.data + launched.first * VOLUME.itemsize
+        tiles = [
+            library.ctgpu_tiles(ctypes.c_void_p(at + n * VOLUME.itemsize), key.fast, key.out)
+            for n in range(launched.count)
+        ]
+        volumes = memory[launched.first * VOLUME.itemsize :][: launched.count * VOLUME.itemsize]
+        assert volumes.view(VOLUME)["first_tile"].tolist() == np.cumsum([0, *tiles])[:-1].tolist()
+        assert launched.blocks == sum(tiles)
+        launch(library, key, at, launched.count, backwards=backwards)
+    for piece, out in zip(batch, outs, strict=True):
+        piece.out_view()[...] = out
+
+
+def check(library: ctypes.CDLL, jobs: Sequence[Job], **options: Any) -> int:
+    batches = emulate(library, jobs, **options)
+    for made in jobs:
+        np.testing.assert_array_equal(made.out.view(np.uint16), expected(made).view(np.uint16))
+    return batches
+
+
+def test_the_oracles_fma_rounds_once() -> None:
+    # 1 + 2^-24 + 2^-60: above the middle between two floats, which float64 cannot hold.
+    a = np.float32(2.0**-30)
+    assert fma(a, a, np.float32(1)) == 1
+    exact = fma(np.float32(1 + 2**-12), np.float32(2**-12 * (1 + 2**-12)), np.float32(1))
+    product = (1 + 2**-12) * (2**-12 * (1 + 2**-12))
+    assert exact == np.float32(math.fsum([product, 1.0]))
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+@pytest.mark.parametrize("order", MEMORY_ORDERS)
+@pytest.mark.parametrize("dtype", ["<i2", ">i2", "<f4"])
+def test_every_memory_order(emulation: ctypes.CDLL, dtype: str, order: str, layout: str) -> None:
+    voxels = random_voxels(1, (37, 29, 41), dtype, order)
+    made = job(voxels, spec((72, 40, 88), layout), (1.9, 1.2, 2.3))
+    check(emulation, [made])
+    emulate(emulation, [again := job(voxels, made.plan.spec, (1.9, 1.2, 2.3))], backwards=True)
+    np.testing.assert_array_equal(again.out.view(np.uint16), made.out.view(np.uint16))
+
+
+@pytest.mark.parametrize("swap", ["<", ">"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype(emulation: ctypes.CDLL, dtype: str, swap: str) -> None:
+    for order, layout in (("HWD", "HWD"), ("DWH", "HWD"), ("HDW", "DHW")):
+        voxels = random_voxels(2, (33, 12, 21), swap + dtype, order)
+        rescale = Rescale(0.75, -100.5, "header")
+        check(emulation, [job(voxels, spec((32, 16, 24), layout), (1.1, 1.0, 1.3), rescale)])
+
+
+def test_a_dtype_the_kernel_does_not_know_is_converted(emulation: ctypes.CDLL) -> None:
+    check(
+        emulation, [job(random_voxels(3, (9, 9, 9), "<f8").astype(np.longdouble), spec((8, 8, 8)))]
+    )
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_random_volumes(emulation: ctypes.CDLL, data: st.DataObject) -> None:
+    def one() -> Job:
+        draw = data.draw
+        shape = draw(st.tuples(*[st.integers(1, 60)] * 3))
+        voxels = random_voxels(
+            draw(st.integers(0, 99)),
+            shape,
+            draw(st.sampled_from("<>")) + draw(st.sampled_from(DTYPES)),
+            draw(st.sampled_from(MEMORY_ORDERS)),
+            flipped=draw(st.sets(st.integers(0, 2))),
+            step=draw(st.integers(1, 3)),
+        )
+        spacing = draw(st.tuples(*[st.floats(0.05, 3.0)] * 3))
+        slope = draw(st.sampled_from([1.0, 0.5, -1.25]))
+        intercept = draw(st.sampled_from([0.0, -1024.0, 0.1]))
+        return job(voxels, chosen, spacing, Rescale(slope, intercept, "header"))
+
+    chosen = spec(
+        data.draw(st.tuples(*[st.integers(1, 80)] * 3)),
+        data.draw(st.sampled_from(["HWD", "DHW"])),
+        clip=data.draw(st.sampled_from(["before", "after"])),
+        hu_window=data.draw(st.sampled_from([(-1000.0, 1000.0), (-150.0, 250.0), (0.0, 80.0)])),
+        pad_value=data.draw(st.sampled_from([-1.0, 0.1, -0.0])),
+    )
+    jobs = [one() for _ in range(data.draw(st.integers(1, 3)))]
+    largest = max(piece.device_bytes for made in jobs for piece in [whole(made)])
+    limit = data.draw(st.sampled_from([1 << 62, largest, max(largest // 2, 1 << 18)]))
+    check(emulation, jobs, limit_bytes=limit, backwards=data.draw(st.booleans()))
+
+
+def whole(made: Job) -> Piece:
+    return Piece.of(made, 0, made.plan.axes[2].n_out)
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+def test_a_volume_is_split_where_it_does_not_fit(emulation: ctypes.CDLL, layout: str) -> None:
+    made = job(random_voxels(5, (40, 40, 60)), spec((48, 48, 100), layout), (1.0, 1.0, 1.4))
+    assert check(emulation, [made]) == 1
+    made = job(made.voxels, made.plan.spec, (1.0, 1.0, 1.4))
+    assert check(emulation, [made], limit_bytes=whole(made).device_bytes // 3) > 3
+
+
+def test_a_volume_that_never_fits_is_refused() -> None:
+    made = job(random_voxels(6, (64, 64, 8)), spec((64, 64, 8)))
+    with pytest.raises(
+        DeviceError, match=r"one slice of a volume of shape \(64, 64, 8\).*--device"
+    ):
+        list(plan_batches([made], 5000))
+
+
+def test_coarse_sampling_keeps_within_the_slots() -> None:
+    for n, spacing, n_out in ((2000, 0.05, 90), (500, 0.6, 480), (300, 3.0, 600), (700, 1.0, 480)):
+        plan = plan_volume((n, 4, 4), (spacing, 1, 1), spec((n_out, 4, 4)))
+        axis = Axis.of(plan.axes[0])
+        rows = axis.tile_rows
+        assert 20 <= rows <= 32
+        for first in range(0, n_out, rows):
+            tile, source = axis.cut(first, min(rows, n_out - first))
+            assert min(source.stop - source.start, 2 * len(tile.steps)) <= 40
+
+
+def test_broadcast_and_overlapping_views(emulation: ctypes.CDLL) -> None:
+    plane = random_voxels(7, (30, 20, 1))
+    check(emulation, [job(np.broadcast_to(plane, (30, 20, 11)), spec((32, 24, 16)))])
+    line = np.arange(-500, 500, dtype=np.int16)
+    single = np.lib.stride_tricks.as_strided(plane, (30, 20, 1), (*plane.strides[:2], 2**50))
+    check(emulation, [job(single, spec((32, 24, 16)))])
+    windows = np.lib.stride_tricks.as_strided(line, (12, 14, 16), (2 * 30, 2 * 7, 2))
+    check(emulation, [job(windows, spec((16, 16, 16)))])
+
+
+def test_voxels_off_their_alignment(emulation: ctypes.CDLL) -> None:
+    voxels = random_voxels(8, (11, 12, 13), "<i4")
+    packed = np.zeros(voxels.shape, np.dtype([("tag", "u1"), ("value", "<i4")]))
+    packed["value"] = voxels
+    check(emulation, [job(packed["value"], spec((16, 16, 16)))])
+    shifted = np.frombuffer(b"\0" + voxels.tobytes(), np.uint8)[1:].view("<i4")
+    check(emulation, [job(shifted.reshape(voxels.shape), spec((16, 16, 16)))])
+
+
+def test_subnormal_voxels_keep_their_sign(emulation: ctypes.CDLL) -> None:
+    voxels = random_voxels(9, (8, 9, 10), "<f4") * np.float32(1e-42)
+    for clip in ("before", "after"):
+        check(emulation, [job(voxels, spec((16, 16, 16), clip=clip, hu_window=(-1000, 1000)))])
+
+
+def test_real_ct(emulation: ctypes.CDLL, real_ct: Path) -> None:
+    image = nibabel.load(real_ct / "lidcidri0001_small.nii.gz")
+    voxels = np.asanyarray(image.dataobj.get_unscaled())
+    spacing_mm = tuple(float(s) for s in image.header.get_zooms())
+    check(emulation, [job(voxels, Spec(shape_hwd=(200, 184, 96)), spacing_mm)])
+
+
+def test_the_same_bits_as_the_cpu_engine(emulation: ctypes.CDLL) -> None:
+    engine = open_engine("cpu")
+    for seed, order in enumerate(MEMORY_ORDERS):
+        for layout in ("HWD", "DHW"):
+            voxels = random_voxels(seed, (70, 66, 50), "<i2", order)
+            made = job(voxels, spec((96, 80, 64), layout), (1.3, 0.7, 1.1))
+            emulate(emulation, [made])
+            twin = job(voxels, made.plan.spec, (1.3, 0.7, 1.1))
+            engine.run([twin])
+            np.testing.assert_array_equal(made.out.view(np.uint16), twin.out.view(np.uint16))
+
+
+@pytest.mark.slow
+def test_no_access_beside_any_memory(tmp_path: Path) -> None:
+    """The same cases under AddressSanitizer and UBSan: a memcheck without a GPU."""
+    library = build(tmp_path, "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover")
+    runtime = subprocess.run(
+        [compiler() or "c++", "-print-file-name=libasan.so"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    ran = subprocess.run(
+        [sys.executable, __file__, str(library)],
+        env={
+            **os.environ,
+            "LD_PRELOAD": runtime,
+            "ASAN_OPTIONS": "detect_leaks=0",
+            "PYTHONPATH": str(KERNELS.parents[1]),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    assert ran.stdout == "24 volumes\n"
+
+
+def sanitized(library: ctypes.CDLL) -> int:
+    """Every order and layout, at sizes that leave a rest on every axis, fine and coarse."""
+    cases = [
+        ((37, 29, 41), (61, 43, 59), (1.0, 1.0, 1.0)),
+        ((80, 9, 70), (33, 16, 24), (0.48, 1.7, 0.3)),
+    ]
+    done = 0
+    for source, out, spacing_mm in cases:
+        for order in MEMORY_ORDERS:
+            for layout in ("HWD", "DHW"):
+                voxels = random_voxels(done, source, "<i2", order, flipped=(done % 3,))
+                check(library, [job(voxels, spec(out, layout), spacing_mm)])
+                done += 1
+    return done
+
+
+if __name__ == "__main__":
+    print(sanitized(ctypes.CDLL(sys.argv[1])), "volumes")

@@ -1,0 +1,267 @@
+"""Hostile volume files, made by code from a seed: every one differs, and all can be made again.
+
+The harmful ones come from real mistakes and from attacks: files cut short, bits flipped in storage
+or on the way, headers that promise what the data does not hold, streams that unfold without end,
+objects that would run code when unpickled, voxels that are no numbers.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+
+SHAPE = (40, 36, 12)
+
+
+class Hostile(NamedTuple):
+    """One file.
+
+    Attributes
+    ----------
+    file_name : str
+        Names the case too.
+    data : bytes
+        What is in it.
+    """
+
+    file_name: str
+    data: bytes
+
+
+def true_voxels() -> np.ndarray:
+    """The volume that every valid file of the corpus holds: int16 HU, shape `SHAPE`."""
+    rng = np.random.default_rng(11)
+    voxels = rng.normal(40, 30, SHAPE)
+    voxels[10:30, 8:28] = rng.normal(-850, 60, (20, 20, 12))
+    return voxels.astype(np.int16)
+
+
+def nifti_bytes(voxels: np.ndarray, **fields: object) -> bytes:
+    """An uncompressed NIfTI-1 file, with header fields overwritten."""
+    image = nibabel.Nifti1Image(voxels, np.diag([0.7, 0.7, 1.5, 1]))
+    header = image.header
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    for name, value in fields.items():
+        header[name] = value
+    return header.binaryblock + bytes(4) + voxels.tobytes("F")
+
+
+def npz_bytes(compress: bool = True, **arrays: np.ndarray) -> bytes:
+    """An ``.npz`` with fixed time stamps."""
+    file = io.BytesIO()
+    method = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, array in arrays.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, array, allow_pickle=True)
+            info = zipfile.ZipInfo(f"{name}.npy")
+            info.compress_type = method
+            archive.writestr(info, member.getvalue())
+    return file.getvalue()
+
+
+def valid_files() -> dict[str, bytes]:
+    """Files that decode to :func:`true_voxels`, all of them with a checksum over the voxels."""
+    voxels = true_voxels()
+    return {
+        "deflated.npz": npz_bytes(volume=voxels),
+        "stored.npz": npz_bytes(compress=False, arr_0=np.asfortranarray(voxels)),
+        "gzip.nii.gz": gzip.compress(nifti_bytes(voxels), 6, mtime=0),
+    }
+
+
+def damaged(count: int, seed: int) -> Iterator[Hostile]:
+    """`count` valid files, each damaged in one of many ways.
+
+    Some damage does no harm (a time stamp); such a file still decodes to :func:`true_voxels`.
+
+    Parameters
+    ----------
+    count : int
+        How many.
+    seed : int
+        Other seeds damage other places.
+    """
+    rng = np.random.default_rng(seed)
+    files = list(valid_files().items())
+    for k in range(count):
+        name, data = files[k % len(files)]
+        damage = DAMAGES[int(rng.integers(len(DAMAGES)))]
+        # Directory and headers are a small part of a file and the most worth attacking.
+        near_an_end = rng.random() < 0.5
+        at = int(rng.integers(len(data)))
+        if near_an_end:
+            at = int(rng.integers(400)) if rng.random() < 0.5 else len(data) - 1 - at % 200
+        yield Hostile(f"{damage.__name__}-{k}-{name}", damage(data, at, rng))
+
+
+def _flip_one_bit(data: bytes, at: int, rng: np.random.Generator) -> bytes:
+    return data[:at] + bytes([data[at] ^ 1 << int(rng.integers(8))]) + data[at + 1 :]
+
+
+def _cut_short(data: bytes, at: int, rng: np.random.Generator) -> bytes:
+    return data[:at]
+
+
+def _lose_a_piece(data: bytes, at: int, rng: np.random.Generator) -> bytes:
+    return data[:at] + data[at + int(rng.integers(1, 2000)) :]
+
+
+def _double_a_piece(data: bytes, at: int, rng: np.random.Generator) -> bytes:
+    return data[: at + int(rng.integers(1, 2000))] + data[at:]
+
+
+def _overwrite(data: bytes, at: int, rng: np.random.Generator) -> bytes:
+    noise = rng.bytes(int(rng.integers(1, 64)))
+    return data[:at] + noise + data[at + len(noise) :]
+
+
+def _zero_a_page(data: bytes, at: int, rng: np.random.Generator) -> bytes:
+    return data[:at] + bytes(min(512, len(data) - at)) + data[at + 512 :]
+
+
+def _set_a_field(data: bytes, at: int, rng: np.random.Generator) -> bytes:
+    value = rng.choice([0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF])
+    return data[:at] + struct.pack("<I", int(value)) + data[at + 4 :]
+
+
+DAMAGES: list[Callable[[bytes, int, np.random.Generator], bytes]] = [
+    _flip_one_bit,
+    _cut_short,
+    _lose_a_piece,
+    _double_a_piece,
+    _overwrite,
+    _zero_a_page,
+    _set_a_field,
+]
+
+
+def crafted() -> Iterator[Hostile]:
+    """Files that are hostile by design; none of them may be accepted."""
+    return itertools.chain(_crafted_npz(), _crafted_nifti(), _crafted_voxels())
+
+
+def zip_bytes(npy: bytes) -> bytes:
+    """An ``.npz`` around what claims to be its ``volume.npy``."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("volume.npy", npy)
+    return file.getvalue()
+
+
+def _npy(header: str, body: bytes) -> bytes:
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
+
+
+def _crafted_npz() -> Iterator[Hostile]:
+    class Explosive:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (exec, ("raise SystemExit('unpickled')",))
+
+    small = np.zeros((2, 2, 2), np.int16)
+    pickled = np.empty((1, 1, 1), object)
+    pickled[0, 0, 0] = Explosive()
+    yield Hostile("object-array.npz", npz_bytes(volume=pickled))
+    yield Hostile("object-metadata.npz", npz_bytes(volume=small, metadata=pickled))
+    yield Hostile("bare-pickle.npz", pickle.dumps(Explosive()))
+    for shape in ((4, 4), (1, 4, 4, 4), (4, 0, 4), ()):
+        yield Hostile(f"shape-{shape}.npz", npz_bytes(volume=np.zeros(shape, np.int16)))
+    yield Hostile("no-array.npz", npz_bytes())
+    yield Hostile("two-volumes.npz", npz_bytes(a=small, b=small))
+    yield Hostile("ugly-names.npz", npz_bytes(**{"\x1b[2J\n": small, "../" * 900: small}))
+
+    header = "{{'descr': '{}', 'fortran_order': False, 'shape': {}}}"
+    for descr, shape in [
+        ("<i2", (2, 2, 3)),
+        ("<i2", (2, 2, 1)),
+        ("<i2", (-2, -2, 2)),
+        ("<i2", (10**6, 10**6, 10**6)),
+        ("<i2", (10**30, 1, 1)),
+        ("<V99999999", (1, 1, 1)),
+        ("|O", (1, 1, 1)),
+    ]:
+        npy = _npy(header.format(descr, shape), bytes(16))
+        yield Hostile(f"lying-header-{descr[1:]}-{shape[0]}-{shape[2]}.npz", zip_bytes(npy))
+    yield Hostile("code-header.npz", zip_bytes(_npy("__import__('os')._exit(1)", b"")))
+    yield Hostile("deep-header.npz", zip_bytes(_npy("(" * 9000, b"")))
+    yield Hostile(
+        "huge-header.npz", zip_bytes(b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b" " * 70_000)
+    )
+    yield Hostile("bomb.npz", zip_bytes(_npy(header.format("<i2", (4, 4, 4)), bytes(64 << 20))))
+
+    good = npz_bytes(volume=true_voxels(), zzz=small)
+    entry = good.index(b"PK\x01\x02")
+    second = good.index(b"PK\x01\x02", entry + 4)
+    for name, at, code, value in [
+        ("encrypted", entry + 8, "<H", 1),
+        ("bzip2", entry + 10, "<H", zipfile.ZIP_BZIP2),
+        ("lzma", entry + 10, "<H", zipfile.ZIP_LZMA),
+        ("stored-that-is-deflated", entry + 10, "<H", zipfile.ZIP_STORED),
+        ("wrong-crc", entry + 16, "<I", 1),
+        ("small-packed", entry + 20, "<I", 100),
+        ("huge-packed", entry + 20, "<I", 0x7FFFFFFF),
+        ("small-size", entry + 24, "<I", 1000),
+        ("huge-size", entry + 24, "<I", 0x7FFFFFFF),
+        ("overlapping", second + 42, "<I", 50),
+        ("twice-the-same", second + 42, "<I", 0),
+        ("beyond-the-end", second + 42, "<I", 0x7FFFFFFF),
+    ]:
+        patched = bytearray(good)
+        struct.pack_into(code, patched, at, value)
+        yield Hostile(f"{name}.npz", bytes(patched))
+
+
+def _crafted_nifti() -> Iterator[Hostile]:
+    voxels = true_voxels()
+    headers: dict[str, dict[str, object]] = {
+        "negative-dim": {"dim": [3, 40, -36, 12, 1, 1, 1, 1]},
+        "huge-dim": {"dim": [3, 32767, 32767, 32767, 1, 1, 1, 1]},
+        "one-slice-too-many": {"dim": [3, 40, 36, 13, 1, 1, 1, 1]},
+        "one-slice-too-few": {"dim": [3, 40, 36, 11, 1, 1, 1, 1]},
+        "empty": {"dim": [3, 40, 0, 12, 1, 1, 1, 1]},
+        "2-d": {"dim": [2, 40, 36, 1, 1, 1, 1, 1]},
+        "4-d": {"dim": [4, 40, 36, 6, 2, 1, 1, 1]},
+        "no-dim": {"dim": [0] * 8},
+        "many-dim": {"dim": [99] * 8},
+        "wider-dtype": {"datatype": 8},
+        "unknown-dtype": {"datatype": 31337},
+        "complex": {"datatype": 32},
+        "early-voxels": {"vox_offset": 8},
+        "late-voxels": {"vox_offset": 1e30},
+        "nan-offset": {"vox_offset": np.nan},
+        "nan-affine": {"sform_code": 1, "srow_y": [np.nan] * 4},
+        "nan-intercept": {"scl_slope": 1, "scl_inter": np.nan},
+        "pair": {"magic": b"ni1"},
+    }
+    for name, fields in headers.items():
+        data = nifti_bytes(voxels, **fields)
+        yield Hostile(f"{name}.nii", data)
+        yield Hostile(f"{name}.nii.gz", gzip.compress(data, 1, mtime=0))
+    good = valid_files()["gzip.nii.gz"]
+    yield Hostile("wrong-crc.nii.gz", good[:-8] + bytes(4) + good[-4:])
+    yield Hostile("wrong-size.nii.gz", good[:-1] + b"\x7f")
+    yield Hostile("rubbish-behind.nii.gz", good + b"rubbish")
+    yield Hostile("second-member.nii.gz", good + gzip.compress(b"more voxels"))
+    yield Hostile("many-empty-members.nii.gz", gzip.compress(b"") * 20_000)
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = squeeze.compress(nifti_bytes(voxels)) + squeeze.compress(bytes(256 << 20))
+    yield Hostile("bomb.nii.gz", bomb + squeeze.flush())
+
+
+def _crafted_voxels() -> Iterator[Hostile]:
+    for value in (np.nan, np.inf, -np.inf):
+        voxels = true_voxels().astype(np.float32)
+        voxels[-1, -1, -1] = value
+        yield Hostile(f"{value}.npz", npz_bytes(data=voxels))
+        yield Hostile(f"{value}.nii.gz", gzip.compress(nifti_bytes(voxels), 1, mtime=0))

@@ -1,0 +1,100 @@
+"""Coverage-guided fuzzing of the two decoders.
+
+``python tests/fuzz/fuzz_decode.py [CORPUS_DIR] [-max_total_time=SECONDS] [-runs=N] [-seed=N]``
+takes libFuzzer's options.  What is found besides a ``DecodeError`` is a crash, and its input is
+written to the working directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import atheris
+
+with atheris.instrument_imports(include=["ctgpu", "zipfile", "numpy.lib"]):
+    from ctgpu.buffers import BufferPool
+    from ctgpu.decode import decode, inflated_size
+    from ctgpu.errors import DecodeError, IntensityError
+    from ctgpu.intensity import check_hu, resolve_rescale
+
+import nibabel  # noqa: F401  (imported by the decoder on first use, and slow under coverage)
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "faults"))
+import corpus
+
+LIMIT_BYTES = 1 << 24
+
+# The first byte of an input chooses one.  Raw files put the containers to the test; the last two
+# wrap the input in a sound container, since no mutation passes a checksum by itself.
+KINDS: list[tuple[str, Callable[[bytes], bytes]]] = [
+    ("fuzz.npz", bytes),
+    ("fuzz.nii.gz", bytes),
+    ("fuzz.nii", bytes),
+    ("fuzz.nii.gz", lambda data: gzip.compress(data, 1)),
+    ("fuzz.npz", corpus.zip_bytes),
+]
+
+
+def decode_one(data: bytes) -> None:
+    """One input: a ``DecodeError``, an ``IntensityError`` or a volume, and no byte lost."""
+    file_name, wrap = KINDS[(data or b"\0")[0] % len(KINDS)]
+    file = wrap(data[1:])
+    pool = BufferPool()
+    buffer = pool.acquire(len(file))
+    buffer.bytes[:] = np.frombuffer(file, np.uint8)
+    inflated_size(file_name, buffer.bytes)
+    try:
+        volume = decode(file_name, buffer, pool, limit_bytes=LIMIT_BYTES)
+    except DecodeError:
+        assert pool.lent_bytes == 0
+        return
+    with contextlib.suppress(IntensityError):
+        check_hu(volume.voxels, resolve_rescale(volume, intensity="auto"))
+    volume.release()
+    assert pool.lent_bytes == 0
+
+
+def write_seeds(folder: Path) -> None:
+    """Small valid files and the crafted hostile ones, for the fuzzer to start from."""
+    voxels = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
+    plain = corpus.nifti_bytes(voxels)
+    metadata = np.frombuffer(b'{"XYSpacing": "[0.7, 0.7]", "ZSpacing": 1.5}', np.uint8)
+    npy = io.BytesIO()
+    np.lib.format.write_array(npy, voxels)
+    seeds = [
+        b"\0" + corpus.npz_bytes(volume=voxels, metadata=metadata),
+        b"\0" + corpus.npz_bytes(compress=False, scan=voxels.astype(np.float32)),
+        b"\2" + plain,
+        b"\3" + plain,
+        b"\4" + npy.getvalue(),
+    ]
+    names = [name for name, _ in KINDS]
+    seeds += [
+        bytes([names.index("fuzz." + hostile.file_name.partition(".")[2])]) + hostile.data
+        for hostile in corpus.crafted()
+        if len(hostile.data) < 4096
+    ]
+    for k, seed in enumerate(seeds):
+        (folder / f"seed-{k:03d}").write_bytes(seed)
+
+
+def main() -> None:
+    """Fuzz until libFuzzer's options say stop."""
+    folders = [a for a in sys.argv[1:] if not a.startswith("-")]
+    with tempfile.TemporaryDirectory() as made:
+        seeds = Path(made)
+        write_seeds(seeds)
+        arguments = [sys.argv[0], *folders, *(a for a in sys.argv[1:] if a.startswith("-"))]
+        atheris.Setup([*arguments, str(seeds)], decode_one)
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

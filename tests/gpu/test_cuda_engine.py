@@ -1,0 +1,236 @@
+"""The CUDA engine on a real GPU: the bits of the CPU engine, whatever way the work takes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ctgpu.buffers import BufferPool
+from ctgpu.engines import Job, open_engine
+from ctgpu.engines._batch import KernelKey
+from ctgpu.engines.base import Engine
+from ctgpu.engines.cuda import CudaEngine
+from ctgpu.errors import DeviceError
+from ctgpu.geometry import plan_volume
+from ctgpu.spec import Spec
+from ctgpu.testing.voxels import DTYPES, MEMORY_ORDERS, random_voxels
+from ctgpu.volume import Rescale
+
+pytestmark = pytest.mark.gpu
+
+SMALL = Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=(96, 80, 64))
+SMALL_DHW = Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=(96, 80, 64), layout="DHW")
+SPACING_MM = (1.3, 0.7, 1.1)
+
+
+@pytest.fixture(scope="module")
+def cuda() -> Iterator[CudaEngine]:
+    engine = CudaEngine((0,))
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def cpu() -> Engine:
+    return open_engine("cpu")
+
+
+def job(
+    voxels: Any,
+    spec: Spec = SMALL,
+    spacing_mm: tuple[float, float, float] = SPACING_MM,
+    rescale: Rescale = Rescale(),  # noqa: B008
+) -> Job:
+    plan = plan_volume(voxels.shape, spacing_mm, spec)
+    return Job(voxels, rescale, plan, np.full(spec.stored_shape, np.nan, np.float16))
+
+
+def check(engine: Engine, cpu: Engine, jobs: list[Job]) -> None:
+    engine.run(jobs)
+    for made in jobs:
+        assert_bits(made.out, made, cpu)
+
+
+def assert_bits(result: np.ndarray, made: Job, cpu: Engine) -> None:
+    twin = Job(made.voxels, made.rescale, made.plan, np.full_like(made.out, np.nan))
+    cpu.run([twin])
+    np.testing.assert_array_equal(result.view(np.uint16), twin.out.view(np.uint16))
+
+
+@pytest.mark.parametrize("spec", [SMALL, SMALL_DHW], ids=["HWD", "DHW"])
+@pytest.mark.parametrize("order", MEMORY_ORDERS)
+def test_every_memory_order(cuda: CudaEngine, cpu: Engine, order: str, spec: Spec) -> None:
+    for flipped in ((), (0, 2)):
+        for step in (1, 3):
+            voxels = random_voxels(1, (70, 66, 50), "<i2", order, flipped=flipped, step=step)
+            check(cuda, cpu, [job(voxels, spec)])
+
+
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_dtype(cuda: CudaEngine, cpu: Engine, dtype: str, byte_order: str) -> None:
+    for n, (order, spec) in enumerate((("DWH", SMALL), ("HWD", SMALL), ("HDW", SMALL_DHW))):
+        voxels = random_voxels(n, (70, 66, 50), byte_order + dtype, order)
+        check(cuda, cpu, [job(voxels, spec, rescale=Rescale(0.75, -100.5, "header"))])
+
+
+@pytest.mark.parametrize("clip", ["before", "after"])
+def test_subnormals_are_kept(cuda: CudaEngine, cpu: Engine, clip: Any) -> None:
+    # CuPy compiles with -ftz=true; the kernel's arithmetic must not follow.
+    voxels = random_voxels(2, (70, 66, 50), "<f4") * np.float32(1e-42)
+    check(cuda, cpu, [job(voxels, Spec(shape_hwd=(96, 80, 64), clip=clip))])
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 200, 7), (33, 31, 129)])
+def test_shapes_that_leave_a_rest(
+    cuda: CudaEngine, cpu: Engine, shape: tuple[int, int, int]
+) -> None:
+    for out in ((61, 43, 59), (5, 1, 3), (64, 64, 64)):
+        for layout in ("HWD", "DHW"):
+            spec = Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=out, layout=layout)
+            for spacing_mm in ((1.0, 1.0, 1.0), (0.3, 2.7, 0.1)):
+                check(cuda, cpu, [job(random_voxels(3, shape), spec, spacing_mm)])
+
+
+def test_the_usual_volume(cuda: CudaEngine, cpu: Engine) -> None:
+    voxels = random_voxels(4, (512, 512, 150), "<i2", "DWH")
+    for layout in ("HWD", "DHW"):
+        check(cuda, cpu, [job(voxels, Spec(layout=layout), (0.7, 0.7, 2.5))])
+
+
+def test_real_ct(cuda: CudaEngine, cpu: Engine, real_ct: Path) -> None:
+    from ctgpu.decode import decode
+
+    path = min(real_ct.glob("*.nii.gz"), key=lambda file: file.stat().st_size)
+    pool = BufferPool(allocate=cuda.allocate)
+    compressed = pool.acquire(path.stat().st_size)
+    compressed.bytes[:] = np.fromfile(path, np.uint8)
+    raw = decode(path.name, compressed, pool)
+    assert raw.spacing_mm is not None
+    for layout in ("HWD", "DHW"):
+        check(cuda, cpu, [job(raw.voxels, Spec(layout=layout), raw.spacing_mm, raw.header_rescale)])
+
+
+def test_a_batch_of_everything(cuda: CudaEngine, cpu: Engine) -> None:
+    jobs = [
+        job(random_voxels(n, (40 + n, 30, 50 - n), dtype, order), spec)
+        for n, (dtype, order, spec) in enumerate(
+            [
+                ("<i2", "DWH", SMALL),
+                (">i2", "HWD", SMALL),
+                ("<f4", "HWD", SMALL_DHW),
+                ("<i2", "DWH", SMALL),
+                ("<u1", "WHD", SMALL),
+                ("<i2", "DWH", SMALL),
+            ]
+        )
+    ]
+    check(cuda, cpu, jobs)
+
+
+def test_every_lane_at_once(cuda: CudaEngine, cpu: Engine) -> None:
+    pool = BufferPool(allocate=cuda.allocate)
+    jobs = []
+    for n in range(24):
+        made = job(random_voxels(n, (60 + n, 66, 50), "<i2", MEMORY_ORDERS[n % 6]))
+        made.out = pool.acquire(made.out.nbytes).array(made.out.shape, np.float16)
+        jobs.append(made)
+    assert cuda.concurrency >= 2
+    with ThreadPoolExecutor(cuda.concurrency) as threads:
+        list(threads.map(lambda made: cuda.run([made]), jobs))
+    for made in jobs:
+        assert_bits(made.out, made, cpu)
+
+
+@pytest.mark.parametrize("spec", [SMALL, SMALL_DHW], ids=["HWD", "DHW"])
+def test_a_volume_larger_than_its_share(cpu: Engine, spec: Spec) -> None:
+    engine = CudaEngine((0,), memory_limit_bytes=3 * 500_000)
+    check(engine, cpu, [job(random_voxels(5, (70, 66, 50)), spec) for _ in range(3)])
+    engine.close()
+    starved = CudaEngine((0,), memory_limit_bytes=3 * 9_000)
+    with pytest.raises(DeviceError, match="one slice of a volume"):
+        starved.run([job(random_voxels(5, (70, 66, 50)), spec)])
+    starved.close()
+
+
+def test_out_of_memory_makes_the_batch_smaller(
+    cpu: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    cupy = pytest.importorskip("cupy")
+    voxels = random_voxels(6, (256, 256, 128))
+    spec = Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=(256, 256, 128))
+    jobs = [job(voxels, spec, (1.0, 1.0, 1.0)) for _ in range(8)]  # 34 MB each
+    engine = CudaEngine((0,), memory_limit_bytes=1 << 40)  # more than there is
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    hog = cupy.cuda.Memory(free - (160 << 20))
+    try:
+        with caplog.at_level(logging.WARNING, "ctgpu"):
+            engine.run(jobs)
+    finally:
+        del hog
+    assert "going on with batches of at most" in caplog.text
+    for made in jobs:
+        assert_bits(made.out, made, cpu)
+    engine.close()
+
+
+def test_pinned_memory_is_page_aligned(cuda: CudaEngine) -> None:
+    cupy = pytest.importorskip("cupy")
+    memory = cuda.allocate(100_001)
+    assert memory.ctypes.data % 4096 == 0
+    assert len(memory) >= 100_001
+    assert len(memory) % 4096 == 0
+    attributes = cupy.cuda.runtime.pointerGetAttributes(memory.ctypes.data)
+    assert attributes.type == cupy.cuda.runtime.memoryTypeHost
+
+
+@pytest.mark.parametrize("spec", [SMALL, SMALL_DHW], ids=["HWD", "DHW"])
+def test_the_result_stays_on_the_device(cuda: CudaEngine, cpu: Engine, spec: Spec) -> None:
+    cupy = pytest.importorskip("cupy")
+    made = job(random_voxels(7, (70, 66, 50), "<i2", "DWH"), spec)
+    from_host = cuda.preprocess_on_device(made)
+    assert isinstance(from_host, cupy.ndarray)
+    assert_bits(cupy.asnumpy(from_host), made, cpu)
+    on_device = Job(cupy.asarray(made.voxels), made.rescale, made.plan, made.out)
+    assert_bits(cupy.asnumpy(cuda.preprocess_on_device(on_device)), made, cpu)
+    strided = Job(cupy.asarray(made.voxels)[::-1, :, ::-1], made.rescale, made.plan, made.out)
+    host_view = Job(made.voxels[::-1, :, ::-1], made.rescale, made.plan, made.out)
+    assert_bits(cupy.asnumpy(cuda.preprocess_on_device(strided)), host_view, cpu)
+
+
+def test_beside_torch_on_its_stream(cuda: CudaEngine, cpu: Engine) -> None:
+    torch = pytest.importorskip("torch")
+    made = job(random_voxels(8, (70, 66, 50)))
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        tensor = torch.from_numpy(made.voxels).cuda(non_blocking=True)
+        doubled = torch.zeros_like(tensor) + tensor  # queued on `stream`, read by the kernel
+        on_device = Job(doubled, made.rescale, made.plan, made.out)
+        result = cuda.preprocess_on_device(on_device, stream.cuda_stream)
+        taken = torch.from_dlpack(result)
+        moved = (taken + 0).cpu()
+    assert taken.data_ptr() == result.data.ptr
+    assert_bits(moved.numpy(), made, cpu)
+
+
+def test_several_devices_share_the_work(cpu: Engine) -> None:
+    engine = CudaEngine()
+    assert engine.concurrency == 3 * len(engine.ordinals)
+    jobs = [job(random_voxels(n, (70, 66, 50))) for n in range(2 * engine.concurrency)]
+    for made in jobs:
+        check(engine, cpu, [made])
+    assert [device["ordinal"] for device in engine.describe()["devices"]] == [*engine.ordinals]
+    engine.close()
+    with pytest.raises(DeviceError, match="was closed"):
+        engine.run(jobs)
+
+
+def test_the_usual_kernel_keeps_to_registers(cuda: CudaEngine) -> None:
+    usual = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
+    assert cuda._kernels.get(0, usual).attributes["local_size_bytes"] == 0

@@ -1,0 +1,86 @@
+"""Small plans and samples for the tests of the format."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ctgpu.buffers import allocate_pages
+from ctgpu.shards.ledger import LedgerEntry
+from ctgpu.shards.plan import Plan, PlannedSample
+from ctgpu.shards.record import ShardRecord, checksum
+from ctgpu.shards.writer import PackedSample, ShardWriter
+from ctgpu.spec import Spec
+
+#: 4,096 bytes, and 1,260: with and without a tail after the last whole page.
+WHOLE_PAGES = Spec(shape_hwd=(16, 16, 8))
+ODD = Spec(shape_hwd=(6, 7, 15))
+
+
+def make_plan(count: int = 4, *, samples_per_shard: int = 4, spec: Spec = ODD) -> Plan:
+    """A plan of `count` samples."""
+    return Plan(
+        dataset="phantoms",
+        split="valid",
+        spec=spec,
+        arithmetic="ctgpu",
+        fingerprint=spec.fingerprint("ctgpu"),
+        source={"kind": "folder", "location": "phantoms", "revision": "1"},
+        selection={"recon": "all", "order": "path", "seed": 0, "limit": None},
+        samples_per_shard=samples_per_shard,
+        class_names=("Nodule", "Effusion"),
+        samples=[
+            PlannedSample(f"scan_{i}", f"scan.{i}", f"valid/scan.{i}.npz", 1000 + i, "sha256:00")
+            for i in range(count)
+        ],
+    )
+
+
+def pack(plan: Plan, sample: PlannedSample) -> PackedSample:
+    """The sample's members: noise that depends on the key alone."""
+    seed = int(checksum(sample.key.encode())[:8], 16)
+    volume = allocate_pages(plan.spec.size_bytes)[: plan.spec.size_bytes]
+    volume[:] = np.random.default_rng(seed).integers(0, 256, volume.size, np.uint8)
+    digest = checksum(volume.data)
+    return PackedSample(
+        sample.key,
+        volume,
+        digest,
+        np.array([seed % 2, np.nan], "<f4").tobytes(),
+        f"Bericht für {sample.study_id}".encode(),
+        json.dumps({"study_id": sample.study_id, "xxh3_128": digest}).encode(),
+    )
+
+
+def fail(sample: PlannedSample) -> LedgerEntry:
+    """A failure of the sample."""
+    return LedgerEntry(sample.key, sample.path, "decode", "DecodeError", "not a volume", 1)
+
+
+def write_shard(
+    folder: Path,
+    plan: Plan,
+    index: int = 0,
+    *,
+    failing: tuple[str, ...] = (),
+    replacing: bool = False,
+) -> ShardRecord:
+    """Write, or go on writing, one shard."""
+    writer = ShardWriter(
+        folder,
+        index,
+        samples=plan.samples_of(index),
+        fingerprint=plan.fingerprint,
+        replace=replacing,
+    )
+    try:
+        for sample in writer.pending:
+            if sample.key in failing:
+                writer.skip(fail(sample))
+            else:
+                writer.append(pack(plan, sample))
+        return writer.commit({"engine": "test"})
+    finally:
+        writer.abandon()

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from shard_samples import ODD, make_plan
+
+from ctgpu.errors import MismatchError, UsageError
+from ctgpu.shards import disk
+from ctgpu.shards.names import PLAN_NAME
+from ctgpu.shards.plan import Plan, PlannedSample
+from ctgpu.spec import Spec
+
+
+def test_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
+    plan = make_plan(9)
+    assert Plan.create(tmp_path, plan) is plan
+    assert Plan.load(tmp_path) == plan
+    assert (tmp_path / PLAN_NAME).read_bytes() == Plan.load(tmp_path).to_json()
+    assert os.listdir(tmp_path) == [PLAN_NAME]
+
+
+def test_awkward_paths_survive(tmp_path: Path) -> None:
+    sample = PlannedSample("k", 'a"\\\u2028', "ordner/\udcff\u00fc\n.npz", 1, None, "v1")
+    Plan.create(tmp_path, replace(make_plan(), samples=[sample]))
+    assert Plan.load(tmp_path).samples == [sample]
+
+
+def test_every_sample_is_in_one_shard() -> None:
+    plan = make_plan(9)
+    assert plan.shards == 3
+    assert [s for i in range(3) for s in plan.samples_of(i)] == plan.samples
+    assert [len(plan.samples_of(i)) for i in range(3)] == [4, 4, 1]
+    assert make_plan(8).shards == 2
+    assert make_plan(0).shards == 0
+    with pytest.raises(UsageError, match="shards 0 to 2"):
+        plan.samples_of(3)
+
+
+@pytest.mark.parametrize("hard_links", [True, False], ids=["link", "no_link"])
+def test_of_many_creators_one_wins(
+    hard_links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not hard_links:
+        monkeypatch.setattr(disk.os, "link", refuse)
+    plans = [make_plan(4 + i) for i in range(6)]
+    start = threading.Barrier(len(plans))
+    results: list[Plan] = []
+
+    def create(plan: Plan) -> None:
+        start.wait()
+        results.append(Plan.create(tmp_path, plan))
+
+    threads = [threading.Thread(target=create, args=(plan,)) for plan in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == len(plans)
+    assert all(result == results[0] for result in results)
+    assert results[0] in plans
+    assert os.listdir(tmp_path) == [PLAN_NAME]
+
+
+def test_an_existing_plan_is_never_replaced(tmp_path: Path) -> None:
+    Plan.create(tmp_path, make_plan(4))
+    assert Plan.create(tmp_path, make_plan(5)) == make_plan(4)
+    assert Plan.load(tmp_path) == make_plan(4)
+
+
+def test_differences_name_every_field() -> None:
+    plan = make_plan()
+    other = replace(
+        plan,
+        split="train",
+        spec=Spec(shape_hwd=ODD.shape_hwd, layout="DHW"),
+        source={"kind": "hub"},
+    )
+    found = plan.differences(other)
+    assert "spec.layout: found 'HWD', wanted 'DHW'" in found
+    assert "split: found 'valid', wanted 'train'" in found
+    assert "source.kind: found 'folder', wanted 'hub'" in found
+    assert "source.revision: found '1', wanted None" in found
+    assert len(found) == 5
+    assert plan.differences(plan) == []
+
+
+def test_other_samples_are_a_difference() -> None:
+    plan = make_plan()
+    other = replace(plan, samples=[replace(s, size_bytes=1) for s in plan.samples])
+    assert len(plan.differences(other)) == 1
+
+
+def test_what_is_not_given_is_adopted(tmp_path: Path) -> None:
+    plan = make_plan()
+    plan.require(tmp_path, {})
+    plan.require(tmp_path, {"split": "valid", "spec": {"layout": "HWD"}, "selection": {"seed": 0}})
+    plan.require(tmp_path, {"spec.shape_hwd": ODD.shape_hwd, "class_names": plan.class_names})
+    with pytest.raises(MismatchError, match=r"selection\.seed: found 0, wanted 3") as caught:
+        plan.require(tmp_path, {"split": "valid", "selection": {"seed": 3}})
+    assert str(tmp_path) in str(caught.value)
+    assert "split" not in str(caught.value)
+
+
+def test_shared_keys_are_refused_by_path(tmp_path: Path) -> None:
+    samples = [
+        PlannedSample("a_b", "a.b", "x/a.b.npz", 1),
+        PlannedSample("a_b", "a_b", "a_b.npz", 1),
+    ]
+    with pytest.raises(UsageError, match=r"x/a\.b\.npz and a_b\.npz would share"):
+        Plan.create(tmp_path, replace(make_plan(), samples=samples))
+    assert os.listdir(tmp_path) == []
+
+
+def test_limits_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    for plan in (
+        replace(make_plan(), spec=Spec(shape_hwd=(65535, 65535, 2))),
+        replace(make_plan(), samples_per_shard=0),
+        replace(make_plan(), samples=[PlannedSample("x" * 96, "x", "long.npz", 1)]),
+    ):
+        with pytest.raises(UsageError):
+            Plan.create(tmp_path, plan)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: b"",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace(b"ctgpu-plan-1", b"ctgpu-plan-9"),
+        lambda text: text.replace(b'"samples": [', b'"samples": 3, "x": ['),
+        lambda text: text.replace(b'"samples_per_shard": 4', b'"samples_per_shard": 0'),
+        lambda text: text.replace(b'"layout"', b'"lay"'),
+        lambda text: b"\xff\xfe\x00",
+        lambda text: b"[" * 100_000,
+        lambda text: b"[]",
+    ],
+)
+def test_a_damaged_plan_is_one_sentence(damage: object, tmp_path: Path) -> None:
+    Plan.create(tmp_path, make_plan())
+    path = tmp_path / PLAN_NAME
+    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(UsageError, match=r"plan\.json is damaged"):
+        Plan.load(tmp_path)
+
+
+def test_a_folder_without_a_plan_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"holds no plan\.json"):
+        Plan.load(tmp_path)

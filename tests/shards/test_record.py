@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import xxhash
+from shard_samples import make_plan, write_shard
+
+from ctgpu.errors import StorageError
+from ctgpu.shards.record import SampleEntry, ShardRecord, ShardSummary, checksum
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> ShardRecord:
+    """Of a shard of four, one of which failed."""
+    return write_shard(tmp_path, make_plan(), failing=("scan_1",))
+
+
+def test_checksum_is_xxh3_128_of_any_buffer() -> None:
+    assert checksum(b"abc") == xxhash.xxh3_128(b"abc").hexdigest()
+    assert checksum(memoryview(b"abc")) == checksum(b"abc")
+    assert len(checksum(b"")) == 32
+
+
+def test_a_record_is_one_json_object(record: ShardRecord, tmp_path: Path) -> None:
+    values = json.loads((tmp_path / "shard-000000.json").read_bytes())
+    assert values["num_samples"] == len(values["samples"]) == 3
+    assert values["num_failed"] == len(values["failures"]) == 1
+    assert values["filename"] == "shard-000000.tar"
+
+
+def test_the_summary_is_its_first_line(record: ShardRecord, tmp_path: Path) -> None:
+    assert ShardSummary.load(tmp_path / "shard-000000.json") == record.summary
+    assert record.summary == ShardSummary(0, record.fingerprint, record.size_bytes, 3, 0, 1)
+
+
+def test_only_the_run_depends_on_the_run(record: ShardRecord) -> None:
+    first = replace(record, run={"engine": "a"}).to_json()
+    second = replace(record, run={"engine": "b"}).to_json()
+    assert first.partition(b'"run"')[0] == second.partition(b'"run"')[0]
+    assert replace(record, run={}).to_json().endswith(b'"run":{}}\n')
+
+
+def test_entries_round_trip(record: ShardRecord) -> None:
+    for entry in record.samples:
+        assert SampleEntry.from_dict(json.loads(json.dumps(entry.to_dict()))) == entry
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start": 100},
+        {"start": 8192},
+        {"end": 0},
+        {"start": -1},
+        {"start": 0.0},
+        {"key": "x" * 200},
+        {"key": None},
+        {"members": {}},
+        {"members": []},
+        {"members": {e: [0, 10**30, ""] for e in ("bin", "cls", "txt", "json")}},
+    ],
+)
+def test_entries_that_contradict_themselves_are_refused(
+    change: dict[str, object], record: ShardRecord
+) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        SampleEntry.from_dict(record.samples[0].to_dict() | change)
+
+
+def _swap(content: bytes) -> bytes:
+    return content.replace(b'"shard_index":0', b'"shard_index":1')
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: b"{}",
+        lambda content: b"[]",
+        lambda content: b"\xff" * 100,
+        lambda content: content.replace(b'"num_samples":3', b'"num_samples":2'),
+        lambda content: content.replace(b'"end":', b'"end":1'),
+        lambda content: content.replace(b"ctgpu-shard-1", b"ctgpu-shard-9"),
+        lambda content: content.replace(b'"attempts":1', b'"attempts":"1"'),
+        _swap,
+    ],
+)
+def test_a_damaged_record_is_one_sentence(
+    damage: Callable[[bytes], bytes], record: ShardRecord, tmp_path: Path
+) -> None:
+    path = tmp_path / "shard-000000.json"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(StorageError, match=r"shard-000000\.json is not the record") as caught:
+        ShardRecord.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"[", b'{"format":"ctgpu-shard-1",\n'])
+def test_a_damaged_summary_is_one_sentence(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "shard-000000.json"
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match="is not the record"):
+        ShardSummary.load(path)
+
+
+def test_a_missing_record_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be read"):
+        ShardRecord.load(tmp_path / "shard-000000.json")

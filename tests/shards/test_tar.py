@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctgpu.errors import UsageError
+from ctgpu.shards.tar import (
+    ALIGNMENT_BYTES,
+    BLOCK_BYTES,
+    END_OF_ARCHIVE,
+    EXTENSIONS,
+    KEY_LIMIT_BYTES,
+    MEMBER_LIMIT_BYTES,
+    alignment,
+    check_key,
+    check_payload,
+    header,
+    lay_out,
+    member_names,
+)
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 110_592_000, MEMBER_LIMIT_BYTES])
+def test_header_is_what_tarfile_writes(size_bytes: int) -> None:
+    info = tarfile.TarInfo("scan_ü.bin")
+    info.size = size_bytes
+    assert header("scan_ü.bin", size_bytes) == info.tobuf(tarfile.USTAR_FORMAT)
+
+
+@pytest.mark.parametrize(("name", "size_bytes"), [("x" * 101, 0), ("x", 8**11), ("x", -1)])
+def test_header_refuses_what_does_not_fit(name: str, size_bytes: int) -> None:
+    with pytest.raises(ValueError, match="does not fit"):
+        header(name, size_bytes)
+
+
+@pytest.mark.parametrize("start", range(0, 2 * ALIGNMENT_BYTES, BLOCK_BYTES))
+def test_alignment_is_exact_and_legal(start: int) -> None:
+    extended = alignment(start)
+    assert (start + len(extended) + BLOCK_BYTES) % ALIGNMENT_BYTES == 0
+    assert len(extended) < 2 * ALIGNMENT_BYTES
+    archive = io.BytesIO(extended + header("scan.bin", 0) + END_OF_ARCHIVE)
+    with tarfile.open(fileobj=archive) as tar:
+        (member,) = tar.getmembers()
+    assert member.name == "scan.bin"
+    assert set(member.pax_headers) <= {"comment"}
+
+
+@given(
+    st.lists(
+        st.fixed_dictionaries({extension: st.integers(0, 9000) for extension in EXTENSIONS}),
+        max_size=5,
+    )
+)
+def test_laid_out_samples_are_a_tar(samples: list[dict[str, int]]) -> None:
+    archive = b""
+    expected = []
+    for number, sizes in enumerate(samples):
+        layout = lay_out(len(archive), f"scan_{number}", sizes)
+        assert layout.start == len(archive)
+        assert layout.offsets[0] % ALIGNMENT_BYTES == 0
+        for frame, extension in zip(layout.frames, EXTENSIONS, strict=False):
+            archive += frame + bytes([number + 1]) * sizes[extension]
+        archive += layout.frames[-1]
+        assert layout.end == len(archive)
+        expected += [
+            (name, offset, sizes[extension])
+            for name, offset, extension in zip(
+                member_names(f"scan_{number}"), layout.offsets, EXTENSIONS, strict=True
+            )
+        ]
+    with tarfile.open(fileobj=io.BytesIO(archive + END_OF_ARCHIVE)) as tar:
+        found = [(m.name, m.offset_data, m.size) for m in tar.getmembers()]
+    assert found == expected
+
+
+@pytest.mark.parametrize("key", ["train_1_a_1", "ü", "x" * KEY_LIMIT_BYTES, "a-b+c=(d)"])
+def test_good_keys(key: str) -> None:
+    check_key(key, "some/path.npz")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "..",
+        "a.b",
+        "a/b",
+        "a\\b",
+        "a b",
+        "a\nb",
+        "a\0b",
+        "a\u00a0b",
+        "a\u202eb",
+        "x" * (KEY_LIMIT_BYTES + 1),
+        "ü" * (KEY_LIMIT_BYTES // 2 + 1),
+        "a\udcffb",
+    ],
+)
+def test_bad_keys_are_refused_by_path(key: str) -> None:
+    with pytest.raises(UsageError, match=r"some/path\.npz.*rename the file"):
+        check_key(key, "some/path.npz")
+
+
+def test_a_volume_of_8_gib_is_refused() -> None:
+    check_payload(MEMBER_LIMIT_BYTES)
+    with pytest.raises(UsageError, match="8 GiB"):
+        check_payload(MEMBER_LIMIT_BYTES + 1)

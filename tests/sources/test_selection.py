@@ -1,0 +1,111 @@
+"""Which volumes become samples, and in which order."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from ctgpu.errors import UsageError
+from ctgpu.sources.base import SampleRef, natural_key
+from ctgpu.sources.selection import select
+from ctgpu.sources.tables import Table, Tables
+
+NAMES = ["train_1_a_1", "train_1_a_2", "train_1_b_1", "train_2_a_2", "train_2_a_10", "train_10_a_1"]
+
+
+def refs(*names: str, suffix: str = ".nii.gz") -> list[SampleRef]:
+    return [SampleRef(f"dataset/train_fixed/{name}{suffix}", 1) for name in names]
+
+
+def chosen(*names: str, tables: Tables | None = None, **options: object) -> list[str]:
+    given = refs(*names)
+    random.Random(0).shuffle(given)
+    found = select(given, tables or Tables(), **options)  # type: ignore[arg-type]
+    return [ref.study_id for ref in found.samples]
+
+
+def test_natural_order_of_the_paths_whatever_the_listing() -> None:
+    assert chosen(*NAMES) == NAMES
+
+
+def test_odd_digits_are_ordered_too() -> None:
+    # "²" is a digit that int() does not take; "٣" is one that it does.
+    assert sorted(["a²", "a10", "a٣"], key=natural_key) == ["a٣", "a10", "a²"]
+
+
+def test_first_keeps_the_lowest_reconstruction_of_each_scan() -> None:
+    assert chosen(*NAMES, recon="first") == [
+        "train_1_a_1",
+        "train_1_b_1",
+        "train_2_a_2",
+        "train_10_a_1",
+    ]
+
+
+def test_first_is_chosen_among_those_that_show_a_chest() -> None:
+    tables = Tables(no_chest=frozenset({"train_1_a_1"}))
+    assert chosen("train_1_a_1", "train_1_a_2", recon="first", tables=tables) == ["train_1_a_2"]
+
+
+def test_other_names_are_scans_of_their_own() -> None:
+    assert chosen("sample_001", "sample_002", recon="first") == ["sample_001", "sample_002"]
+
+
+def test_shuffling_is_the_same_everywhere_and_stable_under_limit() -> None:
+    order = chosen(*NAMES, order="shuffled", seed=7)
+    # Written down, so that another platform or Python version must agree.
+    assert order == [
+        "train_1_a_2",
+        "train_1_b_1",
+        "train_1_a_1",
+        "train_10_a_1",
+        "train_2_a_2",
+        "train_2_a_10",
+    ]
+    assert chosen(*NAMES, order="shuffled", seed=7, limit=3) == order[:3]
+    assert chosen(*NAMES, order="shuffled", seed=8) != order
+    assert sorted(order) == sorted(NAMES)
+
+
+def test_no_chest_is_left_out_unless_kept() -> None:
+    tables = Tables(no_chest=frozenset({"train_1_a_2", "elsewhere"}))
+    assert "train_1_a_2" not in chosen(*NAMES, tables=tables)
+    assert chosen(*NAMES, tables=tables, keep_no_chest=True) == NAMES
+
+
+def test_counts_say_where_every_volume_went() -> None:
+    labels = Table("labels.csv", [], {name: [] for name in NAMES[:4]})
+    tables = Tables(labels=labels, no_chest=frozenset({"train_1_b_1"}))
+    samples, counts = select(refs(*NAMES), tables, recon="first", limit=2)
+    assert [ref.study_id for ref in samples] == ["train_1_a_1", "train_2_a_2"]
+    assert counts == {
+        "listed": 6,
+        "without a chest": 1,
+        "other reconstructions": 2,
+        "beyond the limit": 1,
+        "selected": 2,
+        "without labels": 0,
+        "without a report": 2,
+        "without metadata": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("x/train_1_a_1.npz", "x/train_1_a_1.nii.gz"),
+        ("x/train_1_a_1.npz", "y/train_1_a_1.npz"),
+        ("x/a.b.npz", "x/a_b.npz"),
+    ],
+)
+def test_collisions_are_refused_by_both_names(one: str, other: str) -> None:
+    with pytest.raises(UsageError, match="keep or rename") as caught:
+        select([SampleRef(one, 1), SampleRef(other, 1)], Tables())
+    assert one in str(caught.value)
+    assert other in str(caught.value)
+
+
+def test_a_name_that_is_not_utf8_is_refused() -> None:
+    with pytest.raises(UsageError, match="not UTF-8"):
+        select([SampleRef("x/\udcff.npz", 1)], Tables())

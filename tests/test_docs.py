@@ -1,0 +1,158 @@
+"""Every command that README, docs and examples show is parsed, and run in a sandbox."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+import ctgpu
+from built import read_samples
+from ctgpu.cli import app
+from ctgpu.convert import convert_tars
+from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.hub import LocalHub
+from test_convert import raw_sample, write_tar
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+SPACING_MM = (3.5, 3.0, 5.0)
+STUDY = "valid_1_a_1"
+
+#: Old flags, and the subcommand that takes them.
+OLD_FLAGS = {
+    "build": "--split --output-dir --samples-per-shard --num-workers --force --repo-id --temp-dir",
+    "convert": "--input-pattern --output-dir --num-workers --delete-after",
+    "verify": "--original-pattern --preprocessed-pattern --num-samples",
+    "inspect": "--num-samples",
+}
+
+
+def commands() -> list[tuple[str, str]]:
+    """Document and command line of everything that is shown."""
+    found = []
+    for document in DOCUMENTS:
+        blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", document.read_text(), re.DOTALL)
+        for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+            if line.strip().startswith("ctgpu "):
+                found.append((document.name, shlex.join(shlex.split(line, comments=True))))
+    return sorted(set(found))
+
+
+@pytest.mark.parametrize(("document", "line"), commands())
+def test_every_shown_command_is_parsed(document: str, line: str) -> None:
+    _, subcommand, *rest = shlex.split(line)
+    if subcommand.startswith("-"):
+        return
+    command = typer.main.get_command(app).commands[subcommand]  # type: ignore[attr-defined]
+    # Shell variables stand for values, numbers mostly.
+    rest = [re.sub(r"\$\{?\w+\}?", "1", word) for word in rest]
+    command.make_context(subcommand, rest, resilient_parsing=False)
+
+
+@pytest.mark.parametrize("subcommand", OLD_FLAGS)
+def test_old_flags_keep_their_names(subcommand: str) -> None:
+    command = typer.main.get_command(app).commands[subcommand]  # type: ignore[attr-defined]
+    known = {name for parameter in command.params for name in parameter.opts}
+    assert known.issuperset(OLD_FLAGS[subcommand].split())
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What the documents take for granted: originals, data sets, old shards, and a Hub."""
+    root = tmp_path_factory.mktemp("made")
+    voxels = chest_phantom((90, 80, 60), SPACING_MM)
+    lay_out_ct_rate(root / "CT-RATE", {STUDY: Volume(voxels, SPACING_MM)})
+    ctgpu.build(root / "shards/valid", source=root / "CT-RATE", device="cpu")
+    write_tar(root / "old/raw/shard-000000.tar", {STUDY: raw_sample(STUDY, voxels, SPACING_MM, 0)})
+    sample = read_samples(root / "shards/valid")[STUDY]
+    old = {"bin": sample.volume, "json": b'{"preprocessed": true}', "cls": bytes(72)}
+    write_tar(root / "old/preprocessed/shard-000000.tar", {STUDY: old})
+    convert_tars(root / "old/raw", root / "shards/converted", device="cpu")
+    with LocalHub(root / "CT-RATE", "ibrahimhamamci/CT-RATE", token="hf_docs") as hub:
+        (root / "endpoint").write_text(hub.url)
+        yield root
+
+
+def sandbox(made: Path, place: Path) -> None:
+    """A copy without the bytes: files here are replaced, never changed in place."""
+    for name in ("shards", "old", "CT-RATE"):
+        shutil.copytree(made / name, place / name, copy_function=os.link)
+
+
+def environment(made: Path, home: Path) -> dict[str, str]:
+    return os.environ | {
+        "HF_ENDPOINT": (made / "endpoint").read_text(),
+        "HF_TOKEN": "hf_docs",
+        "HF_HOME": str(home / "hf"),
+        "PYTHONPATH": str(REPOSITORY),
+        "COLUMNS": "120",
+    }
+
+
+def runnable() -> list[tuple[str, str]]:
+    """Commands that need neither a cluster, nor the shell, nor something that is not there."""
+    return [
+        (document, line)
+        for document, line in commands()
+        if not re.search(r"--ray|\$|ctgpu demo|ctgpu -|--shards", line)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("document", "line"), runnable())
+def test_every_shown_command_runs(tmp_path: Path, made: Path, document: str, line: str) -> None:
+    sandbox(made, tmp_path)
+    line = line.replace("/data/CT-RATE", str(tmp_path / "CT-RATE"))
+    line = re.sub(r"\{000000\.\.\d+\}", "{000000..000000}", line)
+    line = re.sub(r"--device cuda\S*", "--device cpu", line)
+    words = shlex.split(line)
+    if words[1] in ("build", "convert") and "--output-dir" in words:
+        target = tmp_path / words[words.index("--output-dir") + 1]
+        if target.exists() and {"--split", "--input-pattern"} & set(words):
+            shutil.rmtree(target)  # shown as the first command of a new data set
+    result = subprocess.run(
+        [sys.executable, "-m", "ctgpu.cli", *words[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        timeout=300,
+        env=environment(made, tmp_path),
+    )
+    # Where there is no network or device, doctor says so with 3.
+    assert result.returncode in ((0, 3) if words[1] == "doctor" else (0,)), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("local", [True, False])
+def test_the_example_builds_a_data_set_and_goes_on(tmp_path: Path, made: Path, local: bool) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "ctgpu").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ctgpu.cli "$@"\n')
+    (tools / "ctgpu").chmod(0o755)
+    variables = environment(made, tmp_path)
+    variables["PATH"] = f"{tools}:{variables['PATH']}"
+    source = [str(made / "CT-RATE")] if local else []
+    for _ in range(2):
+        result = subprocess.run(
+            [str(REPOSITORY / "examples/build_dataset.sh"), "valid", "out", *source],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            timeout=300,
+            env=variables,
+        )
+        assert result.returncode == 0, result.stderr
+        assert "every byte is as it was written" in result.stdout
+        assert STUDY in result.stdout
