@@ -1,0 +1,134 @@
+"""Where batches go: host memory that is read into and viewed, or a GPU that it is uploaded to."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy.typing as npt
+
+from ctgpu.buffers import Bytes, allocate_pages
+from ctgpu.errors import DeviceError
+from ctgpu.loading.region import to_dhw
+from ctgpu.loading.window import apply_window
+from ctgpu.spec import Layout
+
+if TYPE_CHECKING:
+    import torch
+
+# torch's annotations of its CUDA functions are incomplete, hence Any below.
+Window = tuple[float, float]
+Tensors = tuple["torch.Tensor", "torch.Tensor"]
+
+
+class Target(Protocol):
+    """Makes tensors of what was read."""
+
+    #: Whether the tensor is a view of the memory that was read into.
+    shares_memory: bool
+
+    def allocate(self, size_bytes: int) -> Bytes:
+        """Memory to read into."""
+
+    def place(self, stored: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Tensors:
+        """Volumes (B, stored axes) as a tensor (B, 1, D, H, W), and labels as another."""
+
+    def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
+        """Called by the consumer's thread before it gets them."""
+
+
+class HostTarget:
+    """Views of the memory that was read into, or copies."""
+
+    def __init__(self, layout: Layout, window: Window | None, *, copy: bool) -> None:
+        self._layout = layout
+        self._window = window
+        self.shares_memory = not copy
+
+    def allocate(self, size_bytes: int) -> Bytes:
+        return allocate_pages(size_bytes)
+
+    def place(self, stored: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Tensors:
+        import torch
+
+        volume = torch.from_numpy(stored)
+        if not self.shares_memory:
+            volume = volume.clone()
+        if self._window:
+            apply_window(volume, *self._window)
+        return to_dhw(volume, self._layout).unsqueeze(1), torch.from_numpy(labels)
+
+    def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
+        pass
+
+
+class CudaTarget:
+    """Uploads pinned memory on a stream of its own, where axes are permuted and HU windowed too.
+
+    Raises
+    ------
+    DeviceError
+        If torch finds no such device.
+    """
+
+    shares_memory = False
+
+    def __init__(self, device: torch.device, layout: Layout, window: Window | None) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise DeviceError(
+                f"device {device} was asked for, and torch {torch.__version__} finds no CUDA "
+                "device; install a torch for CUDA and its driver, or load with device='cpu'"
+            )
+        count = torch.cuda.device_count()
+        if device.index is not None and device.index >= count:
+            raise DeviceError(
+                f"device {device} was asked for, and there are {count} CUDA devices; choose one "
+                f"from cuda:0 to cuda:{count - 1}"
+            )
+        index = torch.cuda.current_device() if device.index is None else device.index
+        self._device = torch.device("cuda", index)
+        self._layout = layout
+        self._window = window
+        self._cuda: Any = torch.cuda
+        self._stream = self._cuda.Stream(self._device)
+
+    def allocate(self, size_bytes: int) -> Bytes:
+        # torch's own pinned allocations are rounded up to a power of two.
+        memory = allocate_pages(size_bytes)
+        runtime = self._cuda.cudart()
+        with self._cuda.device(self._device):
+            status = int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
+        if status:
+            raise DeviceError(
+                f"{memory.nbytes >> 20} MiB of host memory cannot be pinned (CUDA error {status}); "
+                "choose a smaller prefetch_bytes or batch_size, or raise `ulimit -l`"
+            )
+        # The registration ends before the pages are given back: they outlive `memory`.
+        weakref.finalize(memory, _unpin, runtime, memory.ctypes.data, memory.base)
+        return memory
+
+    def place(self, stored: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Tensors:
+        import torch
+
+        with self._cuda.stream(self._stream):
+            uploaded = torch.from_numpy(stored).to(self._device, non_blocking=True)
+            volume = to_dhw(uploaded, self._layout).contiguous()
+            if self._window:
+                apply_window(volume, *self._window)
+            classes = torch.from_numpy(labels).to(self._device)
+        # The memory is free for the next read, and any stream may use the tensors, from here on.
+        self._stream.synchronize()
+        return volume.unsqueeze(1), classes
+
+    def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
+        # They were allocated on our stream; their memory must not be used again there before what
+        # the consumer has queued is done.
+        stream = self._cuda.current_stream(self._device)
+        volume.record_stream(stream)
+        labels.record_stream(stream)
+
+
+def _unpin(runtime: Any, address: int, pages: object) -> None:
+    runtime.cudaHostUnregister(address)

@@ -1,0 +1,61 @@
+"""Decodes samples for a stock `webdataset` pipeline."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ctgpu.errors import DecodeError
+from ctgpu.loading.region import to_dhw
+
+_MEMBERS = ("bin", "cls", "txt", "json")
+
+
+def decoder(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """A sample as :class:`ctgpu.loading.VolumeDataset` gives it, of the bytes of its members.
+
+    For ``WebDataset(urls, …).map(decoder)``: the shape of a volume is in another member, so it
+    takes whole samples, not the single members that ``.decode()`` would hand it.
+
+    Parameters
+    ----------
+    sample : mapping
+        ``bin``, ``cls``, ``txt`` and ``json``, undecoded, and ``__key__``.
+
+    Returns
+    -------
+    dict
+        ``volume`` (1, D, H, W) float16 and ``labels`` (classes,) float32, read-only views of the
+        bytes; ``report`` and ``study_id``, text.
+
+    Raises
+    ------
+    DecodeError
+        If a member is missing, or the volume is not of the shape and type that are stated.
+    """
+    key = sample.get("__key__", "the sample")
+    if missing := [name for name in _MEMBERS if name not in sample]:
+        raise DecodeError(f"{key} lacks {', '.join(missing)}; it is not a sample of ctgpu")
+    try:
+        facts = json.loads(sample["json"])
+        shape, dtype, layout = tuple(facts["shape"]), facts["dtype"], facts["layout"]
+        study_id = facts["study_id"]
+        volume = np.frombuffer(sample["bin"], "<f2").reshape(shape)
+        if dtype != "float16" or layout not in ("HWD", "DHW"):
+            raise ValueError(f"it is {dtype} {layout}")
+        labels = np.frombuffer(sample["cls"], "<f4")
+        report = sample["txt"].decode()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DecodeError(
+            f"{key} is not a sample of ctgpu ({error}); map the decoder over undecoded samples, "
+            "without .decode() before it"
+        ) from error
+    return {
+        "volume": to_dhw(volume, layout)[None],
+        "labels": labels,
+        "report": report,
+        "study_id": study_id,
+    }

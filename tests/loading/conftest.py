@@ -1,0 +1,56 @@
+"""Small data sets for the tests of loading."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import ctgpu
+from ctgpu.spec import Spec
+from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+
+SPACING_MM = (3.5, 3.0, 5.0)
+STUDIES = [f"valid_{n}_a_1" for n in range(1, 12)]
+SPECS = {
+    layout: Spec(target_spacing_mm=(8.0, 8.0, 12.0), shape_hwd=(44, 36, 24), layout=layout)
+    for layout in ("HWD", "DHW")
+}
+
+
+@pytest.fixture(scope="session")
+def _built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("loading")
+    lay_out_ct_rate(
+        root / "source",
+        {
+            study_id: Volume(chest_phantom((100, 96, 64), SPACING_MM, seed), SPACING_MM)
+            for seed, study_id in enumerate(STUDIES)
+        },
+    )
+    for layout, spec in SPECS.items():
+        report = ctgpu.build(
+            root / layout, source=root / "source", spec=spec, samples_per_shard=3, device="cpu"
+        )
+        assert report.exit_code == 0
+    return {layout: root / layout for layout in SPECS}
+
+
+@pytest.fixture(params=["HWD", "DHW"])
+def folder(request: pytest.FixtureRequest, _built: dict[str, Path]) -> Path:
+    """Eleven samples in four shards, the last one short; not to be changed."""
+    return _built[request.param]
+
+
+@pytest.fixture
+def hwd(_built: dict[str, Path]) -> Path:
+    """The same, in the default layout."""
+    return _built["HWD"]
+
+
+@pytest.fixture
+def own(tmp_path: Path, hwd: Path) -> Path:
+    """A copy that a test may damage."""
+    shutil.copytree(hwd, tmp_path / "own")
+    return tmp_path / "own"

@@ -1,0 +1,120 @@
+"""Ranks that know of each other by torch.distributed alone; Lightning and Accelerate."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctgpu.loading import make_loader
+
+torch = pytest.importorskip("torch")
+PROGRAM = Path(__file__).with_name("gloo_rank.py")
+
+
+def run_ranks(
+    folder: Path, meeting: Path, world_size: int, state: Any = None, stop: int = 0
+) -> list[dict[str, Any]]:
+    text = "" if state is None else json.dumps(state)
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, PROGRAM, folder, meeting, str(rank), str(world_size), text, str(stop)],
+            cwd=Path(__file__).resolve().parents[2],
+            env={"PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for rank in range(world_size)
+    ]
+    try:
+        assert [rank.wait(120) for rank in ranks] == [0] * world_size
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return [json.loads(Path(f"{meeting}.{rank}").read_text()) for rank in range(world_size)]
+
+
+def together(ranks: list[dict[str, Any]]) -> list[str]:
+    steps = zip(*(rank["steps"] for rank in ranks), strict=True)
+    return [study_id for step in steps for studies, _ in step for study_id in studies]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_gloo_ranks_have_equal_steps_and_disjoint_samples(
+    hwd: Path, tmp_path: Path, world_size: int
+) -> None:
+    whole = [b["study_id"][0] for b in make_loader(hwd, shuffle=True, seed=7)]
+    ranks = run_ranks(hwd, tmp_path / "meeting", world_size)
+    seen = together(ranks)
+    assert seen[:11] == whole
+    assert seen[11:] == whole[: len(seen) - 11]
+    assert len(seen) == -(-11 // world_size) * world_size
+    assert {rank["len"] for rank in ranks} == {len(ranks[0]["steps"])}
+    # The sums that went around are the same on every rank: all were at the same step.
+    assert len({json.dumps([total for _, total in rank["steps"]]) for rank in ranks}) == 1
+
+
+def test_four_ranks_go_on_where_two_were_stopped(hwd: Path, tmp_path: Path) -> None:
+    whole = [b["study_id"][0] for b in make_loader(hwd, shuffle=True, seed=7)]
+    two = run_ranks(hwd, tmp_path / "two", 2, stop=2)
+    assert two[0]["state"] == two[1]["state"]
+    assert together(two) == whole[:4]
+    four = run_ranks(hwd, tmp_path / "four", 4, state=two[0]["state"])
+    assert together(four)[:7] == whole[4:]
+    assert len(together(four)) == 8
+
+
+@pytest.mark.filterwarnings("ignore")  # Lightning gives deprecation warnings of its own
+def test_lightning_trains_saves_and_resumes_within_an_epoch(hwd: Path, tmp_path: Path) -> None:
+    lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
+
+    class Model(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 18)
+            self.seen: list[str] = []
+
+        def training_step(self, batch: dict[str, Any], _: int) -> Any:
+            self.seen += batch["study_id"]
+            mean = batch["volume"].float().mean((1, 2, 3, 4))[:, None]
+            return torch.nn.functional.mse_loss(self.layer(mean), batch["labels"])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    def fit(path: Path | None, **options: Any) -> Any:
+        model = Model()
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            **options,
+        )
+        loader = make_loader(hwd, 2, shuffle=True, seed=7)
+        trainer.fit(model, loader, ckpt_path=path)
+        return model
+
+    keep = lightning.callbacks.ModelCheckpoint(
+        tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1
+    )
+    whole = fit(None, max_epochs=2, callbacks=[keep])
+    assert len(whole.seen) == 22
+    for step, first in ((3, 6), (6, 11), (8, 15)):
+        rest = fit(tmp_path / f"step={step}.ckpt", max_epochs=2, enable_checkpointing=False)
+        assert rest.seen == whole.seen[first:]
+
+
+def test_accelerate_leaves_the_loader_as_it_is(hwd: Path) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed")
+    accelerator = accelerate.Accelerator(cpu=True)
+    loader = make_loader(hwd, 2, shuffle=True)
+    model = torch.nn.Linear(1, 1)
+    prepared, prepared_model = accelerator.prepare(loader, model)
+    accelerator.register_for_checkpointing(prepared)
+    assert prepared is loader
+    assert prepared_model is model
+    assert sum(len(batch["study_id"]) for batch in prepared) == 11

@@ -1,0 +1,67 @@
+"""The decoder in a stock webdataset pipeline."""
+
+from __future__ import annotations
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from built import read_samples
+from ctgpu.errors import DecodeError
+from ctgpu.loading import VolumeDataset
+from ctgpu.loading.webdataset import decoder
+
+webdataset = pytest.importorskip("webdataset")
+
+
+@pytest.mark.filterwarnings(
+    # webdataset leaves the tars that it opened to the garbage collector.
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+def test_a_stock_pipeline_gives_the_same_samples(folder: Path) -> None:
+    urls = str(folder / "shard-{000000..000003}.tar")
+    source = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    dataset = VolumeDataset(folder)
+    found = list(source.map(decoder))
+    assert len(found) == 11
+    for index, sample in enumerate(found):
+        expected = dataset[index]
+        assert np.array_equal(sample["volume"], expected["volume"])
+        assert sample["volume"].dtype == np.float16
+        assert np.array_equal(sample["labels"], expected["labels"])
+        assert (sample["report"], sample["study_id"]) == (expected["report"], expected["study_id"])
+    del source
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bin": b"\0" * 10},
+        {"json": b"{}"},
+        {"json": b"not json"},
+        {"cls": b"123"},
+        {"txt": b"\xff"},
+        {"bin": np.zeros(3)},
+    ],
+)
+def test_what_is_not_a_sample_is_refused(hwd: Path, change: dict[str, Any]) -> None:
+    sample = read_samples(hwd)["valid_1_a_1"]
+    good = {
+        "__key__": "valid_1_a_1",
+        "bin": sample.volume,
+        "cls": sample.labels.tobytes(),
+        "txt": sample.text.encode(),
+        "json": json.dumps(sample.metadata).encode(),
+    }
+    assert decoder(good)["study_id"] == "valid_1_a_1"
+    with pytest.raises(DecodeError, match=r"valid_1_a_1 is not a sample of ctgpu.*decode"):
+        decoder(good | change)
+    del good["cls"]
+    with pytest.raises(DecodeError, match="valid_1_a_1 lacks cls"):
+        decoder(good)
