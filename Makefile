@@ -5,6 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 REAL_CT ?= ../shared/real_ct
 FUZZ_SECONDS ?= 3600
+FUZZ = -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20
 NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
 
 .PHONY: help demo test lint types format sanitize fuzz gpu-pack gpu-check clean
@@ -36,10 +37,10 @@ sanitize:  ## the C++ engine under AddressSanitizer and UBSan, on random volumes
 	cmake --build build/sanitize --parallel
 	build/sanitize/test_bits --random 300 1
 
-fuzz: $(VENV)/.developer  ## an hour of coverage-guided fuzzing of the decoders
-	mkdir -p build/fuzz
-	$(BIN)/python tests/fuzz/fuzz_decode.py build/fuzz -max_total_time=$(FUZZ_SECONDS) \
-		-max_len=65536 -timeout=20 -artifact_prefix=build/fuzz/
+fuzz: $(VENV)/.developer  ## coverage-guided fuzzing of decoders and tar reader, FUZZ_SECONDS each
+	mkdir -p build/fuzz-decode build/fuzz-tar
+	$(BIN)/python tests/fuzz/fuzz_decode.py build/fuzz-decode $(FUZZ) -artifact_prefix=build/fuzz-decode/
+	$(BIN)/python tests/fuzz/fuzz_tar.py build/fuzz-tar $(FUZZ) -artifact_prefix=build/fuzz-tar/
 
 gpu-pack:  ## with internet: wheels and real CT that a bare GPU machine lacks, into .gpu-check/
 	$(PYTHON) tests/gpu/pack.py --real-ct $(REAL_CT)

@@ -168,6 +168,10 @@ def resumable(folder: Path, again: Sequence[str]) -> Iterator[None]:
             err=True,
         )
         raise typer.Exit(stopped.exit_code) from None
+    finally:
+        # What comes now is the summary; nothing is lost where that is cut short.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def finish(report: BuildReport, log_format: LogFormat) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ctgpu.buffers import BufferPool
+from ctgpu.errors import FetchError, StorageError
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import record_name, shard_name
 from ctgpu.shards.plan import Plan, PlannedSample
@@ -171,4 +172,11 @@ class RetriedShard(ShardWork):
                 continue
             entry = self._good[planned.key]
             with self._pool.acquire(entry.members["bin"].size_bytes) as buffer:
-                writer.append(self._reader.copy_sample(entry, buffer.bytes))
+                try:
+                    sample = self._reader.copy_sample(entry, buffer.bytes)
+                except FetchError as error:
+                    raise StorageError(
+                        f"{error}; remove {shard_name(self.index)} and {record_name(self.index)} "
+                        "and run the build again, which makes the shard anew"
+                    ) from error
+                writer.append(sample)

@@ -12,7 +12,7 @@ import pytest
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
-@pytest.mark.parametrize("name", ["run_build", "run_loading", "run_preprocess"])
+@pytest.mark.parametrize("name", ["run_build", "run_loading", "run_preprocess", "run_reliability"])
 def test_quick_runs_and_writes_its_result(name: str, tmp_path: Path) -> None:
     result = subprocess.run(
         [

@@ -45,8 +45,7 @@ def scan_one(data: bytes) -> None:
     _FILE.flush()
     try:
         members = list(scan_tar(_FILE.fileno(), "fuzz.tar"))
-    except DecodeError as error:
-        assert "\n" not in str(error)
+    except DecodeError:
         return
     for member in members:
         assert 0 < member.offset <= member.offset + member.size_bytes <= len(tar)
