@@ -93,9 +93,14 @@ def _preprocess_rows(result: dict[str, Any]) -> list[str]:
     runs = result["contenders"]["runs"]
     ours = runs[f"ctgpu {result['machine']['ctgpu_cpu_variant']}"]["median_ms"]
     return [
-        f"| {name} | {facts['median_ms']:.3g} | {facts['median_ms'] / ours:.3g} × |"
+        f"| {name} | {_short(facts['median_ms'])} | {_short(facts['median_ms'] / ours)} × |"
         for name, facts in runs.items()
     ]
+
+
+def _short(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _floor_lines(result: dict[str, Any]) -> list[str]:
