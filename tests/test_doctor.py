@@ -17,7 +17,7 @@ from ctgpu.engines import _cupy, cuda
 from ctgpu.engines.cpu import CpuEngine
 from ctgpu.errors import DeviceError
 
-TOKEN = "hf_doNotShowThisToAnyone"
+TOKEN = "hf_a-secret-of-nobody"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):

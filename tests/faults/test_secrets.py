@@ -22,7 +22,7 @@ from ctgpu.progress import Event
 from ctgpu.sources.hub import HubSource
 from ctgpu.testing.hub import Faults, LocalHub
 
-TOKEN = "hf_veryVerySecretTokenOfNobody"
+TOKEN = "hf_a-secret-of-nobody"
 
 
 @pytest.fixture

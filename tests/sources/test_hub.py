@@ -28,7 +28,7 @@ from ctgpu.sources.base import SampleRef
 from ctgpu.sources.hub import HubSource
 from ctgpu.testing.hub import BodyFault, Faults, LocalHub
 
-TOKEN = "hf_ThisIsAVerySecretToken0123456789"
+TOKEN = "hf_a-secret-of-nobody"
 Open = Callable[..., HubSource]
 
 
