@@ -190,7 +190,7 @@ def estimate_build(
     """
     engine = open_engine(device)
     with contextlib.closing(engine):
-        plan, source, counts = make_plan(request, engine, watch)
+        plan, source, counts = make_plan(request, engine.arithmetic, watch)
         source.close()
     home = next(p for p in (output_dir.resolve(), *output_dir.resolve().parents) if p.is_dir())
     memory_bytes = memory_limit_bytes or default_memory_limit_bytes()

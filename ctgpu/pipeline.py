@@ -149,6 +149,26 @@ class PipelineReport:
     stages: list[StageTime]
     peak_reserved_bytes: int
 
+    @classmethod
+    def together(
+        cls, reports: Sequence[PipelineReport], at_a_time: int, wall_s: float
+    ) -> PipelineReport:
+        """What several pipelines cost together, `at_a_time` of which ran side by side.
+
+        The peak is that of the largest of them.
+        """
+        stages = [
+            StageTime(
+                same[0].name,
+                at_a_time * same[0].threads,
+                sum(stage.busy_s for stage in same),
+                sum(stage.waiting_s for stage in same),
+            )
+            for same in zip(*(report.stages for report in reports), strict=True)
+        ]
+        peak_bytes = max((report.peak_reserved_bytes for report in reports), default=0)
+        return cls(wall_s, stages, peak_bytes)
+
     @property
     def bottleneck(self) -> StageTime:
         """The stage whose threads waited least."""

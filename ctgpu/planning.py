@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
-from ctgpu.engines import Engine, open_engine
+from ctgpu.engines import Engine, arithmetic_of
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.progress import Listing, Watcher
 from ctgpu.shards.names import PLAN_NAME
@@ -79,30 +79,49 @@ class Request:
                 raise UsageError(f"{name} is {value}; it takes a whole number from 1")
 
 
-def open_engine_for(folder: Path, device: str | Engine) -> Engine:
-    """The engine for `folder`: ``auto`` keeps to the arithmetic that the folder was begun with."""
-    if isinstance(device, Engine):
-        return device
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several processes that were asked for the same and share the work.
+
+    Attributes
+    ----------
+    index, count : int
+        This one's number from 0, and how many there are.
+    processes_per_machine : int
+        How many of them share this machine's memory.
+    """
+
+    index: int = 0
+    count: int = 1
+    processes_per_machine: int = 1
+
+    def shards_of(self, shards: int) -> range:
+        """This part of `shards` shards: consecutive ones, and never one more than another part."""
+        return range(shards * self.index // self.count, shards * (self.index + 1) // self.count)
+
+
+def device_for(folder: Path, device: str | Engine) -> str | Engine:
+    """What computes for `folder`: ``auto`` keeps to the arithmetic that it was begun with."""
     if device == "auto" and (folder / PLAN_NAME).exists():
         arithmetic = Plan.load(folder).arithmetic
-        if arithmetic == "torch-reference":
-            return open_engine("reference")
-    return open_engine(device)
+        if arithmetic == arithmetic_of("reference"):
+            return "reference"
+    return device
 
 
-def adopt_plan(folder: Path, request: Request, engine: Engine) -> Plan | None:
+def adopt_plan(folder: Path, request: Request, arithmetic: str) -> Plan | None:
     """The plan that `folder` was begun with, held against the request; None where it has none.
 
     Raises
     ------
     MismatchError
-        If the request, or the engine's arithmetic, contradicts it; every difference is named.
+        If the request, or the arithmetic, contradicts it; every difference is named.
     """
     if not (folder / PLAN_NAME).exists():
         return None
     plan = Plan.load(folder)
     wanted: dict[str, Any] = {
-        "arithmetic": engine.arithmetic,
+        "arithmetic": arithmetic,
         "selection": {k: v for k, v in request.selection.items() if v is not None},
     }
     if request.split is not None:
@@ -188,7 +207,7 @@ def open_planned_source(
 
 
 def make_plan(
-    request: Request, engine: Engine, watch: Watcher
+    request: Request, arithmetic: str, watch: Watcher
 ) -> tuple[Plan, Source, dict[str, int]]:
     """List the source, join the tables, and decide which sample goes to which shard.
 
@@ -244,8 +263,8 @@ def make_plan(
         dataset=identity["location"],
         split=split,
         spec=spec,
-        arithmetic=engine.arithmetic,
-        fingerprint=spec.fingerprint(engine.arithmetic),
+        arithmetic=arithmetic,
+        fingerprint=spec.fingerprint(arithmetic),
         source=identity,
         selection=chosen,
         samples_per_shard=request.samples_per_shard or 128,

@@ -54,6 +54,25 @@ def open_engine(device: str = "auto") -> Engine:
     raise UsageError(f"--device is {device!r}; it takes {DEVICE_HELP}")
 
 
+def arithmetic_of(device: str | Engine) -> str:
+    """The arithmetic of the engine that `device` names, which need not run here.
+
+    Raises
+    ------
+    UsageError
+        If no engine has that name.
+    """
+    if isinstance(device, Engine):
+        return device.arithmetic
+    if device == "reference":
+        from ctgpu.engines.reference import ReferenceEngine
+
+        return ReferenceEngine.arithmetic
+    if device.partition(":")[0] not in ("auto", "cpu", "cuda"):
+        raise UsageError(f"--device is {device!r}; it takes {DEVICE_HELP}")
+    return Engine.arithmetic
+
+
 def available_engines() -> dict[str, str | None]:
     """Every engine by name, with the reason why it cannot run here, or None where it can."""
     reasons: dict[str, str | None] = {}

@@ -126,6 +126,7 @@ class LeaseSession:
         self._clock = clock
         self._id = secrets.token_hex(8)
         self._seen: dict[str, tuple[str | None, float]] = {}
+        self._proved_alive: set[str] = set()
         self._closed = threading.Event()
         self._held: list[Lease] = []
         self._alive = folder / session_name(self._id)
@@ -146,6 +147,24 @@ class LeaseSession:
             If the folder cannot be written.
         """
         return self._acquire(shard_name(index))
+
+    def acquire_unless_alive(self, index: int) -> Lease:
+        """Like :meth:`acquire`, but wait as long as the holder may turn out to be dead.
+
+        Raises
+        ------
+        LeaseHeld
+            Once the holder is known to run.
+        StorageError
+            If the folder cannot be written.
+        """
+        while True:
+            try:
+                return self.acquire(index)
+            except LeaseHeld:
+                if self._proved_alive & set(self._leases(shard_name(index)).values()):
+                    raise
+            time.sleep(min(1.0, self._stale_after_s / 10))
 
     def close(self) -> None:
         """Give every lease back and stop the heartbeat."""
@@ -201,12 +220,16 @@ class LeaseSession:
         here = _identity()
         if owner.get("host") == here["host"]:
             pid = owner.get("pid")
-            return not isinstance(pid, int) or process_start(pid) != owner.get("started")
+            if isinstance(pid, int) and process_start(pid) == owner.get("started"):
+                self._proved_alive.add(content)
+                return False
+            return True
         beat = _read(self._folder / session_name(str(owner.get("session"))))
         now = self._clock()
         last, since = self._seen.setdefault(content, (beat, now))
         if beat != last:
             self._seen[content] = (beat, now)
+            self._proved_alive.add(content)
             return False
         return now - since >= self._stale_after_s
 

@@ -78,7 +78,7 @@ class HubSource(Source):
         temp_dir: Path | None = None,
         patience: Patience | None = None,
     ) -> None:
-        from huggingface_hub import constants, get_token
+        from huggingface_hub import constants
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -93,9 +93,7 @@ class HubSource(Source):
                 f"HF_HUB_OFFLINE is set, so {repo_id} cannot be asked for; unset it, or pass "
                 "--source with a local copy"
             )
-        if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
-            token = get_token()
-        address = endpoint or os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT
+        token, address = account_of(token, endpoint)
         self._endpoint = address.rstrip("/")
         if not re.match(r"https?://[^/]", self._endpoint):
             raise UsageError("HF_ENDPOINT is not an address that starts with https:// or http://")
@@ -103,9 +101,7 @@ class HubSource(Source):
         self._asked_revision = revision or "main"
         self._commit: str | None = None
         self._commit_lock = threading.Lock()
-        self._client = HubClient(
-            self._endpoint, repo_id, token or None, patience or Patience(), part_count
-        )
+        self._client = HubClient(self._endpoint, repo_id, token, patience or Patience(), part_count)
         self._spool = SpoolPool(temp_dir) if temp_dir is not None else None
 
     def __repr__(self) -> str:
@@ -223,6 +219,15 @@ class HubSource(Source):
             revision=self.commit,
             endpoint=self._endpoint,
         )
+
+
+def account_of(token: str | Literal[False] | None, endpoint: str | None) -> tuple[str | None, str]:
+    """Access token and address of the Hub, from this process's environment where not given."""
+    from huggingface_hub import constants, get_token
+
+    if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        token = get_token()
+    return token or None, endpoint or os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT
 
 
 def _is_volume(entry: dict[str, Any]) -> bool:

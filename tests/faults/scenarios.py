@@ -629,7 +629,7 @@ folder, repo_id, endpoint = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 engine = open_engine("cpu")
 began = time.perf_counter()
 request = Request(split="train", repo_id=repo_id, endpoint=endpoint, selection={})
-plan, source, counts = make_plan(request, engine, ignore)
+plan, source, counts = make_plan(request, engine.arithmetic, ignore)
 folder.mkdir()
 Plan.create(folder, plan)
 print(json.dumps({

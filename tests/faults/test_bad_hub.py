@@ -114,7 +114,7 @@ def test_a_defect_met_by_one_sample_does_not_end_the_build(
         return sample_metadata(prepared, **facts)
 
     make_source(tmp_path / "source", 3)
-    monkeypatch.setattr("ctgpu.builder.sample_metadata", defective)
+    monkeypatch.setattr("ctgpu.shard_maker.sample_metadata", defective)
     report = build(tmp_path / "out", source=tmp_path / "source", spec=SPEC, device="cpu")
     assert [(e["key"], e["error_class"]) for e in report.failures] == [
         ("valid_2_a_1", "ZeroDivisionError")

@@ -171,7 +171,7 @@ def test_memory_that_runs_out_ends_the_run_and_not_every_sample(
 def test_a_volume_larger_than_memory_is_a_failed_sample(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ctgpu.builder.available_memory_bytes", lambda: 800_000)
+    monkeypatch.setattr("ctgpu.shard_maker.available_memory_bytes", lambda: 800_000)
     report = ctgpu.build(tmp_path / "out", source=source, spec=SPEC, device="cpu")
     assert len(report.failures) == 6
     assert "at most 800,000 are accepted" in report.failures[0]["message"]
