@@ -23,6 +23,7 @@ from typing import Generic, TypeVar
 from ctgpu.buffers import ByteBudget, Reservation
 from ctgpu.errors import EnvironmentFailure, SampleError, UsageError
 from ctgpu.limits import usable_cores
+from ctgpu.threads import Thread
 
 log = logging.getLogger(__name__)
 
@@ -294,7 +295,7 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
         """
         started = time.perf_counter()
         threads = [
-            threading.Thread(target=self._guard, args=(body, *args), name=name, daemon=True)
+            Thread(self._guard, body, *args, name=name)
             for count, name, body, *args in (
                 (1, "ctgpu-admit", self._admit, iter(tasks)),
                 (self._workers.fetch, "ctgpu-fetch", self._fetch),
@@ -309,14 +310,15 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
             for thread in threads:
                 thread.start()
             # A timed wait lets signal handlers of the main thread run.
-            while writer.is_alive():
-                writer.join(0.1)
+            while not writer.ended.wait(0.1):
+                pass
         except BaseException as error:
             self.stop(error)
         for thread in threads:
             # A stopped run does not wait for the network; native code must have come back.
-            if thread.is_alive() and (self._error is None or thread.name != "ctgpu-fetch"):
-                thread.join()
+            waited_for = self._error is None or thread.name != "ctgpu-fetch"
+            if waited_for and thread.ident is not None:
+                thread.ended.wait()
         if self._error is not None:
             raise self._error
         return PipelineReport(time.perf_counter() - started, self.times, self._budget.peak_bytes)

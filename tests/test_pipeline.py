@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -177,3 +178,35 @@ def test_estimates_far_too_low_do_not_deadlock() -> None:
     assert [task for task, _ in recorder.written] == list(range(60))
     # The oldest sample alone may go over, by no more than its own size.
     assert report.peak_reserved_bytes <= 100 + 90
+
+
+def test_a_stopped_run_waits_for_what_is_being_written() -> None:
+    writing, written = threading.Event(), threading.Event()
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped
+
+    def write(task: int, result: int | Failure) -> None:
+        writing.set()
+        time.sleep(0.3)
+        written.set()
+
+    def interrupt() -> None:
+        writing.wait()
+        # The main thread waits for the run's end by now, or is about to.
+        signal.raise_signal(signal.SIGUSR1)
+
+    usual = signal.signal(signal.SIGUSR1, stop)
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    try:
+        with pytest.raises(Stopped):
+            Pipeline(Recorder().stages(write=write), Workers(1, 1, 1), ByteBudget(100)).run([1, 2])
+        # Or its files would be closed, and their numbers given to others, under the writer.
+        assert written.is_set()
+    finally:
+        signal.signal(signal.SIGUSR1, usual)
+        interrupter.join()
