@@ -10,6 +10,7 @@ import typer
 
 from ctgpu import __version__
 from ctgpu.cli import build, convert, demo, doctor, inspect, manifest, plan, verify
+from ctgpu.cli.options import RayCommand
 from ctgpu.errors import CtgpuError
 
 app = typer.Typer(
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("build")(build.command)
+app.command("build", cls=RayCommand)(build.command)
 app.command("demo")(demo.command)
 app.command("doctor")(doctor.command)
 app.command("inspect")(inspect.command)

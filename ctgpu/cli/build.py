@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 import shlex
 import signal
 from collections.abc import Iterator, Sequence
@@ -13,7 +15,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ctgpu.builder import BuildReport, build
+from ctgpu.builder import BuildReport, Executor, build
 from ctgpu.cli.display import Display, show_summary
 from ctgpu.cli.options import (
     Debug,
@@ -24,9 +26,13 @@ from ctgpu.cli.options import (
     parse_range,
     parse_size,
 )
+from ctgpu.distribute.slurm import part_from_environment
 from ctgpu.errors import UsageError
+from ctgpu.planning import Part
 from ctgpu.sources import DEFAULT_REPO_ID
 from ctgpu.spec import PRESETS, Spec
+
+log = logging.getLogger(__name__)
 
 
 class _Stopped(BaseException):
@@ -57,7 +63,9 @@ def command(
     ] = None,
     memory_limit: Annotated[
         str | None,
-        typer.Option(help="Bytes for volumes in flight, such as 16G. (default: half of memory)"),
+        typer.Option(
+            help="Bytes for volumes in flight on a machine, such as 16G. (default: half of memory)"
+        ),
     ] = None,
     temp_dir: Annotated[
         Path | None, typer.Option(help="Spool downloads here instead of holding them in memory.")
@@ -66,7 +74,19 @@ def command(
         int | None, typer.Option(help="Samples in a shard. (default: 128)")
     ] = None,
     shards: Annotated[
-        str | None, typer.Option(help="Do only shards A-B of the plan, both included.")
+        str | None,
+        typer.Option(
+            help="Do only shards A-B of the plan, both included. (default: all, or in a SLURM job "
+            "array its element's part)"
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Make the shards on a Ray cluster, HOST:PORT; without ADDRESS the one this "
+            "machine belongs to, or a new one on it.",
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(help="A trial plan of the first N samples.")] = None,
     recon: Annotated[
@@ -125,6 +145,7 @@ def command(
     configure_logging(log_format, debug, console)
     again = ["build", "--output-dir", str(output_dir)]
     again += ["--force"] * force + ["--retry-failed"] * retry_failed
+    again += ["--ray", ray] if ray is not None else []
     with resumable(output_dir, again), Display(console) as display:
         report = build(
             output_dir,
@@ -141,6 +162,7 @@ def command(
             temp_dir=temp_dir,
             samples_per_shard=samples_per_shard,
             shards=parse_range(shards) if shards else None,
+            part=_part_of_job_array() if ray is None else None,
             limit=limit,
             recon=recon,
             order=order,
@@ -149,9 +171,23 @@ def command(
             spacing_fallback=spacing_fallback,
             force=force,
             retry_failed=retry_failed,
+            executor=_ray_executor(ray) if ray is not None else None,
             watch=display,
         )
     finish(report, log_format)
+
+
+def _part_of_job_array() -> Part | None:
+    part = part_from_environment(os.environ)
+    if part is not None:
+        log.info("SLURM: this is part %d of %d", part.index + 1, part.count)
+    return part
+
+
+def _ray_executor(address: str) -> Executor:
+    from ctgpu.distribute.ray import RayExecutor
+
+    return RayExecutor(address)
 
 
 @contextlib.contextmanager

@@ -181,7 +181,7 @@ def stage_table(report: BuildReport) -> Table:
 
 def show_summary(report: BuildReport, console: Console) -> None:
     """The end of a build: totals, stage times, failures, and what a training config needs."""
-    if report.pipeline is not None and report.written:
+    if report.pipeline is not None and report.pipeline.stages and report.written:
         console.print(stage_table(report))
         console.print(
             f"{report.written} samples in {report.pipeline.wall_s:.1f} s: "

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperCommand
 
 from ctgpu.engines.registry import DEVICE_HELP
 from ctgpu.errors import UsageError
@@ -29,6 +30,16 @@ class LogFormat(StrEnum):
 
 Debug = Annotated[bool, typer.Option("--debug", help="Log details; show tracebacks of errors.")]
 Device = Annotated[str, typer.Option(help=f"Where to compute: {DEVICE_HELP}.")]
+
+
+class RayCommand(TyperCommand):
+    """A command whose ``--ray`` may stand without a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for place, word in enumerate(args):
+            if word == "--ray" and (place + 1 == len(args) or args[place + 1].startswith("-")):
+                args = [*args[:place], "--ray=auto", *args[place + 1 :]]
+        return super().parse_args(ctx, args)
 
 
 def parse_size(text: str) -> int:

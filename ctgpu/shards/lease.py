@@ -268,6 +268,12 @@ def plan_lock(folder: Path) -> Iterator[None]:
             yield
 
 
+def is_leased(folder: Path, index: int) -> bool:
+    """Whether a process, dead or alive, has a lease on shard `index`."""
+    name = shard_name(index)
+    return any((folder / lease_name(name, slot)).exists() for slot in range(_SLOTS))
+
+
 def process_start(pid: int) -> str | None:
     """When process `pid` of this host started, in units of its own; None if it does not run."""
     try:

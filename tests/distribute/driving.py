@@ -1,0 +1,146 @@
+"""Driving ``ctgpu build`` on several processes, and looking at what they do meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parent.parent
+
+#: Ray on the loopback interface, telling nobody, and with nothing of this process's environment.
+RAY_ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "disabled",
+}
+WITHIN_S = 120.0
+
+SAMPLES_PER_SHARD = 8
+#: The same on the command line; so little memory that one sample follows the other.
+SMALL = (
+    *("--shape", "90,90,50", "--spacing", "4,4,6", "--samples-per-shard", SAMPLES_PER_SHARD),
+    *("--num-workers", 1, "--memory-limit", "1M"),
+)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of a process that may use Ray and no Hub but a local one."""
+    inherited = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM_", "RAY_"))}
+    paths = os.pathsep.join([str(HERE), str(REPOSITORY)])
+    return inherited | RAY_ENVIRONMENT | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "0"} | more
+
+
+def begin(*arguments: object, **variables: str) -> subprocess.Popen[str]:
+    """``ctgpu build`` with log lines as JSON."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "ctgpu.cli", "build", "--device", "cpu"),
+            *("--log-format", "json", *map(str, arguments)),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(**variables),
+    )
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Its log, once it has ended as expected."""
+    _, log = process.communicate(timeout=WITHIN_S)
+    assert process.returncode == code, log
+    assert "Traceback" not in log
+    return log
+
+
+def committed_in(log: str) -> list[int]:
+    """The shards that a log says were committed."""
+    lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    return [line["shard"] for line in lines if line.get("event") == "ShardCommitted"]
+
+
+def wait_until(reached: Callable[[], bool], *processes: subprocess.Popen[str]) -> None:
+    """Poll, as long as the processes run."""
+    deadline = time.monotonic() + WITHIN_S
+    while not reached():
+        for process in processes:
+            assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def owners(folder: Path) -> dict[str, int]:
+    """Which process holds the lease of which shard."""
+    found = {}
+    for lease in folder.glob("shard-*.lease.*"):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            found[lease.name.partition(".")[0]] = json.loads(lease.read_text())["pid"]
+    return found
+
+
+class RayCluster:
+    """A cluster in processes of its own; use it as a context.
+
+    Parameters
+    ----------
+    nodes : int
+        Beside the head, which runs no tasks.
+    cpus : int
+        Cores that each of them says it has.
+    """
+
+    def __init__(self, nodes: int, cpus: int = 1) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "cluster.py"), str(nodes), str(cpus)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment(),
+        )
+        assert self._process.stdout is not None
+        self.address = self._process.stdout.readline().strip()
+        assert self.address, "the Ray cluster did not start"
+
+    def tell(self, word: str) -> None:
+        """``add`` or ``remove`` a node; returns when it is done."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(word + "\n")
+        self._process.stdin.flush()
+        assert self._process.stdout.readline() == "done\n"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate(timeout=WITHIN_S)
+
+
+def catch(folder: Path, count: int, *processes: subprocess.Popen[str]) -> list[int]:
+    """Stop `count` processes, each in the middle of a shard that it holds; returns their ids."""
+    caught: dict[int, str] = {}
+
+    def look() -> bool:
+        for shard, pid in owners(folder).items():
+            journal = folder / f"{shard}.journal"
+            if pid in caught or not journal.exists() or b'"sample":' not in journal.read_bytes():
+                continue
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+                if owners(folder).get(shard) == pid and not (folder / f"{shard}.json").exists():
+                    caught[pid] = shard
+                else:
+                    os.kill(pid, signal.SIGCONT)
+        return len(caught) >= count
+
+    wait_until(look, *processes)
+    return list(caught)
