@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 3600
 FUZZ = -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20
 NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
 
-.PHONY: help demo test lint types format sanitize fuzz gpu-pack gpu-check clean
+.PHONY: help demo test lint types format bench sanitize fuzz gpu-pack gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ format: $(VENV)/.developer  ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+bench: $(VENV)/.developer  ## every benchmark at tiny size, on one page
+	$(BIN)/python -m benchmarks
 
 sanitize:  ## the C++ engine under AddressSanitizer and UBSan, on random volumes
 	cmake -S . -B build/sanitize -DCTGPU_PYTHON=OFF -DCTGPU_TESTS=ON -DCTGPU_SANITIZE=ON

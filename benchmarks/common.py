@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -48,7 +49,15 @@ _RECORDED = (
     "torchio",
     "monai",
     "nvidia-dali-cuda120",
+    "litdata",
+    "ray",
 )
+
+# Names and sizes of what a unit is shown in, small to large.
+_SIZES = {
+    "s": (("µs", 1e-6), ("ms", 1e-3), ("s", 1.0)),
+    "bytes": (("bytes", 1.0), ("kB", 1e3), ("MB", 1e6), ("GB", 1e9)),
+}
 
 median = statistics.median
 
@@ -57,7 +66,7 @@ def argument_parser(description: str, *, repeats: int = 7) -> argparse.ArgumentP
     """A parser with the options that every benchmark takes.
 
     ``--data FOLDER`` (real CT), ``--quick`` (tiny synthetic sizes, as the tests run it),
-    ``--json FILE`` and ``--repeats N``.
+    ``--json FILE``, ``--plot FILE`` and ``--repeats N``.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -70,6 +79,7 @@ def argument_parser(description: str, *, repeats: int = 7) -> argparse.ArgumentP
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs")
     parser.add_argument("--json", type=Path, help="where to write the result")
+    parser.add_argument("--plot", type=Path, help="PNG to draw the result into (extra bench)")
     parser.add_argument("--repeats", type=int, default=repeats, help="interleaved runs of each")
     return parser
 
@@ -111,13 +121,94 @@ def interleaved(
     return seconds
 
 
-def summary(seconds: Sequence[float]) -> dict[str, float]:
-    """Median, fastest and slowest, in milliseconds."""
+def measured(runs: Sequence[float], unit: str) -> dict[str, Any]:
+    """One measured quantity, as every result holds it: ``compare`` and the plots look for these.
+
+    Parameters
+    ----------
+    runs : sequence of float
+        The value of every run, in the order of the rounds.
+    unit : str
+        ``"s"``, ``"bytes"`` … where less is better, ``"samples/s"``, ``"GB/s"`` … where more is.
+
+    Returns
+    -------
+    dict
+        ``unit``, ``median``, ``min``, ``max`` and ``runs``.
+    """
     return {
-        "median_ms": median(seconds) * 1e3,
-        "min_ms": min(seconds) * 1e3,
-        "max_ms": max(seconds) * 1e3,
+        "unit": unit,
+        "median": median(runs),
+        "min": min(runs),
+        "max": max(runs),
+        "runs": list(runs),
     }
+
+
+def more_is_better(unit: str) -> bool:
+    """Whether a larger value of `unit` is the better one: it is a rate."""
+    return unit.endswith("/s")
+
+
+def is_measured(node: Any) -> bool:
+    """Whether a part of a result is what :func:`measured` makes."""
+    return isinstance(node, dict) and {"unit", "runs"} <= node.keys()
+
+
+def measured_leaves(
+    tree: Any, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every quantity of :func:`measured` in a result, with the keys that lead to it."""
+    if is_measured(tree):
+        yield path, tree
+    elif isinstance(tree, dict):
+        for name, branch in tree.items():
+            yield from measured_leaves(branch, (*path, name))
+
+
+def contender_groups(
+    tree: Mapping[str, Any], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Every ``contenders`` in a result, by name, with the keys that lead to it."""
+    for name, branch in tree.items():
+        if name == "contenders":
+            yield path, branch
+        elif isinstance(branch, dict):
+            yield from contender_groups(branch, (*path, name))
+
+
+def is_peers(path: Sequence[str]) -> bool:
+    """Whether a quantity at `path` is that of a contender other than ctgpu."""
+    below = path[path.index("contenders") + 1 :] if "contenders" in path else ()
+    return bool(below) and not below[0].startswith("ctgpu")
+
+
+def in_words(value: float, unit: str) -> str:
+    """A value with three digits, never an exponent, and a unit of fitting size.
+
+    >>> in_words(0.0271, "s")
+    '27.1 ms'
+    >>> in_words(1.61e9, "bytes")
+    '1.61 GB'
+    """
+    sizes = _SIZES.get(unit, ((unit, 1.0),))
+    shown, size = next((s for s in reversed(sizes) if s[1] <= abs(value)), sizes[0])
+    return f"{three_digits(value / size)} {shown}"
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, never an exponent."""
+    places = 2 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(0, places)}f}"
+
+
+def machine_line(machine: Mapping[str, Any]) -> str:
+    """The facts of :func:`machine_facts` that a figure cannot be read without, in one line."""
+    variant = f" ({machine['ctgpu_cpu_variant']})" if machine["ctgpu_cpu_variant"] else ""
+    return (
+        f"{machine['usable_cores']} cores, {machine['cpu']}{variant}, "
+        f"{machine['memory_gib']:.0f} GiB, {machine['gpu'] or 'no GPU'}"
+    )
 
 
 def machine_facts() -> dict[str, Any]:
@@ -129,6 +220,7 @@ def machine_facts() -> dict[str, Any]:
         else os.cpu_count(),
         "memory_gib": _memory_gib(),
         "ctgpu_cpu_variant": _cpu_variant(),
+        "gpu": _gpu(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": _versions(),
@@ -138,28 +230,29 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def write_result(path: Path | None, name: str, payload: Mapping[str, Any]) -> Path:
-    """Write one result as JSON, with the machine's facts.
+def publish(options: argparse.Namespace, name: str, payload: Mapping[str, Any]) -> None:
+    """Write one result as JSON, with the machine's facts, draw it where asked, and say where.
 
     Parameters
     ----------
-    path : pathlib.Path or None
-        File to write; None means ``benchmarks/results/<name>.json``.
+    options : argparse.Namespace
+        Of :func:`argument_parser`; without ``--json`` the file is
+        ``benchmarks/results/<name>.json``.
     name : str
         The benchmark's name.
     payload : mapping
         JSON-ready results.
-
-    Returns
-    -------
-    pathlib.Path
-        The file written.
     """
-    path = RESULTS / f"{name}.json" if path is None else path
+    path = RESULTS / f"{name}.json" if options.json is None else options.json
     path.parent.mkdir(parents=True, exist_ok=True)
     result = {"benchmark": name, "machine": machine_facts(), **payload}
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    return path
+    print(f"written: {_shown(str(path))}")
+    if options.plot is not None:
+        import plots
+
+        plots.draw(result, options.plot)
+        print(f"drawn: {_shown(str(options.plot))}")
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
@@ -246,6 +339,20 @@ def _cpu_variant() -> str | None:
         return str(open_engine("cpu").describe()["variant"])
     except DeviceError:
         return None
+
+
+def _gpu() -> str | None:
+    from ctgpu.engines import open_engine
+    from ctgpu.errors import CtgpuError
+
+    try:
+        engine = open_engine("cuda:0")
+    except CtgpuError:
+        return None
+    try:
+        return str(engine.describe()["devices"][0]["name"])
+    finally:
+        engine.close()
 
 
 def _versions() -> dict[str, str]:

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,11 +34,12 @@ from common import (
     REAL_CT_NAME,
     REAL_CT_SPACING_MM,
     argument_parser,
+    in_words,
     load_real_ct,
-    median,
+    measured,
     phantom_ct,
     print_table,
-    write_result,
+    publish,
 )
 from ctgpu.limits import usable_cores
 from ctgpu.testing.ctrate import Volume, lay_out_ct_rate, write_tables
@@ -69,8 +71,8 @@ def main() -> None:
                 Path(folder), voxels, spacing_mm, volume_format, arguments
             )
         show(volume_format, formats[volume_format])
-    path = write_result(
-        arguments.json,
+    publish(
+        arguments,
         "build",
         {
             "data": data,
@@ -83,7 +85,6 @@ def main() -> None:
             "formats": formats,
         },
     )
-    print(path)
 
 
 def compare(
@@ -123,19 +124,39 @@ def compare(
             runs["old, one process per core"].append(cores * arguments.old_samples / together)
             runs["ctgpu"].append(arguments.samples / report["wall_s"])
             reports.append(report)
-    middle = sorted(reports, key=lambda report: report["wall_s"])[len(reports) // 2]
-    ours = median(runs["ctgpu"])
+    rates = {name: measured(values, "samples/s") for name, values in runs.items()}
     return {
         "file_bytes": (folder / "source" / paths[0]).stat().st_size,
-        "samples_per_s": runs,
-        "median_samples_per_s": {name: median(rates) for name, rates in runs.items()},
-        "ctgpu_over_old_one_thread": ours / median(runs["old, one thread"]),
-        "ctgpu_over_old_per_core": ours / median(runs["old, one process per core"]),
-        "stages": middle["stages"],
-        "bottleneck": middle["bottleneck"],
-        "peak_reserved_bytes": max(report["peak_reserved_bytes"] for report in reports),
-        "peak_rss_bytes": max(report["peak_rss_bytes"] for report in reports),
+        "contenders": {
+            name: {"rate": rate, "ctgpu_over_this": rates["ctgpu"]["median"] / rate["median"]}
+            for name, rate in rates.items()
+        },
+        "stages": stage_times(reports),
+        "bottleneck": statistics.mode(report["bottleneck"] for report in reports),
+        "peak_reserved": measured([r["peak_reserved_bytes"] for r in reports], "bytes"),
+        "peak_rss": measured([r["peak_rss_bytes"] for r in reports], "bytes"),
     }
+
+
+def stage_times(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each stage's work, summed over its threads, and how long one of its threads was there.
+
+    What a thread waits is the difference.  It is not kept as a quantity of its own: a stage that
+    gets faster waits longer.
+    """
+    stages: dict[str, Any] = {}
+    for number, stage in enumerate(reports[0]["stages"]):
+        runs = [report["stages"][number] for report in reports]
+        threads = stage["threads"]
+        busy = measured([run["busy_s"] for run in runs], "s")
+        span = measured([(run["busy_s"] + run["waiting_s"]) / threads for run in runs], "s")
+        stages[stage["name"]] = {
+            "threads": threads,
+            "busy": busy,
+            "span": span,
+            "busy_share": busy["median"] / (threads * span["median"]),
+        }
+    return stages
 
 
 def make_source(
@@ -215,9 +236,7 @@ def run_ctgpu(url: str, out: Path, limit_bytes: int) -> dict[str, Any]:
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "wall_s": wall_s,
-        "stages": [
-            asdict(stage) | {"utilisation": stage.utilisation} for stage in report.pipeline.stages
-        ],
+        "stages": [asdict(stage) for stage in report.pipeline.stages],
         "bottleneck": report.pipeline.bottleneck.name,
         "peak_reserved_bytes": report.pipeline.peak_reserved_bytes,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
@@ -226,19 +245,27 @@ def run_ctgpu(url: str, out: Path, limit_bytes: int) -> dict[str, Any]:
 
 def show(volume_format: str, result: Mapping[str, Any]) -> None:
     """Print the comparison and the stage table."""
-    medians = result["median_samples_per_s"]
     print_table(
         f"{volume_format}: samples per second, medians",
         ["contender", "samples/s", "ctgpu is"],
-        [[name, rate, f"{medians['ctgpu'] / rate:.1f} ×"] for name, rate in medians.items()],
+        [
+            [name, facts["rate"]["median"], f"{facts['ctgpu_over_this']:.1f} ×"]
+            for name, facts in result["contenders"].items()
+        ],
     )
     print_table(
         f"{volume_format}: where ctgpu's time went (bottleneck: {result['bottleneck']}; peak "
-        f"memory {result['peak_rss_bytes'] / 1e9:.2f} GB)",
-        ["stage", "threads", "busy s", "waiting s", "busy share"],
+        f"memory {in_words(result['peak_rss']['median'], 'bytes')})",
+        ["stage", "threads", "busy s, all threads", "s from start to end", "busy share"],
         [
-            [s["name"], s["threads"], s["busy_s"], s["waiting_s"], f"{s['utilisation']:.0%}"]
-            for s in result["stages"]
+            [
+                name,
+                stage["threads"],
+                stage["busy"]["median"],
+                stage["span"]["median"],
+                f"{stage['busy_share']:.0%}",
+            ]
+            for name, stage in result["stages"].items()
         ],
     )
 

@@ -1,8 +1,7 @@
 """How fast is the CUDA engine, against what the device itself can move?
 
-    python -m benchmarks.run_gpu --data FOLDER
-
-Needs a GPU; without one it says so and exits with status 3.  Four questions, one table each:
+Needs a GPU; without one it says so and exits with status 3.  Four questions, one table each, and
+every ratio between medians of one run:
 
 kernel     time by CUDA events against the device's measured copy bandwidth, counted as the bytes
            of the source that the output needs plus the bytes of the output
@@ -14,25 +13,27 @@ inflate    samples/s from .nii.gz in memory by number of threads, and where a th
 from __future__ import annotations
 
 import gzip
-import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.common import (
+from common import (
+    REAL_CT_NAME,
     REAL_CT_SPACING_MM,
     argument_parser,
+    in_words,
     interleaved,
     load_real_ct,
+    measured,
     phantom_ct,
     print_table,
-    write_result,
+    publish,
 )
 from ctgpu.buffers import BufferPool
 from ctgpu.decode import decode
@@ -46,6 +47,10 @@ from ctgpu.volume import Rescale
 
 # More memory than any cache keeps: every launch and every copy takes the next set.
 _SETS = 3
+# The long ones: many volumes each.
+_ROUNDS = 7
+# What a thread does with a compressed file.
+_STAGES = ("copy", "inflate", "engine")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,17 +64,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     spec = Spec(shape_hwd=(64, 64, 32)) if options.quick else Spec()
     voxels = phantom_ct((72, 72, 40)) if options.quick else load_real_ct(options.data)
+    data = (
+        "synthetic phantom"
+        if options.quick
+        else f"{REAL_CT_NAME}, its 112 slices repeated to {voxels.shape[2]}"
+    )
     print(f"{engine.describe()['devices'][0]['name']}, source {voxels.shape} {voxels.dtype}")
+    rounds = min(options.repeats, _ROUNDS)
     result = {
-        "engine": engine.describe(),
+        "data": data,
         "source_shape": voxels.shape,
+        "cache": "no file is read while the clock runs; launches and copies take turns among sets "
+        "of memory that no cache keeps together",
+        "engine": engine.describe(),
         "kernel": measure_kernel(engine, voxels, spec, options.repeats),
         "torch": measure_torch(engine, voxels, spec, options.repeats),
-        "pipeline": measure_pipeline(engine, voxels, spec, 8 if options.quick else 96),
-        "inflate": measure_inflate(engine, voxels, spec, 8 if options.quick else 48),
+        "pipeline": measure_pipeline(engine, voxels, spec, 8 if options.quick else 96, rounds),
+        "inflate": measure_inflate(engine, voxels, spec, 1 if options.quick else 6, rounds),
     }
     engine.close()
-    print(f"written to {write_result(options.json, 'gpu', result)}")
+    publish(options, "gpu", result)
     return 0
 
 
@@ -126,7 +140,7 @@ class OnDevice:
 
 
 def by_events(run: Callable[[], object], repeats: int) -> list[float]:
-    """Milliseconds of each of `repeats` runs on the current stream, after three warm-ups."""
+    """Seconds of each of `repeats` runs on the current stream, after three warm-ups."""
     import cupy
 
     for _ in range(3):
@@ -138,24 +152,30 @@ def by_events(run: Callable[[], object], repeats: int) -> list[float]:
         run()
         end.record()
         end.synchronize()
-        times.append(cupy.cuda.get_elapsed_time(begin, end))
+        times.append(cupy.cuda.get_elapsed_time(begin, end) / 1e3)
     return times
 
 
-def copy_gb_per_s(size_bytes: int, repeats: int) -> float:
-    """Median rate of a copy within the device, bytes read and written."""
+def by_rate(bytes_moved: int, seconds: Sequence[float]) -> dict[str, Any]:
+    """How long each run took to move that many bytes, read and written together, and the rate."""
+    time = measured(seconds, "s")
+    rate = bytes_moved / time["median"] / 1e9
+    return {"bytes_moved": bytes_moved, "time": time, "gb_per_s": rate}
+
+
+def device_copy(size_bytes: int, repeats: int) -> dict[str, Any]:
+    """A copy within the device."""
     import cupy
 
     source, target = cupy.zeros(size_bytes, np.uint8), cupy.empty(size_bytes, np.uint8)
-    times = by_events(lambda: cupy.copyto(target, source), repeats)
-    return 2 * size_bytes / statistics.median(times) / 1e6
+    return by_rate(2 * size_bytes, by_events(lambda: cupy.copyto(target, source), repeats))
 
 
 def measure_kernel(
     engine: CudaEngine, voxels: npt.NDArray[Any], spec: Spec, repeats: int
 ) -> dict[str, Any]:
     """The kernel alone, for each pair of layouts and two geometries."""
-    copy = copy_gb_per_s(voxels.nbytes * 8, repeats)
+    copy = device_copy(voxels.nbytes * 8, repeats)
     cases: dict[str, Any] = {}
     for geometry, spacing_mm in (("all of it", all_of(voxels, spec)), ("real", REAL_CT_SPACING_MM)):
         for order in ("F", "C"):
@@ -164,24 +184,19 @@ def measure_kernel(
                 values = {**spec.to_dict(), "layout": layout}
                 plan = plan_volume(held.shape, spacing_mm, Spec.from_dict(values))
                 volumes = OnDevice(engine, held, plan)
-                times = by_events(volumes.launch, repeats)
-                rate = volumes.bytes_moved / statistics.median(times) / 1e6
-                cases[f"{geometry}, {order} order to {layout}"] = {
-                    "bytes_moved": volumes.bytes_moved,
-                    "times_ms": times,
-                    "gb_per_s": rate,
-                    "share_of_copy": rate / copy,
-                }
+                case = by_rate(volumes.bytes_moved, by_events(volumes.launch, repeats))
+                case["share_of_copy"] = case["gb_per_s"] / copy["gb_per_s"]
+                cases[f"{geometry}, {order} order to {layout}"] = case
                 del volumes
     print_table(
-        f"kernel; a copy on this device moves {copy:.0f} GB/s",
-        ("case", "median µs", "GB/s", "share of copy"),
+        f"kernel; a copy on this device moves {copy['gb_per_s']:.0f} GB/s",
+        ("case", "median", "GB/s", "share of copy"),
         [
-            (name, statistics.median(c["times_ms"]) * 1e3, c["gb_per_s"], c["share_of_copy"])
+            (name, in_words(c["time"]["median"], "s"), c["gb_per_s"], c["share_of_copy"])
             for name, c in cases.items()
         ],
     )
-    return {"device_copy_gb_per_s": copy, "cases": cases}
+    return {"copy": copy, "cases": cases}
 
 
 def measure_torch(
@@ -217,18 +232,30 @@ def measure_torch(
     seconds = interleaved(
         {"ctgpu": synchronised(volumes.launch), "torch": synchronised(steps)}, repeats, warm_ups=3
     )
-    fastest = {name: statistics.median(times) for name, times in seconds.items()}
-    ratio = fastest["torch"] / fastest["ctgpu"]
+    contenders = against_ctgpu(seconds)
     print_table(
         "all steps on the GPU, host clock around launch and synchronisation",
-        ("contender", "median ms", "ratio"),
-        [(name, t * 1e3, fastest["torch"] / t) for name, t in fastest.items()],
+        ("contender", "median", "ctgpu is"),
+        [
+            (name, in_words(c["time"]["median"], "s"), f"{c['this_over_ctgpu']:.1f} ×")
+            for name, c in contenders.items()
+        ],
     )
-    return {"seconds": seconds, "ratio": ratio, "torch": torch.__version__}
+    return {"contenders": contenders, "torch": torch.__version__}
+
+
+def against_ctgpu(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Each contender's time, and how often ctgpu's goes into it."""
+    times = {name: measured(runs, "s") for name, runs in seconds.items()}
+    ours = times["ctgpu"]["median"]
+    return {
+        name: {"time": time, "this_over_ctgpu": time["median"] / ours}
+        for name, time in times.items()
+    }
 
 
 def measure_pipeline(
-    engine: CudaEngine, voxels: npt.NDArray[Any], spec: Spec, samples: int
+    engine: CudaEngine, voxels: npt.NDArray[Any], spec: Spec, samples: int, rounds: int
 ) -> dict[str, Any]:
     """`samples` volumes through the engine, and the same bytes copied with no kernel between."""
     plan = plan_volume(voxels.shape, all_of(voxels, spec), spec)
@@ -247,19 +274,29 @@ def measure_pipeline(
     def copies_alone() -> None:
         both_ways(jobs, samples)
 
-    seconds = interleaved({"engine": through_engine, "copies": copies_alone}, 5)
-    fastest = {name: min(times) for name, times in seconds.items()}
-    share = fastest["copies"] / fastest["engine"]
-    moved = (voxels.nbytes + spec.size_bytes) * samples
+    seconds = interleaved({"ctgpu": through_engine, "copies alone": copies_alone}, rounds)
+    rates = {
+        name: measured([samples / taken for taken in runs], "samples/s")
+        for name, runs in seconds.items()
+    }
+    ours, moved = rates["ctgpu"]["median"], voxels.nbytes + spec.size_bytes
+    contenders = {
+        name: {
+            "rate": rate,
+            "ctgpu_over_this": ours / rate["median"],
+            "gb_per_s": moved * rate["median"] / 1e9,
+        }
+        for name, rate in rates.items()
+    }
     print_table(
         "upload, kernel and download overlapped; pinned memory",
-        ("what", "ms a sample", "GB/s both ways", "share"),
+        ("what", "samples/s", "GB/s both ways", "ctgpu over this"),
         [
-            (name, t / samples * 1e3, moved / t / 1e9, fastest["copies"] / t)
-            for name, t in fastest.items()
+            (name, c["rate"]["median"], c["gb_per_s"], c["ctgpu_over_this"])
+            for name, c in contenders.items()
         ],
     )
-    return {"samples": samples, "seconds": seconds, "share_of_copies": share}
+    return {"samples": samples, "bytes_moved_per_sample": moved, "contenders": contenders}
 
 
 def both_ways(jobs: Sequence[Job], samples: int) -> None:
@@ -283,33 +320,62 @@ def both_ways(jobs: Sequence[Job], samples: int) -> None:
 
 
 def measure_inflate(
-    engine: CudaEngine, voxels: npt.NDArray[Any], spec: Spec, samples: int
+    engine: CudaEngine,
+    voxels: npt.NDArray[Any],
+    spec: Spec,
+    samples_per_thread: int,
+    rounds: int,
 ) -> dict[str, Any]:
     """From compressed files in memory to pinned float16, by number of threads."""
     import nibabel
 
     image = nibabel.Nifti1Image(np.asarray(voxels), np.diag([*REAL_CT_SPACING_MM, 1.0]))
     compressed = np.frombuffer(gzip.compress(image.to_bytes(), compresslevel=6), np.uint8)
+    pool = BufferPool(allocate=engine.allocate)
+    runs: dict[int, list[dict[str, float]]] = {threads: [] for threads in (1, 4, 8, 16)}
+    for threads in runs:
+        from_memory(engine, pool, compressed, spec, 2 * threads, threads)  # fills the pool
+    for _ in range(rounds):
+        for threads, taken in runs.items():
+            samples = samples_per_thread * threads
+            taken.append(from_memory(engine, pool, compressed, spec, samples, threads))
     rows: dict[str, Any] = {}
-    for threads in (1, 4, 8, 16):
-        rows[str(threads)] = from_memory(engine, compressed, spec, samples, threads)
+    for threads, taken in runs.items():
+        rate = measured([run["rate"] for run in taken], "samples/s")
+        rows[str(threads)] = {
+            "rate": rate,
+            "stages": {name: measured([run[name] for run in taken], "s") for name in _STAGES},
+        }
+        rows[str(threads)]["this_over_one_thread"] = rate["median"] / rows["1"]["rate"]["median"]
     print_table(
-        f"from .nii.gz in memory ({len(compressed) / 1e6:.0f} MB); stages in ms a sample",
-        ("threads", "samples/s", "copy", "inflate", "engine"),
+        f"from .nii.gz in memory ({len(compressed) / 1e6:.0f} MB); stages by sample",
+        ("threads", "samples/s", *_STAGES),
         [
-            (n, r["samples_per_s"], *(r["stage_ms"][s] for s in ("copy", "inflate", "engine")))
-            for n, r in rows.items()
+            (
+                threads,
+                row["rate"]["median"],
+                *(in_words(stage["median"], "s") for stage in row["stages"].values()),
+            )
+            for threads, row in rows.items()
         ],
     )
-    return {"compressed_bytes": len(compressed), "samples": samples, "threads": rows}
+    return {
+        "compressed_bytes": len(compressed),
+        "samples_per_thread": samples_per_thread,
+        "threads": rows,
+    }
 
 
 def from_memory(
-    engine: CudaEngine, compressed: npt.NDArray[np.uint8], spec: Spec, samples: int, threads: int
-) -> dict[str, Any]:
-    """One row: every thread inflates a file and hands it to the engine."""
-    pool = BufferPool(allocate=engine.allocate)
-    stages = dict.fromkeys(("copy", "inflate", "engine"), 0.0)
+    engine: CudaEngine,
+    pool: BufferPool,
+    compressed: npt.NDArray[np.uint8],
+    spec: Spec,
+    samples: int,
+    threads: int,
+) -> dict[str, float]:
+    """Every thread inflates a file and hands it to the engine: samples/s, seconds by stage."""
+    stages = dict.fromkeys(_STAGES, 0.0)
     lock = threading.Lock()
 
     def one(_: int) -> None:
@@ -329,14 +395,11 @@ def from_memory(
             for n, stage in enumerate(stages):
                 stages[stage] += marks[n + 1] - marks[n]
 
+    begin = time.perf_counter()
     with ThreadPoolExecutor(threads) as workers:
-        list(workers.map(one, range(2 * threads)))  # fills the pool
-        stages.update(dict.fromkeys(stages, 0.0))
-        begin = time.perf_counter()
         list(workers.map(one, range(samples)))
-        elapsed = time.perf_counter() - begin
-    stage_ms = {stage: seconds / samples * 1e3 for stage, seconds in stages.items()}
-    return {"samples_per_s": samples / elapsed, "stage_ms": stage_ms}
+    rate = samples / (time.perf_counter() - begin)
+    return {"rate": rate, **{stage: seconds / samples for stage, seconds in stages.items()}}
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ from common import (
     REAL_CT_SPACING_MM,
     argument_parser,
     in_pages,
+    in_words,
     interleaved,
     load_real_ct,
-    median,
+    measured,
     phantom_ct,
     print_table,
-    summary,
-    write_result,
+    publish,
 )
 from ctgpu import _native
 from ctgpu.decode.inflate import BACKENDS
@@ -43,6 +43,8 @@ from ctgpu.volume import Rescale
 
 Voxels = npt.NDArray[Any]
 Run = Callable[[], object]
+
+FLOOR, COPY = "floor", "memcpy"
 
 _QUICK_SHAPE = (96, 90, 40)
 
@@ -69,21 +71,23 @@ def main() -> None:
         "spacing_mm": REAL_CT_SPACING_MM,
         "spec": spec.to_dict(),
         "repeats": repeats,
-        "contenders": contenders(voxels, spec, repeats, peers=not options.no_peers),
-        "floor": against_floor(voxels, spec, repeats),
+        "cache": "warm: voxels in memory, and one run of each before those that count; "
+        "none before those of the slow contenders",
+        **contenders(voxels, spec, repeats, peers=not options.no_peers),
+        "roofline": against_floor(voxels, spec, repeats),
         "layouts": layouts(voxels, spec, repeats),
         "threads": thread_scaling(voxels, spec, repeats),
         "inflate": inflate(voxels, options.data, options.quick, repeats),
         "sizes": by_size,
     }
-    print(f"written: {write_result(options.json, 'preprocess', result)}")
+    publish(options, "preprocess", result)
 
 
 # ---- contenders -------------------------------------------------------------------------------
 
 
 def contenders(voxels: Voxels, spec: Spec, repeats: int, *, peers: bool) -> dict[str, Any]:
-    """ctgpu, the old way, torch written well, the peers and the floor, in one interleaved run."""
+    """ctgpu, the old way, torch written well, the peers, ``memcpy`` and the floor, interleaved."""
     import torch
 
     torch.set_num_threads(1)
@@ -96,7 +100,9 @@ def contenders(voxels: Voxels, spec: Spec, repeats: int, *, peers: bool) -> dict
     }
     runs["numpy + torch steps"] = lambda: old_way.preprocess(voxels, REAL_CT_SPACING_MM)
     runs["torch written well"] = lambda: torch_written_well(voxels, plan)
-    runs["floor"] = floor(voxels, plan, out)
+    moved = bytes_moved(voxels, plan)
+    runs[FLOOR] = floor(voxels, plan, out)
+    runs[COPY] = copy(moved)
     left_out = {}
     if peers:
         for name, make in {
@@ -114,28 +120,28 @@ def contenders(voxels: Voxels, spec: Spec, repeats: int, *, peers: bool) -> dict
     seconds |= interleaved(
         {n: runs[n] for n in runs if n in slow}, max(1, min(3, repeats)), warm_ups=0
     )
-    moved = bytes_moved(voxels, plan)
-    floor_s, old_s = median(seconds["floor"]), median(seconds["numpy + torch steps"])
-    well_s = median(seconds["torch written well"])
+    times = {name: measured(runs, "s") for name, runs in seconds.items()}
+    middle = {name: time["median"] for name, time in times.items()}
+    ours = f"ctgpu {_native.cpu_variant('')}"
     facts = {
-        name: summary(times)
-        | {
-            "old_steps_over_this": old_s / median(times),
-            "torch_over_this": well_s / median(times),
-            "this_over_floor": median(times) / floor_s,
-            "gb_per_s": moved / median(times) / 1e9,
+        name: {
+            "time": times[name],
+            "this_over_ctgpu": middle[name] / middle[ours],
+            "old_steps_over_this": middle["numpy + torch steps"] / middle[name],
+            "torch_over_this": middle["torch written well"] / middle[name],
+            "this_over_floor": middle[name] / middle[FLOOR],
+            "gb_per_s": moved / middle[name] / 1e9,
         }
-        for name, times in sorted(seconds.items(), key=lambda item: median(item[1]))
+        for name in sorted(middle, key=lambda name: middle[name])
     }
     print_table(
         f"{voxels.shape} {voxels.dtype} to {spec.stored_shape} float16, one thread, "
         f"{moved / 1e6:.0f} MB moved",
-        ["contender", "median ms", "min ms", "× old steps", "× torch", "× floor", "GB/s"],
+        ["contender", "median", "fastest", "× old steps", "× torch", "× floor", "GB/s"],
         [
             [
                 name,
-                f"{f['median_ms']:.1f}",
-                f"{f['min_ms']:.1f}",
+                *median_and_min(f["time"]),
                 f"{f['old_steps_over_this']:.1f}",
                 f"{f['torch_over_this']:.1f}",
                 f"{f['this_over_floor']:.2f}",
@@ -146,7 +152,12 @@ def contenders(voxels: Voxels, spec: Spec, repeats: int, *, peers: bool) -> dict
     )
     for name, reason in left_out.items():
         print(f"left out: {name} ({reason})")
-    return {"bytes_moved": moved, "runs": facts, "left_out": left_out}
+    return {"bytes_moved": moved, "ctgpu": ours, "contenders": facts, "left_out": left_out}
+
+
+def median_and_min(time: dict[str, Any]) -> tuple[str, str]:
+    """Two cells of a table."""
+    return in_words(time["median"], time["unit"]), in_words(time["min"], time["unit"])
 
 
 def needed(plan: VolumePlan) -> tuple[slice, ...]:
@@ -173,6 +184,12 @@ def floor(voxels: Voxels, plan: VolumePlan, out: Voxels) -> Run:
         run_bytes=rows * source.itemsize,
         out=out.view(np.uint16),
     )
+
+
+def copy(size_bytes: int) -> Run:
+    """Move `size_bytes` by ``memcpy``, half of them read and half of them written."""
+    source, target = (in_pages((size_bytes // 2,), np.uint8) for _ in range(2))
+    return functools.partial(np.copyto, target, source)
 
 
 def torch_written_well(voxels: Voxels, plan: VolumePlan) -> Voxels:
@@ -312,38 +329,41 @@ def against_floor(voxels: Voxels, spec: Spec, repeats: int) -> dict[str, Any]:
         out = in_pages(spec.stored_shape, np.float16)
         job = Job(voxels, Rescale(), plan, out)
         moved = bytes_moved(voxels, plan)
-        halves = [in_pages((moved // 2,), np.uint8) for _ in range(2)]
         seconds = interleaved(
             {
                 "ctgpu": functools.partial(preprocess, _native, job, variant="", threads=1),
-                "floor": floor(voxels, plan, out),
-                "copy": functools.partial(np.copyto, *halves),
+                FLOOR: floor(voxels, plan, out),
+                COPY: copy(moved),
             },
             2 * repeats,
         )
+        times = {which: measured(runs, "s") for which, runs in seconds.items()}
+        ours, floor_s, copy_s = (times[which]["median"] for which in ("ctgpu", FLOOR, COPY))
         facts[name] = {
             "spacing_mm": spacing_mm,
             "bytes_moved": moved,
-            **{which: summary(times) for which, times in seconds.items()},
-            "ctgpu_over_floor": median(seconds["ctgpu"]) / median(seconds["floor"]),
-            "ctgpu_over_copy": median(seconds["ctgpu"]) / median(seconds["copy"]),
-            "share_of_copy_bandwidth": median(seconds["copy"]) / median(seconds["ctgpu"]),
-            "ctgpu_gb_per_s": moved / median(seconds["ctgpu"]) / 1e9,
-            "floor_gb_per_s": moved / median(seconds["floor"]) / 1e9,
+            "contenders": {
+                which: {"time": time, "gb_per_s": moved / time["median"] / 1e9}
+                for which, time in times.items()
+            },
+            "ctgpu_over_floor": ours / floor_s,
+            "ctgpu_over_copy": ours / copy_s,
+            "share_of_copy_bandwidth": copy_s / ours,
         }
     print_table(
         "roofline: one read of the needed source and one write of the output, one thread",
-        ["geometry", "MB moved", "floor ms", "copy ms", "ctgpu ms", "× floor", "× copy", "GB/s"],
+        ["geometry", "MB moved", "floor", "memcpy", "ctgpu", "× floor", "× memcpy", "GB/s"],
         [
             [
                 name,
                 f"{f['bytes_moved'] / 1e6:.0f}",
-                f"{f['floor']['median_ms']:.1f}",
-                f"{f['copy']['median_ms']:.1f}",
-                f"{f['ctgpu']['median_ms']:.1f}",
+                *(
+                    in_words(f["contenders"][which]["time"]["median"], "s")
+                    for which in (FLOOR, COPY, "ctgpu")
+                ),
                 f"{f['ctgpu_over_floor']:.2f}",
                 f"{f['ctgpu_over_copy']:.2f}",
-                f"{f['ctgpu_gb_per_s']:.1f}",
+                f"{f['contenders']['ctgpu']['gb_per_s']:.1f}",
             ]
             for name, f in facts.items()
         ],
@@ -367,11 +387,11 @@ def layouts(voxels: Voxels, spec: Spec, repeats: int) -> dict[str, Any]:
             runs[f"{order} to {layout}"] = functools.partial(
                 preprocess, _native, job, variant="", threads=1
             )
-    facts = {name: summary(times) for name, times in interleaved(runs, repeats).items()}
+    facts = {n: {"time": measured(s, "s")} for n, s in interleaved(runs, repeats).items()}
     print_table(
         "source order and output layout, one thread",
-        ["case", "median ms", "min ms"],
-        [[n, f"{f['median_ms']:.1f}", f"{f['min_ms']:.1f}"] for n, f in facts.items()],
+        ["case", "median", "fastest"],
+        [[n, *median_and_min(f["time"])] for n, f in facts.items()],
     )
     return facts
 
@@ -389,14 +409,18 @@ def thread_scaling(voxels: Voxels, spec: Spec, repeats: int) -> dict[str, Any]:
         },
         repeats,
     )
+    times = {n: measured(runs, "s") for n, runs in seconds.items()}
     facts = {
-        n: summary(times) | {"speedup": median(seconds["1"]) / median(times)}
-        for n, times in seconds.items()
+        n: {"time": time, "one_thread_over_this": times["1"]["median"] / time["median"]}
+        for n, time in times.items()
     }
     print_table(
         f"threads inside one volume, {cores} usable cores",
-        ["threads", "median ms", "speedup"],
-        [[n, f"{f['median_ms']:.1f}", f"{f['speedup']:.2f}"] for n, f in facts.items()],
+        ["threads", "median", "fastest", "speedup"],
+        [
+            [n, *median_and_min(f["time"]), f"{f['one_thread_over_this']:.2f}"]
+            for n, f in facts.items()
+        ],
     )
     return facts
 
@@ -425,24 +449,29 @@ def inflate(voxels: Voxels, folder: Path, quick: bool, repeats: int) -> dict[str
         runs[f"member {name}"] = functools.partial(
             backend.member_into, member, 64, 64 + len(bare), out, crc
         )
-    seconds = interleaved(runs, repeats)
+    times = {name: measured(taken, "s") for name, taken in interleaved(runs, repeats).items()}
     facts = {
-        name: summary(times)
-        | {
-            "mb_per_s": len(raw) / median(times) / 1e6,
-            "zlib_over_this": median(seconds[f"{name.split()[0]} zlib"]) / median(times),
+        name: {
+            "time": time,
+            "mb_per_s": len(raw) / time["median"] / 1e6,
+            "zlib_over_this": times[f"{name.split()[0]} zlib"]["median"] / time["median"],
         }
-        for name, times in seconds.items()
+        for name, time in times.items()
     }
     print_table(
         f"inflate {len(packed) / 1e6:.1f} MB to {len(raw) / 1e6:.1f} MB into reused memory",
-        ["stream and library", "median ms", "MB/s", "× zlib"],
+        ["stream and library", "median", "fastest", "MB/s", "× zlib"],
         [
-            [n, f"{f['median_ms']:.0f}", f"{f['mb_per_s']:.0f}", f"{f['zlib_over_this']:.2f}"]
+            [
+                n,
+                *median_and_min(f["time"]),
+                f"{f['mb_per_s']:.0f}",
+                f"{f['zlib_over_this']:.2f}",
+            ]
             for n, f in facts.items()
         ],
     )
-    return {"compressed_bytes": len(packed), "bytes": len(raw), "runs": facts}
+    return {"compressed_bytes": len(packed), "bytes": len(raw), "streams": facts}
 
 
 def zlib_into(data: bytes, out: Voxels, wbits: int) -> None:
@@ -455,25 +484,28 @@ def zlib_into(data: bytes, out: Voxels, wbits: int) -> None:
         at += len(chunk)
 
 
-def sizes(quick: bool, repeats: int) -> list[dict[str, Any]]:
+def sizes(quick: bool, repeats: int) -> dict[str, Any]:
     """Cost per voxel from small to large volumes, and memory beyond source and output.
 
     The first thing a process does, so that its peak is this and nothing else.
     """
     shapes = [(64, 64, 64), (128, 128, 128), (256, 256, 128), (512, 512, 300), (768, 768, 400)]
     shapes += [(1024, 1024, 600), (1024, 1024, 1000)]
-    facts = [size_cost(shape, repeats) for shape in (shapes[:2] if quick else shapes)]
+    facts = {
+        " × ".join(map(str, shape)): size_cost(shape, repeats)
+        for shape in (shapes[:2] if quick else shapes)
+    }
     print_table(
         "cost over size, one thread",
-        ["shape", "median ms", "ns per source and output voxel", "scratch MiB"],
+        ["shape", "median", "fastest", "ns per source and output voxel", "scratch"],
         [
             [
-                " × ".join(map(str, f["shape_hwd"])),
-                f"{f['median_ms']:.2f}",
+                shape,
+                *median_and_min(f["time"]),
                 f"{f['ns_per_voxel']:.3f}",
-                f"{f['scratch_mib']:.1f}",
+                in_words(f["scratch"]["median"], "bytes"),
             ]
-            for f in facts
+            for shape, f in facts.items()
         ],
     )
     return facts
@@ -487,12 +519,11 @@ def size_cost(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     job = Job(voxels, Rescale(), plan, in_pages(shape, np.float16))
     run = functools.partial(preprocess, _native, job, variant="", threads=1)
     before = psutil.Process().memory_info().rss
-    times = interleaved({"ctgpu": run}, repeats)["ctgpu"]
+    time = measured(interleaved({"ctgpu": run}, repeats)["ctgpu"], "s")
     return {
-        "shape_hwd": shape,
-        "median_ms": median(times) * 1e3,
-        "ns_per_voxel": median(times) * 1e9 / (2 * voxels.size),
-        "scratch_mib": max(0, peak_bytes() - before) / 2**20,
+        "time": time,
+        "ns_per_voxel": time["median"] * 1e9 / (2 * voxels.size),
+        "scratch": measured([max(0, peak_bytes() - before)], "bytes"),
     }
 
 

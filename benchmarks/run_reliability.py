@@ -3,20 +3,20 @@
 Every scenario is the one of ``tests/faults/``, at full size: builds killed with SIGKILL and
 resumed, a Hub that fails 30 % of all requests, corrupted inputs, a disk that fills up, a memory
 budget, and plans of 47,149 samples.  Each result is compared, byte by byte, with that of a build
-that nothing happened to.
+that nothing happened to.  Memory and scale are measured ``--repeats`` times, the others asked once.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import argument_parser, print_table, write_result
+from common import argument_parser, in_words, is_measured, measured, print_table, publish
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
@@ -35,38 +35,98 @@ FULL_SAMPLES, FULL_SHARDS = 47_149, 369
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argument_parser(__doc__ or "", repeats=1)
+    parser = argument_parser(__doc__ or "")
     parser.add_argument("--seed", type=int, default=1, help="other seeds, other moments")
     parser.add_argument("--work-dir", type=Path, help="where to work; default a temporary folder")
     arguments = parser.parse_args()
+    repeats = 1 if arguments.quick else arguments.repeats
     questions: dict[str, Callable[[Path, bool, int], dict[str, Any]]] = {
         "kills": kills,
         "bad_hub": bad_hub,
         "corrupted_inputs": corrupted_inputs,
         "no_space": no_space,
-        "memory": memory,
-        "scale": scale,
+        "memory": functools.partial(memory, repeats),
+        "scale": functools.partial(scale, repeats),
     }
     results, rows = {}, []
     for name, question in questions.items():
         with tempfile.TemporaryDirectory(dir=arguments.work_dir) as folder:
-            began = time.perf_counter()
             results[name] = question(Path(folder), arguments.quick, arguments.seed)
-            results[name]["seconds"] = round(time.perf_counter() - began, 2)
         rows += [[f"{name}: {what}", value] for what, value in flat(results[name])]
     print_table("What was left", ["question", "found"], rows)
-    print(write_result(arguments.json, "reliability", {"seed": arguments.seed, **results}))
+    publish(
+        arguments,
+        "reliability",
+        {
+            "data": "chest phantoms" + (", few of them" if arguments.quick else ""),
+            "cache": "warm: every source was written just before",
+            "seed": arguments.seed,
+            "repeats": repeats,
+            "verdict": verdict(results),
+            **results,
+        },
+    )
 
 
 def flat(result: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested figures as rows of a table; lists as their length."""
+    """Nested figures as rows of a table; measured ones as their median, lists as their length."""
     rows: list[tuple[str, Any]] = []
     for name, value in result.items():
-        if isinstance(value, dict):
+        if is_measured(value):
+            rows.append((f"{prefix}{name}", in_words(value["median"], value["unit"])))
+        elif isinstance(value, dict):
             rows += flat(value, f"{prefix}{name} ")
         else:
             rows.append((f"{prefix}{name}", len(value) if isinstance(value, list) else value))
     return rows
+
+
+def verdict(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By question: how often it was tried, and how often that went wrong."""
+    struck, hubs = results["kills"], results["bad_hub"].values()
+    inputs, full = results["corrupted_inputs"].values(), results["no_space"]
+    memory, scale = results["memory"], results["scale"]
+    return {
+        "kills": {
+            "tried_means": "kills with SIGKILL",
+            "tried": struck["kills"],
+            "wrong_means": "files that differ or samples made twice",
+            "wrong": len(struck["files_that_differ"]) + len(struck["samples_written_twice"]),
+        },
+        "bad_hub": {
+            "tried_means": "requests to a failing Hub",
+            "tried": sum(hub["requests"] for hub in hubs),
+            "wrong_means": "samples lost or files that differ",
+            "wrong": sum(hub["samples_failed"] + len(hub["files_that_differ"]) for hub in hubs),
+        },
+        "corrupted_inputs": {
+            "tried_means": "corrupted inputs",
+            "tried": sum(kind["inputs"] for kind in inputs),
+            "wrong_means": "accepted wrongly or refused oddly",
+            "wrong": sum(
+                len(kind["accepted_and_wrong"]) + len(kind["errors_of_another_kind"])
+                for kind in inputs
+            ),
+        },
+        "no_space": {
+            "tried_means": "disks that fill up",
+            "tried": full.get("points", 0),
+            "wrong_means": "files that differ or odd errors",
+            "wrong": len(full.get("different", [])) + len(full.get("odd_errors", [])),
+        },
+        "memory": {
+            "tried_means": "builds under a byte budget",
+            "tried": len(memory["peak_reserved"]["runs"]),
+            "wrong_means": "went over it",
+            "wrong": sum(peak > memory["limit_bytes"] for peak in memory["peak_reserved"]["runs"]),
+        },
+        "scale": {
+            "tried_means": "finished shards met again",
+            "tried": scale["finished_again"]["shards"],
+            "wrong_means": "opened without need",
+            "wrong": len(scale["finished_again"]["tars_opened"]),
+        },
+    }
 
 
 def kills(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
@@ -83,6 +143,7 @@ def kills(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
         "most_samples_fetched_again_after_a_kill": max(result.redone, default=0),
         "mean_samples_fetched_again_after_a_kill": sum(result.redone) / max(1, len(result.redone)),
         "samples_in_flight_at_most": result.in_flight,
+        "time": measured([result.seconds], "s"),
     }
 
 
@@ -106,6 +167,7 @@ def bad_hub(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
             "requests": result.requests_made,
             "samples_failed": result.failed,
             "files_that_differ": result.different,
+            "time": measured([result.seconds], "s"),
         }
     return results
 
@@ -131,7 +193,7 @@ def corrupted_inputs(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
             "accepted_and_unharmed": result.accepted_unharmed,
             "accepted_and_wrong": result.accepted_wrong,
             "errors_of_another_kind": result.odd_errors,
-            "build_s": result.seconds,
+            "time": measured([result.seconds], "s"),
         }
     return results
 
@@ -147,8 +209,8 @@ def no_space(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
     return asdict(result) | {"stopped_by": dict(result.stopped_by)}
 
 
-def memory(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
-    """Peak memory of a process with 32 workers under a budget of two volumes."""
+def memory(repeats: int, work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
+    """Peak memory of processes with 32 workers each under a budget of two volumes."""
     side, samples = (96, 8) if quick else (320, 24)
     spacing_mm = (1.0, 1.0, 1.0)
     first = lay_out_ct_rate(
@@ -162,48 +224,74 @@ def memory(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
     spec = Spec(target_spacing_mm=spacing_mm, shape_hwd=(side,) * 3)
     footprint_bytes = first.stat().st_size + 4 * side**3
     limit_bytes = 2 * footprint_bytes
-    figures = scenarios.build_measured(
-        work_dir / "out", work_dir / "source", spec, limit_bytes=limit_bytes, workers=32
-    )
+    runs = [
+        scenarios.build_measured(
+            work_dir / f"out-{n}", work_dir / "source", spec, limit_bytes=limit_bytes, workers=32
+        )
+        for n in range(repeats)
+    ]
     return {
         "workers": 32,
-        "samples": figures["written"],
+        "samples": runs[0]["written"],
         "footprint_of_one_bytes": footprint_bytes,
         "limit_bytes": limit_bytes,
-        "peak_reserved_bytes": figures["peak_reserved_bytes"],
-        "peak_rss_bytes": figures["peak_rss_bytes"],
-        "peak_rss_after_imports_bytes": figures["imports_rss_bytes"],
-        "peak_rss_after_one_sample_bytes": figures["one_sample_rss_bytes"],
+        "peak_reserved": of_runs(runs, "peak_reserved_bytes", "bytes"),
+        "peak_rss": of_runs(runs, "peak_rss_bytes", "bytes"),
+        "peak_rss_after_imports": of_runs(runs, "imports_rss_bytes", "bytes"),
+        "peak_rss_after_one_sample": of_runs(runs, "one_sample_rss_bytes", "bytes"),
     }
 
 
-def scale(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
+def of_runs(runs: Sequence[Mapping[str, Any]], name: str, unit: str) -> dict[str, Any] | None:
+    """One figure of every run; None where this system does not tell a process's peak memory."""
+    values = [run[name] for run in runs]
+    return None if None in values else measured(values, unit)
+
+
+def scale(repeats: int, work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
     """Planning, running a finished build again, and resuming behind many finished shards."""
-    planned = scenarios.plan_measured(work_dir, 500 if quick else FULL_SAMPLES)
     shards = 10 if quick else FULL_SHARDS
     source = {"kind": "hub", "location": "nobody/has-it", "revision": "0" * 40}
     last = SampleRef("dataset/valid_fixed/valid_1_a_1.nii.gz", 1 << 27)
-    plan = scenarios.make_plan_of(work_dir / "finished", shards, 128, source, last)
-    scenarios.pretend_committed(work_dir / "finished", plan, range(shards))
-    again = scenarios.run_measured(work_dir / "finished")
-    resumed = {}
-    for committed in (10, 20) if quick else (10, 100, 1_000, 10_000):
-        figures = scenarios.resume_measured(work_dir, committed)
-        resumed[f"{committed}_committed"] = {
-            "s_to_begin": figures["seconds_to_begin"],
-            "s": figures["seconds"],
-            "tars_opened": figures["tars_opened"],
-        }
+    finished = work_dir / "finished"
+    plan = scenarios.make_plan_of(finished, shards, 128, source, last)
+    scenarios.pretend_committed(finished, plan, range(shards))
+    counts = (10, 20) if quick else (10, 100, 1_000, 10_000)
+    planned, again = [], []
+    resumed: dict[int, list[dict[str, Any]]] = {committed: [] for committed in counts}
+    for n in range(repeats):
+        with tempfile.TemporaryDirectory(dir=work_dir, prefix=f"{n}-") as fresh:
+            planned.append(scenarios.plan_measured(Path(fresh), 500 if quick else FULL_SAMPLES))
+            again.append(scenarios.run_measured(finished))
+            for committed, runs in resumed.items():
+                runs.append(scenarios.resume_measured(Path(fresh), committed))
     return {
-        "planning": planned,
+        "planning": {
+            "samples": planned[0]["samples"],
+            "shards": planned[0]["shards"],
+            "time": of_runs(planned, "seconds", "s"),
+            "peak_rss": of_runs(planned, "peak_rss_bytes", "bytes"),
+        },
         "finished_again": {
             "shards": shards,
-            "samples": again["total_samples"],
-            "s": again["seconds"],
-            "tars_opened": again["tars_opened"],
+            "samples": again[0]["total_samples"],
+            "time": of_runs(again, "seconds", "s"),
+            "tars_opened": tars_opened(again),
         },
-        "resume_of_the_last_sample": resumed,
+        "resume_of_the_last_sample": {
+            f"{committed}_committed": {
+                "time_to_begin": of_runs(runs, "seconds_to_begin", "s"),
+                "time": of_runs(runs, "seconds", "s"),
+                "tars_opened": tars_opened(runs),
+            }
+            for committed, runs in resumed.items()
+        },
     }
+
+
+def tars_opened(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Finished tars that any of the runs opened."""
+    return sorted({name for run in runs for name in run["tars_opened"]})
 
 
 if __name__ == "__main__":

@@ -1,32 +1,74 @@
-"""Every benchmark runs with ``--quick`` and writes what it measured."""
+"""Every benchmark runs with ``--quick``, and writes what it measured in the one form."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
+import math
+import statistics
+from collections.abc import Callable
 
 import pytest
+from quick_runs import Quick
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+import page
+from common import in_words, is_peers, measured, measured_leaves, more_is_better, three_digits
+from ctgpu.engines import available_engines
+
+SCRIPTS = [script.stem for script in page.scripts()]
 
 
-@pytest.mark.parametrize("name", ["run_build", "run_loading", "run_preprocess", "run_reliability"])
-def test_quick_runs_and_writes_its_result(name: str, tmp_path: Path) -> None:
-    result = subprocess.run(
-        [
-            *(sys.executable, str(BENCHMARKS / f"{name}.py")),
-            *("--quick", "--json", str(tmp_path / "result.json")),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        cwd=BENCHMARKS.parent,
-    )
-    assert result.returncode == 0, result.stderr
-    written = json.loads((tmp_path / "result.json").read_text())
-    assert written["benchmark"] == name.removeprefix("run_")
-    assert written["machine"]["usable_cores"] >= 1
-    assert written["machine"]["versions"]["numpy"]
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_quick_runs_and_writes_its_result(name: str, quick: Callable[[str], Quick]) -> None:
+    ran = quick(name)
+    if name == "run_gpu" and available_engines()["cuda"] is not None:
+        assert ran.status == page.NO_DEVICE
+        assert ran.stderr.startswith("this benchmark needs a GPU: ")
+        assert ran.stderr.count("\n") == 1
+        assert not ran.json.exists()
+        return
+    result = ran.result
+    assert result["benchmark"] == name.removeprefix("run_")
+    machine = result["machine"]
+    assert machine["usable_cores"] >= 1
+    assert {"cpu", "memory_gib", "gpu", "ctgpu_cpu_variant", "system", "commit"} <= machine.keys()
+    assert machine["versions"]["numpy"]
+    quantities = list(measured_leaves(result))
+    # A simulation says that it is one, and passes nothing off as measured.
+    assert bool(quantities) != result.get("simulated", False)
+    assert result.get("data") or not quantities
+    for path, quantity in quantities:
+        runs = quantity["runs"]
+        assert set(quantity) == {"unit", "median", "min", "max", "runs"}, path
+        assert isinstance(quantity["unit"], str), path
+        assert all(type(run) in (int, float) and math.isfinite(run) for run in runs), path
+        assert quantity["median"] == statistics.median(runs), path
+        assert (quantity["min"], quantity["max"]) == (min(runs), max(runs)), path
+
+
+def test_nothing_measured_hides_where_no_one_looks() -> None:
+    tree = {"a": {"time": measured([2.0, 1.0], "s"), "of": 3}, "b": [1], "c": "text"}
+    assert [path for path, _ in measured_leaves(tree)] == [("a", "time")]
+    assert measured([3.0, 1.0, 2.0], "s")["median"] == 2.0
+
+
+def test_rates_are_better_the_more() -> None:
+    assert [more_is_better(unit) for unit in ("samples/s", "GB/s", "s", "bytes")] == [
+        *(True, True),
+        *(False, False),
+    ]
+
+
+def test_peers_are_the_contenders_other_than_ctgpu() -> None:
+    assert is_peers(("formats", ".npz", "contenders", "old, one thread", "rate"))
+    assert not is_peers(("formats", ".npz", "contenders", "ctgpu", "rate"))
+    assert not is_peers(("sizes", "64 × 64 × 64", "time"))
+
+
+def test_figures_are_written_with_three_digits_and_a_unit_of_fitting_size() -> None:
+    assert in_words(0.0271234, "s") == "27.1 ms"
+    assert in_words(12.0, "s") == "12.0 s"
+    assert in_words(0.0000042, "s") == "4.20 µs"
+    assert in_words(1.611e9, "bytes") == "1.61 GB"
+    assert in_words(2.1622, "samples/s") == "2.16 samples/s"
+    assert in_words(0, "bytes") == "0 bytes"
+    assert [three_digits(value) for value in (1234.5, 0.00012345)] == ["1234", "0.000123"]

@@ -101,8 +101,8 @@ def check(work: Path) -> dict[str, Any]:
                 continue
             run = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
             stage(tool, [*run, *pytest("-k", SANITIZED)], limit_s=120)
-        benchmark = [sys.executable, "-m", "benchmarks.run_gpu", "--json", work / "benchmark.json"]
-        stage("benchmark", benchmark, limit_s=240)
+        benchmark = [sys.executable, REPOSITORY / "benchmarks" / "run_gpu.py"]
+        stage("benchmark", [*benchmark, "--json", work / "benchmark.json"], limit_s=240)
     found = read(work / "doctor.json")
     devices = [c["facts"]["name"] for c in found.get("checks", []) if c["name"] == "cuda:0"]
     return {

@@ -1,0 +1,88 @@
+"""``python -m benchmarks``: one page of every benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from made_results import result
+
+import page
+from common import measured
+
+WRITES = """
+import json, sys
+assert sys.argv[1] == "--quick"
+with open(sys.argv[sys.argv.index("--json") + 1], "w") as file:
+    file.write(RESULT)
+"""
+NO_GPU = "import sys\nprint('this benchmark needs a GPU: none', file=sys.stderr)\nsys.exit(3)\n"
+FAILS = "raise SystemExit('the disk is full')\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of benchmarks: one that works and one that needs a GPU."""
+    contenders = {
+        "ctgpu": {"rate": measured([20.0], "samples/s"), "ctgpu_over_this": 1.0},
+        "another way": {"rate": measured([5.0], "samples/s"), "ctgpu_over_this": 4.0},
+    }
+    made = json.dumps(result("works", contenders=contenders))
+    here = tmp_path / "benchmarks"
+    here.mkdir()
+    (here / "run_works.py").write_text(f"RESULT = {made!r}\n{WRITES}")
+    (here / "run_gpu.py").write_text(NO_GPU)
+    (here / "library.py").write_text(FAILS)
+    monkeypatch.setattr(page, "HERE", here)
+    return here
+
+
+def test_every_benchmark_is_found() -> None:
+    names = {script.stem for script in page.scripts()}
+    assert {"run_build", "run_preprocess", "run_gpu", "run_loading", "run_reliability"} <= names
+    assert not names & {"common", "plots", "report", "compare", "page", "old_way"}
+
+
+def test_a_missing_gpu_is_no_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert page.main(["--keep", str(folder / "kept")]) == 0
+    printed = capsys.readouterr().out
+    assert "run_works: ok, " in printed
+    assert "another way  5.00 samples/s, ctgpu over this 4.00 ×" in printed
+    assert "run_gpu: needs a GPU, " in printed
+    assert "this benchmark needs a GPU: none" in printed
+    assert "made-up CPU" in printed
+    assert printed.endswith("1 ok, 1 needs a GPU\n")
+    assert [path.name for path in (folder / "kept").iterdir()] == ["works.json"]
+
+
+def test_a_failure_is_one(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "run_broken.py").write_text(FAILS)
+    (folder / "project.py").write_text("pass\n")
+    assert page.main([]) == 1
+    printed = capsys.readouterr().out
+    assert "run_broken: failed, " in printed
+    assert "the disk is full" in printed
+    assert "it wrote no result" in printed
+    assert printed.endswith("1 ok, 1 needs a GPU, 2 failed\n")
+
+
+def test_only_a_gpus_benchmark_may_need_one(folder: Path) -> None:
+    (folder / "run_works.py").write_text(NO_GPU)
+    assert page.main([]) == 1
+
+
+def test_without_contenders_it_shows_what_was_tried_and_measured() -> None:
+    question = {"tried": 50, "tried_means": "kills", "wrong": 0, "wrong_means": "files that differ"}
+    made = result(
+        "reliability", verdict={"kills": question}, memory={"peak": measured([2e9], "bytes")}
+    )
+    assert list(page.headlines(made)) == [
+        ("kills", "50 tried, 0 files that differ"),
+        ("memory / peak", "2.00 GB"),
+    ]
+
+
+def test_a_simulation_is_not_passed_off_as_measured() -> None:
+    made = result("project", largest_deviation=0.0123, volumes=5)
+    assert list(page.headlines(made)) == [("not measured: largest deviation", "0.0123")]

@@ -1,0 +1,116 @@
+"""Every result can be drawn, and the picture shows something."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_results import gpu_result, result
+from quick_runs import Quick
+
+import page
+import plots
+from common import measured, measured_leaves
+
+matplotlib = pytest.importorskip("matplotlib", reason="matplotlib (extra bench) is not installed")
+
+
+def assert_drawn(path: Path) -> None:
+    """A picture of some size, on white, with enough ink and with more than one colour."""
+    from matplotlib.image import imread
+
+    pixels = imread(path)[..., :3]
+    assert pixels.shape[1] >= 900
+    assert pixels.shape[0] >= 200
+    ink = np.any(pixels < 0.95, axis=-1)
+    assert 0.02 < ink.mean() < 0.7
+    assert np.ptp(pixels[ink], axis=-1).max() > 0.2, "only grey"
+
+
+def texts(figure: Any) -> str:
+    """All that is written in a figure."""
+    from matplotlib.text import Text
+
+    return "\n".join(text.get_text() for text in figure.findobj(Text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [s.stem for s in page.scripts() if s.stem != "run_gpu"])
+def test_what_a_benchmark_writes_is_drawn_by_its_plot_option(
+    name: str, quick: Callable[[str], Quick]
+) -> None:
+    ran = quick(name)
+    if list(measured_leaves(ran.result)) or ran.result["benchmark"] in plots.DRAWERS:
+        assert_drawn(ran.picture)
+    else:
+        assert "Nothing in this result was measured." in texts(plots.draw_leaves(ran.result))
+
+
+def test_a_gpus_result_is_drawn(tmp_path: Path) -> None:
+    plots.draw(gpu_result(), tmp_path / "new" / "gpu.png")
+    assert_drawn(tmp_path / "new" / "gpu.png")
+    written = texts(plots.draw_gpu(gpu_result()))
+    assert "made-up GPU" in written
+    assert "made-up data" in written
+    assert "45.5 %" in written
+
+
+def test_a_benchmark_without_a_picture_of_its_own_is_drawn_as_bars(tmp_path: Path) -> None:
+    made = result(
+        "unheard of",
+        contenders={
+            name: {"rate": measured([value, 1.2 * value], "samples/s")}
+            for name, value in (("ctgpu", 20.0), ("another way", 0.2))
+        },
+        peak=measured([0, 0], "bytes"),
+    )
+    assert made["benchmark"] not in plots.DRAWERS
+    plots.draw(made, tmp_path / "bars.png")
+    assert_drawn(tmp_path / "bars.png")
+    written = texts(plots.draw_leaves(made))
+    for text in ("another way", "22.0 samples/s", "samples/s (log scale)", "0 bytes"):
+        assert text in written
+    plots.draw(result("nothing measured"), tmp_path / "nothing.png")
+
+
+def test_what_went_wrong_is_red_and_what_was_not_tried_is_named() -> None:
+    question = {"tried_means": "kills", "wrong_means": "files that differ"}
+    made = result(
+        "reliability",
+        verdict={
+            "kills": question | {"tried": 50, "wrong": 2},
+            "no_space": question | {"tried": 0, "wrong": 0},
+        },
+    )
+    figure = plots.draw_reliability(made)
+    assert "50 tried, 2 files that differ" in texts(figure)
+    assert "not tried on this machine" in texts(figure)
+    colours = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
+    assert colours["50 tried, 2 files that differ"] == plots.BAD
+
+
+def test_it_redraws_a_result_from_its_file(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(gpu_result()))
+    subprocess.run(
+        [
+            *(sys.executable, "-W", "error", str(page.HERE / "plots.py")),
+            *(str(tmp_path / "result.json"), str(tmp_path / "out.png")),
+        ],
+        check=True,
+    )
+    assert_drawn(tmp_path / "out.png")
+
+
+def test_without_matplotlib_it_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match=r"pip install '\.\[bench\]'"):
+        plots.draw(gpu_result(), tmp_path / "out.png")
+    assert not (tmp_path / "out.png").exists()
