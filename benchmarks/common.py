@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ctgpu.buffers import allocate_pages
+from ctgpu.decode.inflate import inflate_backend
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -221,6 +222,7 @@ def machine_facts() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "ctgpu_cpu_variant": _cpu_variant(),
         "gpu": _gpu(),
+        "inflate": inflate_backend(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": _versions(),
