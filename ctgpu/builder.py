@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -346,6 +347,12 @@ def build(
     if num_workers is not None and num_workers < 1:
         raise UsageError(f"--num-workers is {num_workers}; it takes a whole number from 1")
     folder = Path(output_dir)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
+        raise UsageError(
+            f"--output-dir is {str(folder)!r}, an address; shards are committed by renames and "
+            "claimed by files created exclusively, which only a file system has: build into a "
+            "folder, and copy it when it is finished"
+        )
     part = part or Part()
     request = Request(
         split=split,

@@ -390,3 +390,13 @@ def test_too_little_space_is_said_before_anything_is_read(
     with pytest.raises(StorageError, match=r"0\.0 GB free and the build needs up to"):
         build(tmp_path / "out", source)
     assert not list((tmp_path / "out").glob("shard-*"))
+
+
+@pytest.mark.parametrize("address", ["s3://bucket/shards", "gs://bucket", "hdfs:/data"])
+def test_an_object_store_is_no_output_folder(
+    tmp_path: Path, source: Path, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"an address; .* build into a folder"):
+        ctgpu.build(address, source=source)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

@@ -134,11 +134,6 @@ class RayExecutor(Executor):
         self._joined = False
 
     def open(self, job: BuildJob) -> None:
-        if "://" in self._address:
-            raise UsageError(
-                f"--ray is {self._address!r}; it takes HOST:PORT of a cluster that this machine is "
-                "a node of, since the output folder is shared with it"
-            )
         self._ray = import_ray()
         with _signals_deferred():
             self._connect()
@@ -175,18 +170,27 @@ class RayExecutor(Executor):
             "log_to_driver": log.isEnabledFor(logging.DEBUG),
             "logging_level": logging.WARNING,
         }
-        address = self._address if self._address != "auto" else _known_address()
-        if address is None or (self._address == "auto" and not _answers(address)):
+        address = self._find()
+        if address == "local":
             log.info("Ray: no cluster is running, so one is started on this machine")
-            address = "local"
             quiet |= {"object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
-        elif not _answers(address):
-            raise EnvironmentFailure(_NO_CLUSTER.format(address, "nothing answers there"))
         self._joined = True
         try:
             ray.init(address, **quiet)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
             raise EnvironmentFailure(_NO_CLUSTER.format(address, _first_line(error))) from error
+
+    def _find(self) -> str:
+        """Where the cluster is; ``"local"`` where one is to be started."""
+        named = self._address
+        if named == "auto":
+            named = os.environ.get("RAY_ADDRESS", "auto")
+        if named == "auto":
+            started_here = _last_started_here()
+            return started_here if started_here and _answers(started_here) else "local"
+        if named != "local" and not _answers(named):
+            raise EnvironmentFailure(_NO_CLUSTER.format(named, "nothing answers there"))
+        return named
 
 
 def import_ray() -> ModuleType:
@@ -207,8 +211,8 @@ def import_ray() -> ModuleType:
     return module
 
 
-def _known_address() -> str | None:
-    """Where ``auto`` leads: by ``RAY_ADDRESS``, or what was last started on this machine."""
+def _last_started_here() -> str | None:
+    """The cluster that ``ray start`` made on this machine, as Ray itself finds it."""
     from ray._private.services import canonicalize_bootstrap_address
 
     found: str | None = canonicalize_bootstrap_address("auto")
@@ -218,8 +222,11 @@ def _known_address() -> str | None:
 def _answers(address: str) -> bool:
     """Whether anything listens there; Ray itself would try for many minutes."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise UsageError(f"--ray is {address!r}; it takes HOST:PORT")
+    if not host or "://" in address or not port.isdigit():
+        raise UsageError(
+            f"--ray is {address!r}; it takes HOST:PORT of a cluster that this machine is a node "
+            "of, since the output folder is shared with it"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
     except OSError:
@@ -316,7 +323,7 @@ class _Run:
             max_retries=_RAY_RETRIES,
             retry_exceptions=False,
         )(make_shard)
-        self._token = secrets.token_hex(8)
+        self._id = secrets.token_hex(8)
         self._waiting: deque[int] = deque()
         self._not_before: dict[int, float] = {}
         self._running: dict[Any, int] = {}
@@ -379,9 +386,7 @@ class _Run:
             if index in self._told_held and not self._job.force and self._is_committed(index):
                 continue
             self.follower.begin(index, retry_failed=self._job.retry_failed)
-            ref = self._task.remote(
-                self._job, self._token, __version__, self._resources.cpus, index
-            )
+            ref = self._task.remote(self._job, self._id, __version__, self._resources.cpus, index)
             self._running[ref] = index
 
     def _collect(self) -> None:
@@ -501,14 +506,14 @@ def _first_line(error: BaseException) -> str:
 class _Workplace:
     """What a worker process keeps from one task to the next: engine, source and tables."""
 
-    token: str
+    run_id: str
     engine: Engine
     source: Source
     maker: ShardMaker
     committed: list[int]
 
     @classmethod
-    def set_up(cls, job: BuildJob, token: str, cpus: int) -> _Workplace:
+    def set_up(cls, job: BuildJob, run_id: str, cpus: int) -> _Workplace:
         if not (job.folder / PLAN_NAME).exists():
             raise StorageError(
                 f"{job.folder} on {_node()} does not hold the plan that was made for it: --ray "
@@ -530,7 +535,7 @@ class _Workplace:
                 committed.append(event.shard)
 
         maker = job.maker(plan, source, sizes_now, engine, workers, note)
-        return cls(token, engine, source, maker, committed)
+        return cls(run_id, engine, source, maker, committed)
 
     def close(self) -> None:
         self.source.close()
@@ -540,14 +545,14 @@ class _Workplace:
 _workplace: _Workplace | None = None
 
 
-def make_shard(job: BuildJob, token: str, version: str, cpus: int, index: int) -> ShardResult:
+def make_shard(job: BuildJob, run_id: str, version: str, cpus: int, index: int) -> ShardResult:
     """The task: one shard, in a process that may have made others before.
 
     Parameters
     ----------
     job : BuildJob
         What to know.
-    token : str
+    run_id : str
         Which driver's run this is.
     version : str
         The driver's version of ctgpu.
@@ -564,9 +569,9 @@ def make_shard(job: BuildJob, token: str, version: str, cpus: int, index: int) -
                 "version on every node"
             )
         with unforeseen_os_errors(job.folder):
-            if _workplace is None or _workplace.token != token:
+            if _workplace is None or _workplace.run_id != run_id:
                 _close_workplace()
-                _workplace = _Workplace.set_up(job, token, cpus)
+                _workplace = _Workplace.set_up(job, run_id, cpus)
             _workplace.committed.clear()
             report = _workplace.maker.make_one(index)
             made = index in _workplace.committed

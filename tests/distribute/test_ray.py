@@ -232,6 +232,18 @@ def test_a_cluster_that_cannot_be_had_is_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_named_cluster_that_is_gone_is_not_replaced(tmp_path: Path, source: Path) -> None:
+    log = finish(
+        begin(
+            *("--output-dir", tmp_path / "out", "--source", source, "--ray"),
+            RAY_ADDRESS="localhost:9",
+        ),
+        3,
+    )
+    assert "localhost:9" in log
+    assert "nothing answers there" in log
+
+
 def test_without_ray_the_option_says_how_to_get_it(tmp_path: Path, source: Path) -> None:
     (tmp_path / "ray.py").write_text("raise ImportError('no ray')\n")
     log = finish(
@@ -326,13 +338,13 @@ def test_other_machines_are_told_nothing_relative(
 
 
 def test_a_folder_that_is_not_shared_is_named(tmp_path: Path) -> None:
-    result = make_shard(job(tmp_path), "token", ctgpu.__version__, 1, 0)
+    result = make_shard(job(tmp_path), "run", ctgpu.__version__, 1, 0)
     assert isinstance(result.error, StorageError)
     assert "a file system that all nodes share" in str(result.error)
 
 
 def test_another_version_on_a_node_is_refused(tmp_path: Path) -> None:
-    result = make_shard(job(tmp_path), "token", "0.0.0", 1, 0)
+    result = make_shard(job(tmp_path), "run", "0.0.0", 1, 0)
     assert isinstance(result.error, UsageError)
     assert "install the same version" in str(result.error)
 
@@ -346,7 +358,7 @@ def test_a_shard_that_another_process_makes_is_left_to_it(
         (pid,) = catch(folder, 1, first)
         (shard,) = owners(folder)
         index = int(shard.removeprefix("shard-"))
-        result = make_shard(job(folder), "token", ctgpu.__version__, 1, index)
+        result = make_shard(job(folder), "run", ctgpu.__version__, 1, index)
         assert f"is being written by process {pid}" in str(result.held)
     finally:
         on_ray._close_workplace()
@@ -368,7 +380,7 @@ def test_a_worker_keeps_engine_and_tables_for_its_next_task(
     monkeypatch.setattr("ctgpu.builder.open_engine", counting)
     try:
         results = [
-            make_shard(job(tmp_path / "out"), "token", ctgpu.__version__, 1, index)
+            make_shard(job(tmp_path / "out"), "run", ctgpu.__version__, 1, index)
             for index in range(4)
         ]
     finally:
