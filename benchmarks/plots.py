@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OURS, OTHERS, LIMIT, IDLE, BAD = "#1f6f8b", "#a9b4bb", "#3b3f42", "#e4e8ea", "#b5402f"
+# Several others in one picture.
+_SHADES = ("#a9b4bb", "#c58b2a", "#7a5c8e", "#6b8f5e", "#b5402f")
 
 _WIDTH_IN = 9.0
 _STYLE = {
@@ -154,16 +156,100 @@ def draw_gpu(result: Mapping[str, Any]) -> Figure:
     left.set_xlim(0, 125)
     left.set_title(f"kernel; 100 % is the device's copy, {copy['gb_per_s']:.0f} GB/s")
     left.set_xlabel("% of the copy's GB/s")
-    counts = [int(count) for count in threads]
-    rates = [row["rate"] for row in threads.values()]
-    middle = [rate["median"] for rate in rates]
-    right.errorbar(counts, middle, yerr=_spread(rates), color=OURS, marker="o", capsize=3)
-    right.set_xscale("log", base=2)
-    right.set_xticks(counts, [str(count) for count in counts])
-    right.set_ylim(0, max(rate["max"] for rate in rates) * 1.1)
+    _curve(right, [(int(n), row["rate"]) for n, row in threads.items()], OURS, "ctgpu")
+    right.set_ylim(0, max(row["rate"]["max"] for row in threads.values()) * 1.1)
     right.set_title("from .nii.gz in memory")
     right.set_xlabel("threads that inflate")
     right.set_ylabel("samples/s")
+    return figure
+
+
+def draw_loading(result: Mapping[str, Any]) -> Figure:
+    """Samples per second of every reader, and over threads."""
+    warm = {name: facts["rate"] for name, facts in result["warm"]["contenders"].items()}
+    figure, ((left, right),) = _figure(
+        result, "Loading preprocessed samples", rows=[0.3 * len(warm) + 1.0], columns=[1.3, 1.0]
+    )
+    _bars(left, warm)
+    left.set_title("readers in one process, warm files")
+    threads = result["threads"]
+    names = dict.fromkeys(name for facts in threads.values() for name in facts["contenders"])
+    shades = iter(_SHADES)
+    for name in names:
+        points = [
+            (int(count), facts["contenders"][name]["rate"])
+            for count, facts in threads.items()
+            if name in facts["contenders"]
+        ]
+        colour = OURS if name.startswith("ctgpu") else next(shades)
+        _curve(right, points, colour, name)
+    most = max(f["rate"]["max"] for c in threads.values() for f in c["contenders"].values())
+    # Room above for the legend.
+    right.set_ylim(0, 1.75 * most)
+    right.set_title("by threads or workers")
+    right.set_xlabel(f"threads or workers, on {result['cores']} cores")
+    right.set_ylabel("samples/s")
+    right.legend(fontsize=9, loc="upper right")
+    return figure
+
+
+def draw_distribute(result: Mapping[str, Any]) -> Figure:
+    """Shards per second over workers, and what was compared."""
+    scaling = {int(workers): facts for workers, facts in result["scaling"].items()}
+    figure, ((axes,),) = _figure(
+        result,
+        "Ray: one-sample shards with a simulated device stage",
+        rows=[3.2],
+        bars="; points: medians, whiskers: slowest and fastest run",
+    )
+    ideal = [facts["ideal_shards_per_s"] for facts in scaling.values()]
+    axes.plot(list(scaling), ideal, color=LIMIT, linewidth=1, linestyle="--", label="no overhead")
+    points = [(workers, facts["rate"]) for workers, facts in scaling.items()]
+    _curve(axes, points, OURS, "ctgpu on Ray")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for workers, facts in scaling.items():
+        axes.annotate(
+            f"{facts['share_of_ideal']:.0%} of {facts['shards']} shards' ideal",
+            (workers, facts["rate"]["median"]),
+            xytext=(8, -12),
+            textcoords="offset points",
+            fontsize=9,
+        )
+    # Room for what stands beside and below the points.
+    axes.set_xlim(right=3 * max(scaling))
+    axes.set_ylim(min(ideal) / 2, 2 * max(ideal))
+    axes.set_xlabel(f"workers, on {result['cores']} cores (log scale)")
+    axes.set_ylabel("shards/s (log scale)")
+    axes.legend(fontsize=9, loc="upper left")
+    return figure
+
+
+def draw_project(result: Mapping[str, Any]) -> Figure:
+    """Projected rates by machine and reading of the volumes' size, and what decides each."""
+    readings = list(result["costs"])
+    machines = list(dict.fromkeys(row["machine"]["name"] for row in result["projections"]))
+    figure, panels = _figure(
+        result | {"data": f"{result['volumes']:,} volumes, from measured stage times"},
+        "Projected, not measured: samples per second by machine",
+        rows=[0.3 * len(machines) + 0.6] * len(readings),
+        bars="",
+    )
+    largest = max(row["samples_per_s"] for row in result["projections"])
+    smallest = min(row["samples_per_s"] for row in result["projections"])
+    for reading, (axes,) in zip(readings, panels, strict=True):
+        rows = [row for row in result["projections"] if row["reading"] == reading]
+        axes.barh(range(len(rows)), [r["samples_per_s"] for r in rows], color=OURS, height=0.66)
+        for place, row in enumerate(rows):
+            bound = "at most " if row["upper_bound"] else ""
+            text = f"{bound}{row['samples_per_s']:.3g}/s, {row['hours']:.3g} h: {row['bottleneck']}"
+            _value(axes, text, row["samples_per_s"], place)
+        _named_rows(axes, [row["machine"]["name"] for row in rows])
+        _decades(axes)
+        axes.set_xlim(smallest / 2, 40 * largest)
+        costs = result["costs"][reading]
+        axes.set_title(f"{reading}: {costs['compressed_bytes'] / 1e6:.0f} MB a volume")
+    panels[-1][0].set_xlabel("samples/s (log scale)")
     return figure
 
 
@@ -303,6 +389,25 @@ def _bars(
     axes.set_xlabel(f"{unit} (log scale)" if log else unit)
 
 
+def _curve(
+    axes: Axes, points: Sequence[tuple[int, Mapping[str, Any]]], colour: str, label: str
+) -> None:
+    """Medians over counts that double, with the spread of the runs."""
+    counts, rates = [count for count, _ in points], [rate for _, rate in points]
+    axes.errorbar(
+        counts,
+        [rate["median"] for rate in rates],
+        yerr=_spread(rates),
+        color=colour,
+        marker="o",
+        markersize=4,
+        capsize=3,
+        label=label,
+    )
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(counts, [str(count) for count in counts])
+
+
 def _value(axes: Axes, text: str, x: float, place: int, colour: str = "black") -> None:
     """A text beside the end of a bar, legible also where a line passes."""
     axes.annotate(
@@ -376,6 +481,9 @@ DRAWERS: dict[str, Callable[[Mapping[str, Any]], Figure]] = {
     "build": draw_build,
     "preprocess": draw_preprocess,
     "gpu": draw_gpu,
+    "loading": draw_loading,
+    "distribute": draw_distribute,
+    "project": draw_project,
     "reliability": draw_reliability,
 }
 

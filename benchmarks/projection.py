@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,17 +155,11 @@ def read_calibration(path: Path, volume_format: str) -> Calibration:
     return Calibration(costs, cores, memory_bytes, share)
 
 
-def _stage_seconds(stages: Any) -> tuple[dict[str, float], float]:
+def _stage_seconds(stages: Mapping[str, Any]) -> tuple[dict[str, float], float]:
     """Busy seconds of each stage, summed over its threads, and the seconds of the run."""
-    if isinstance(stages, list):  # results from before stages held all runs
-        by_name = {stage["name"]: stage for stage in stages}
-        busy_s = {name: float(by_name[name]["busy_s"]) for name in STAGES}
-        run_s = busy_s["write"] + float(by_name["write"]["waiting_s"])
-    else:
-        busy_s = {name: float(stages[name]["busy"]["median"]) for name in STAGES}
-        run_s = float(stages["write"]["span"]["median"])
+    busy_s = {name: float(stages[name]["busy"]["median"]) for name in STAGES}
     # The writer is one thread and there from the first moment to the last.
-    return busy_s, run_s
+    return busy_s, float(stages["write"]["span"]["median"])
 
 
 def read_gpu_rate(path: Path) -> float | None:

@@ -77,21 +77,6 @@ def test_costs_are_the_busy_seconds_of_a_sample(tmp_path: Path) -> None:
     assert (calibration.cores, calibration.memory_bytes) == (2, 8 * 2**30)
 
 
-def test_an_older_result_with_the_median_run_alone_is_read_too(tmp_path: Path) -> None:
-    result = build_result()
-    now = read_calibration(saved(tmp_path, result), ".nii.gz")
-    of_format = result["formats"][".nii.gz"]
-    of_format["stages"] = [
-        {
-            "name": name,
-            "busy_s": stage["busy"]["median"],
-            "waiting_s": stage["span"]["median"] - stage["busy"]["median"],
-        }
-        for name, stage in of_format["stages"].items()
-    ]
-    assert read_calibration(saved(tmp_path, result), ".nii.gz") == now
-
-
 def test_threads_that_waited_for_a_core_are_not_counted_as_working(tmp_path: Path) -> None:
     calibration = read_calibration(saved(tmp_path, build_result(cores=1)), ".nii.gz")
     # One core for 7 s cannot have given 14 core seconds.

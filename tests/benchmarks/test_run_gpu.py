@@ -9,7 +9,7 @@ import pytest
 from made_results import result
 
 import plots
-import report
+import report_tables
 import run_gpu
 from common import measured_leaves, phantom_ct
 from ctgpu.buffers import allocate_pages
@@ -92,4 +92,4 @@ def test_the_picture_and_the_readme_find_what_they_show(measured_parts: dict[str
     made = result("gpu", **measured_parts)
     pytest.importorskip("matplotlib")
     plots.draw_gpu(made)
-    assert "50% to 50% of the device's copy bandwidth (6 GB/s)" in report._gpu(made)[0]
+    assert "50% to 50% of the device's copy bandwidth (6 GB/s)" in report_tables.gpu(made)[0]
