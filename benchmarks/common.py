@@ -1,20 +1,15 @@
-"""What every benchmark shares: real data, interleaved timing, machine facts, tables and JSON."""
+"""What every benchmark shares: real data, interleaved timing, measured quantities and tables."""
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
 import math
 import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +19,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ctgpu.buffers import allocate_pages
-from ctgpu.decode.inflate import inflate_backend
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -33,26 +27,6 @@ RESULTS = Path(__file__).resolve().parent / "results"
 REAL_CT_NAME = "qin_QIN-LSC-0028.nii.gz"
 REAL_CT_SLICES = 300
 REAL_CT_SPACING_MM = (0.8672, 0.8672, 1.25)
-
-#: Distributions whose versions are recorded, where they are installed.
-_RECORDED = (
-    "ctgpu",
-    "numpy",
-    "torch",
-    "nibabel",
-    "isal",
-    "deflate",
-    "zlib-ng",
-    "webdataset",
-    "huggingface_hub",
-    "scipy",
-    "SimpleITK",
-    "torchio",
-    "monai",
-    "nvidia-dali-cuda120",
-    "litdata",
-    "ray",
-)
 
 # Names and sizes of what a unit is shown in, small to large.
 _SIZES = {
@@ -212,51 +186,6 @@ def machine_line(machine: Mapping[str, Any]) -> str:
     )
 
 
-def machine_facts() -> dict[str, Any]:
-    """The machine, the software and the commit that a result belongs to."""
-    return {
-        "cpu": _cpu_model(),
-        "usable_cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
-        "memory_gib": _memory_gib(),
-        "ctgpu_cpu_variant": _cpu_variant(),
-        "gpu": _gpu(),
-        "inflate": inflate_backend(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": _versions(),
-        "commit": _commit(),
-        "utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *(_shown(a) for a in sys.argv)]),
-    }
-
-
-def publish(options: argparse.Namespace, name: str, payload: Mapping[str, Any]) -> None:
-    """Write one result as JSON, with the machine's facts, draw it where asked, and say where.
-
-    Parameters
-    ----------
-    options : argparse.Namespace
-        Of :func:`argument_parser`; without ``--json`` the file is
-        ``benchmarks/results/<name>.json``.
-    name : str
-        The benchmark's name.
-    payload : mapping
-        JSON-ready results.
-    """
-    path = RESULTS / f"{name}.json" if options.json is None else options.json
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result = {"benchmark": name, "machine": machine_facts(), **payload}
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"written: {_shown(str(path))}")
-    if options.plot is not None:
-        import plots
-
-        plots.draw(result, options.plot)
-        print(f"drawn: {_shown(str(options.plot))}")
-
-
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table: the first column left-aligned, the others right-aligned."""
     table = Table(title=title, title_justify="left")
@@ -310,70 +239,3 @@ def phantom_ct(shape_hwd: tuple[int, int, int], *, order: Any = "F") -> npt.NDAr
     for k in range(shape_hwd[2]):
         volume[:, :, k] = body + np.roll(texture, k, axis=k % 2)
     return volume
-
-
-def _shown(argument: str) -> str:
-    path = Path(argument)
-    return path.name if path.is_absolute() else argument
-
-
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _memory_gib() -> float:
-    import psutil
-
-    return round(psutil.virtual_memory().total / 2**30, 1)
-
-
-def _cpu_variant() -> str | None:
-    from ctgpu.engines import open_engine
-    from ctgpu.errors import DeviceError
-
-    try:
-        return str(open_engine("cpu").describe()["variant"])
-    except DeviceError:
-        return None
-
-
-def _gpu() -> str | None:
-    from ctgpu.engines import open_engine
-    from ctgpu.errors import CtgpuError
-
-    try:
-        engine = open_engine("cuda:0")
-    except CtgpuError:
-        return None
-    try:
-        return str(engine.describe()["devices"][0]["name"])
-    finally:
-        engine.close()
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _RECORDED:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
-
-
-def _commit() -> str | None:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(REPOSITORY), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -55,7 +55,7 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
     Parameters
     ----------
     result : mapping
-        What :func:`common.publish` writes.
+        What :func:`publishing.publish` writes.
     path : pathlib.Path
         The file; its folder is made.
     """

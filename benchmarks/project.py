@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, argument_parser, print_table, publish, three_digits
+from common import RESULTS, argument_parser, print_table, three_digits
 from ctgpu.sources.quota import WINDOW_S
 from projection import (
     ALL_VOLUMES,
@@ -37,6 +37,7 @@ from projection import (
     read_gpu_rate,
     sizes,
 )
+from publishing import publish
 from simulate import Node, simulate
 
 # Projection and simulation may differ by so much.

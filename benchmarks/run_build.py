@@ -39,10 +39,10 @@ from common import (
     measured,
     phantom_ct,
     print_table,
-    publish,
 )
 from ctgpu.limits import usable_cores
 from ctgpu.testing.ctrate import Volume, lay_out_ct_rate, write_tables
+from publishing import publish
 
 REPO_ID = "local/ct-rate"
 FORMATS = (".nii.gz", ".npz")

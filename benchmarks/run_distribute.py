@@ -32,13 +32,13 @@ from common import (
     measured,
     phantom_ct,
     print_table,
-    publish,
 )
 from ctgpu.distribute.ray import RayExecutor
 from ctgpu.engines import Engine, Job, open_engine
 from ctgpu.limits import usable_cores
 from ctgpu.shards.manifest import write_manifest
 from ctgpu.spec import Spec
+from publishing import publish
 from run_build import make_source
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"

@@ -33,7 +33,6 @@ from common import (
     measured,
     phantom_ct,
     print_table,
-    publish,
 )
 from ctgpu.buffers import BufferPool
 from ctgpu.decode import decode
@@ -44,6 +43,7 @@ from ctgpu.errors import DeviceError
 from ctgpu.geometry import VolumePlan, plan_volume
 from ctgpu.spec import Spec
 from ctgpu.volume import Rescale
+from publishing import publish
 
 # More memory than any cache keeps: every launch and every copy takes the next set.
 _SETS = 3

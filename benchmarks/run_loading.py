@@ -27,7 +27,6 @@ from common import (
     argument_parser,
     load_real_ct,
     phantom_ct,
-    publish,
 )
 from ctgpu.limits import usable_cores
 from ctgpu.spec import Spec
@@ -36,6 +35,7 @@ from loading_consumer import make_consumer
 from loading_contenders import compare_contenders, compare_threads
 from loading_data import Data, build, write_raw
 from loading_steps import compare_steps
+from publishing import publish
 
 _TINY = Spec(shape_hwd=(16, 16, 8), target_spacing_mm=(8.0, 8.0, 16.0))
 

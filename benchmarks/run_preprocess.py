@@ -31,7 +31,6 @@ from common import (
     measured,
     phantom_ct,
     print_table,
-    publish,
 )
 from ctgpu import _native
 from ctgpu.decode.inflate import BACKENDS
@@ -40,6 +39,7 @@ from ctgpu.engines.cpu import preprocess, usable_cores
 from ctgpu.geometry import VolumePlan, plan_volume
 from ctgpu.spec import Spec
 from ctgpu.volume import Rescale
+from publishing import publish
 
 Voxels = npt.NDArray[Any]
 Run = Callable[[], object]

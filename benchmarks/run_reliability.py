@@ -16,7 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from common import argument_parser, in_words, is_measured, measured, print_table, publish
+from common import argument_parser, in_words, is_measured, measured, print_table
+from publishing import publish
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "faults")]

@@ -29,25 +29,22 @@ from types import ModuleType
 from typing import Any
 
 from ctgpu import __version__
-from ctgpu.builder import BuildJob, Executor, unforeseen_os_errors
+from ctgpu.builder import BuildJob, Executor
 from ctgpu.distribute.follow import Follower
+from ctgpu.distribute.ray_task import ShardResult, make_shard
 from ctgpu.engines import Engine
 from ctgpu.errors import (
     AccessError,
-    CtgpuError,
     DeviceError,
     EnvironmentFailure,
     StorageError,
     UsageError,
 )
-from ctgpu.limits import usable_cores
-from ctgpu.pipeline import PipelineReport, Workers
-from ctgpu.progress import Event, ShardCommitted, ShardElsewhere, Watcher
-from ctgpu.shard_maker import ShardMaker
+from ctgpu.pipeline import PipelineReport
+from ctgpu.progress import ShardElsewhere, Watcher
 from ctgpu.shards.folder import is_committed
-from ctgpu.shards.lease import LeaseHeld, LeaseLost, is_leased
+from ctgpu.shards.lease import LeaseLost, is_leased
 from ctgpu.shards.manifest import write_manifest
-from ctgpu.shards.names import PLAN_NAME
 from ctgpu.shards.plan import Plan
 from ctgpu.sources.base import Source
 from ctgpu.sources.hub import account_of
@@ -57,8 +54,6 @@ log = logging.getLogger(__name__)
 
 # Cores of a task where a node has no GPUs to divide them by.
 _CORES_PER_TASK = 4
-# Downloads overlap even where there is one core only.
-_LEAST_FETCH_THREADS = 4
 # What Ray itself repeats: tasks whose process or node was lost.
 _RAY_RETRIES = 3
 # What is repeated here: tasks that came back with an error which may pass.
@@ -95,28 +90,6 @@ class Resources:
     gpus: int
     at_a_time: int
     most_per_machine: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardResult:
-    """What a task returns.
-
-    Attributes
-    ----------
-    report : PipelineReport or None
-        What the shard cost; None where it was not made.
-    held : str or None
-        Who else is making it.
-    error : CtgpuError or None
-        Why it could not be made.
-    node : str
-        Where this was.
-    """
-
-    node: str
-    report: PipelineReport | None = None
-    held: str | None = None
-    error: CtgpuError | None = None
 
 
 class RayExecutor(Executor):
@@ -497,101 +470,3 @@ def _signals_deferred() -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-# ---- in the workers -----------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Workplace:
-    """What a worker process keeps from one task to the next: engine, source and tables."""
-
-    run_id: str
-    engine: Engine
-    source: Source
-    maker: ShardMaker
-    committed: list[int]
-
-    @classmethod
-    def set_up(cls, job: BuildJob, run_id: str, cpus: int) -> _Workplace:
-        if not (job.folder / PLAN_NAME).exists():
-            raise StorageError(
-                f"{job.folder} on {_node()} does not hold the plan that was made for it: --ray "
-                "needs an output folder on a file system that all nodes share"
-            )
-        plan = Plan.load(job.folder)
-        engine = job.open_engine()
-        source, sizes_now = job.open_source(plan)
-        workers = Workers(
-            job.num_workers or max(_LEAST_FETCH_THREADS, cpus),
-            min(cpus, usable_cores()),
-            min(cpus, engine.concurrency),
-            engine.batch_size,
-        )
-        committed: list[int] = []
-
-        def note(event: Event) -> None:
-            if isinstance(event, ShardCommitted):
-                committed.append(event.shard)
-
-        maker = job.maker(plan, source, sizes_now, engine, workers, note)
-        return cls(run_id, engine, source, maker, committed)
-
-    def close(self) -> None:
-        self.source.close()
-        self.engine.close()
-
-
-_workplace: _Workplace | None = None
-
-
-def make_shard(job: BuildJob, run_id: str, version: str, cpus: int, index: int) -> ShardResult:
-    """The task: one shard, in a process that may have made others before.
-
-    Parameters
-    ----------
-    job : BuildJob
-        What to know.
-    run_id : str
-        Which driver's run this is.
-    version : str
-        The driver's version of ctgpu.
-    cpus : int
-        Cores that the task has.
-    index : int
-        The shard.
-    """
-    global _workplace
-    try:
-        if version != __version__:
-            raise UsageError(
-                f"{_node()} has ctgpu {__version__} and the driver has {version}: install the same "
-                "version on every node"
-            )
-        with unforeseen_os_errors(job.folder):
-            if _workplace is None or _workplace.run_id != run_id:
-                _close_workplace()
-                _workplace = _Workplace.set_up(job, run_id, cpus)
-            _workplace.committed.clear()
-            report = _workplace.maker.make_one(index)
-            made = index in _workplace.committed
-        return ShardResult(_node(), report=report if made else None)
-    except LeaseHeld as error:
-        return ShardResult(_node(), held=str(error))
-    except CtgpuError as error:
-        _close_workplace()
-        return ShardResult(_node(), error=error)
-    except BaseException:
-        _close_workplace()
-        raise
-
-
-def _close_workplace() -> None:
-    global _workplace
-    if _workplace is not None:
-        workplace, _workplace = _workplace, None
-        workplace.close()
-
-
-def _node() -> str:
-    return os.uname().nodename

@@ -31,7 +31,9 @@ from scenarios import snapshot
 import ctgpu
 from ctgpu.builder import BuildJob
 from ctgpu.distribute import ray as on_ray
-from ctgpu.distribute.ray import Resources, make_shard, task_resources
+from ctgpu.distribute import ray_task
+from ctgpu.distribute.ray import Resources, task_resources
+from ctgpu.distribute.ray_task import make_shard
 from ctgpu.engines import open_engine
 from ctgpu.errors import DeviceError, StorageError, UsageError
 from ctgpu.planning import Request
@@ -361,7 +363,7 @@ def test_a_shard_that_another_process_makes_is_left_to_it(
         result = make_shard(job(folder), "run", ctgpu.__version__, 1, index)
         assert f"is being written by process {pid}" in str(result.held)
     finally:
-        on_ray._close_workplace()
+        ray_task._close_workplace()
         first.send_signal(signal.SIGCONT)
     finish(first)
     assert snapshot(folder) == undisturbed
@@ -384,7 +386,7 @@ def test_a_worker_keeps_engine_and_tables_for_its_next_task(
             for index in range(4)
         ]
     finally:
-        on_ray._close_workplace()
+        ray_task._close_workplace()
     # The first one is there already.
     assert [result.report is not None for result in results] == [False, True, True, True]
     assert opened == ["cpu"]
