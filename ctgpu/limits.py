@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 from ctgpu.errors import EnvironmentFailure, StorageError
 
-_CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
+_CGROUP_ROOT = Path("/sys/fs/cgroup")
+_OWN_CGROUPS = Path("/proc/self/cgroup")
 # For what comes and goes: a listing, a record, a library that is loaded late.
 _SPARE_FILES = 16
 # No file of a data set's folder has a longer name.
@@ -31,7 +30,7 @@ def usable_cores() -> int:
 def available_memory_bytes() -> int:
     """The smallest of available memory, cgroup limit and scheduler limit."""
     limits = [int(psutil.virtual_memory().available)]
-    for path in _CGROUP_LIMITS:
+    for path in _cgroup_limits():
         try:
             text = path.read_text().strip()
         except OSError:
@@ -47,6 +46,29 @@ def available_memory_bytes() -> int:
     if per_cpu.isdigit() and cpus.isdigit():
         limits.append((int(per_cpu) * int(cpus)) << 20)
     return min(limits)
+
+
+def _cgroup_limits() -> Iterator[Path]:
+    """Files that limit this process's memory: of its own control group, and of those above it.
+
+    A scheduler limits a job's group, which lies some levels above the process.
+    """
+    try:
+        lines = _OWN_CGROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        root, name = _CGROUP_ROOT, "memory.max"
+        if controllers:
+            if "memory" not in controllers.split(","):
+                continue
+            root, name = _CGROUP_ROOT / "memory", "memory.limit_in_bytes"
+        folder = root / path.lstrip("/")
+        while folder != root:
+            yield folder / name
+            folder = folder.parent
+        yield root / name
 
 
 def default_memory_limit_bytes() -> int:
