@@ -145,6 +145,49 @@ def test_a_lease_that_says_nothing_dies_after_a_minute(content: str, tmp_path: P
         session.acquire(0).confirm()
 
 
+def test_who_waits_takes_what_a_lost_host_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _foreign(tmp_path)
+    clock = Clock()
+    (tmp_path / session_name("foreign")).write_text("1")
+
+    def pause(seconds: float) -> None:
+        clock.now += seconds
+
+    monkeypatch.setattr(lease_module.time, "sleep", pause)
+    with LeaseSession(tmp_path, clock=clock) as session:
+        session.acquire_unless_alive(0).confirm()
+    assert 60 <= clock.now < 62
+
+
+def test_who_waits_goes_away_once_the_holder_shows_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _foreign(tmp_path)
+    clock = Clock()
+    (tmp_path / session_name("foreign")).write_text("1")
+
+    def pause(seconds: float) -> None:
+        clock.now += seconds
+        if clock.now > 5:
+            (tmp_path / session_name("foreign")).write_text("2")
+
+    monkeypatch.setattr(lease_module.time, "sleep", pause)
+    with LeaseSession(tmp_path, clock=clock) as session, pytest.raises(LeaseHeld):
+        session.acquire_unless_alive(0)
+    assert clock.now < 8
+    assert path.exists()
+
+
+def test_who_waits_does_not_wait_for_a_process_of_this_host(
+    holder: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    session = LeaseSession(tmp_path, clock=Clock())
+    with session, pytest.raises(LeaseHeld, match=str(holder.pid)):
+        session.acquire_unless_alive(0)
+
+
 def test_the_one_taken_for_dead_notices(tmp_path: Path) -> None:
     clock = Clock()
     # Its host paused it, so the heartbeat stands still.
