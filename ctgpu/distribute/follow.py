@@ -31,7 +31,7 @@ class Follower:
     Attributes
     ----------
     written : int
-        Samples told of as written.
+        Samples of the shards told of as committed, without those that they had at the beginning.
     """
 
     def __init__(self, folder: Path, plan: Plan, watch: Watcher) -> None:
@@ -39,6 +39,7 @@ class Follower:
         self._plan = plan
         self._watch = watch
         self._told: dict[int, set[str]] = {}
+        self._kept: dict[int, int] = {}
         self.written = 0
 
     def begin(self, index: int, *, retry_failed: bool) -> None:
@@ -62,6 +63,7 @@ class Follower:
         if retry_failed and (self._folder / record_name(index)).exists():
             kept |= {sample.key for sample in self._record(index).samples}
         self._told[index] = kept
+        self._kept[index] = len(kept)
         if kept:
             self._watch(ShardResumed(index, len(kept)))
 
@@ -80,10 +82,12 @@ class Follower:
         record = self._record(index)
         self._tell(index, [*record.samples, *record.failures])
         del self._told[index]
+        self.written += len(record.samples) - self._kept.pop(index)
         self._watch(ShardCommitted(index, len(record.samples), record.size_bytes))
 
     def _tell(self, index: int, entries: Sequence[SampleEntry | LedgerEntry]) -> None:
         told = self._told[index]
+        source_bytes = {s.key: s.size_bytes for s in self._plan.samples_of(index)}
         for entry in entries:
             if entry.key in told:
                 continue
@@ -92,11 +96,8 @@ class Follower:
                 failure = Failure(entry.stage, entry.error_class, entry.message)
                 self._watch(SampleFailed(entry.key, index, entry.path, failure))
                 continue
-            planned = {sample.key: sample.size_bytes for sample in self._plan.samples_of(index)}
-            self.written += 1
-            self._watch(
-                SampleWritten(entry.key, index, planned[entry.key], entry.members["bin"].size_bytes)
-            )
+            stored_bytes = entry.members["bin"].size_bytes
+            self._watch(SampleWritten(entry.key, index, source_bytes[entry.key], stored_bytes))
 
     def _record(self, index: int) -> ShardRecord:
         return ShardRecord.load(self._folder / record_name(index))
