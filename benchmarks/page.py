@@ -35,6 +35,8 @@ NO_DEVICE = 3
 
 # Lines for one benchmark; what is beyond them is in the JSON.
 _MOST_LINES = 12
+# More than this say nothing without their names, for which a line has no room.
+_FEW = 2
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def page(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def headlines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a result says above all: its verdict, its contenders, or else all that it measured.
+    """What a result says above all: its verdict, its contenders, then all else that it measured.
 
     Of a simulation, which measures nothing, the figures that stand alone.
     """
@@ -141,13 +143,12 @@ def headlines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             facts["tried_means"],
             f"{facts['tried']} tried, {facts['wrong']} {facts['wrong_means']}",
         )
-    groups = list(contender_groups(result))
-    for path, contenders in groups:
+    for path, contenders in contender_groups(result):
         for name, facts in contenders.items():
             yield " / ".join([*path, name]), _of_contender(facts)
     quantities = list(measured_leaves(dict(result)))
-    if not groups:
-        for path, quantity in quantities:
+    for path, quantity in quantities:
+        if "contenders" not in path:
             yield " / ".join(path), in_words(quantity["median"], quantity["unit"])
     if not quantities:
         for name, value in result.items():
@@ -157,9 +158,11 @@ def headlines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _of_contender(facts: Mapping[str, Any]) -> str:
     """What was measured of a contender, and its ratios to ctgpu."""
-    figures = [
-        in_words(value["median"], value["unit"]) for value in facts.values() if is_measured(value)
-    ]
+    quantities = [value for value in facts.values() if is_measured(value)]
+    if len(quantities) <= _FEW:
+        figures = [in_words(value["median"], value["unit"]) for value in quantities]
+    else:
+        figures = [f"{len(quantities)} quantities"]
     figures += [
         f"{name.replace('_', ' ')} {three_digits(value)} ×"
         for name, value in facts.items()
