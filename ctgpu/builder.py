@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,8 +39,6 @@ from ctgpu.shards.names import FAILURES_NAME, partial_name, shard_name
 from ctgpu.shards.plan import Plan
 from ctgpu.sources.base import Source
 from ctgpu.spec import Spec
-
-log = logging.getLogger(__name__)
 
 # Headers, labels, report and metadata of one sample, generously.
 _SMALL_MEMBERS_BYTES = 64 << 10
@@ -411,13 +408,14 @@ def _run(
 ) -> BuildReport:
     folder = job.folder
     plan, source, counts = _settle(job, watch)
-    if shards is not None and shards.stop > plan.shards:
-        raise UsageError(
-            f"--shards asks for shard {shards.stop - 1}; the plan has shards 0 to {plan.shards - 1}"
-        )
-    todo = _pending(job, shards or part.shards_of(plan.shards))
     written, report = 0, None
     with contextlib.closing(source) if source is not None else contextlib.nullcontext():
+        if shards is not None and shards.stop > plan.shards:
+            raise UsageError(
+                f"--shards asks for shard {shards.stop - 1}; the plan has shards 0 to "
+                f"{plan.shards - 1}"
+            )
+        todo = _pending(job, shards or part.shards_of(plan.shards))
         if todo:
             # The other parts fill the same disk at the same time.
             together = todo if shards is not None else _pending(job, range(plan.shards))
