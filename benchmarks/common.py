@@ -6,6 +6,7 @@ import argparse
 import gc
 import math
 import os
+import resource
 import statistics
 import sys
 import time
@@ -184,6 +185,13 @@ def machine_line(machine: Mapping[str, Any]) -> str:
         f"{machine['usable_cores']} cores, {machine['cpu']}{variant}, "
         f"{machine['memory_gib']:.0f} GiB, {machine['gpu'] or 'no GPU'}"
     )
+
+
+def peak_rss_bytes() -> int:
+    """Most memory that this process ever had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Kibibytes on Linux, bytes on macOS.
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import plots
 from common import REPOSITORY, RESULTS
 from ctgpu.decode.inflate import inflate_backend
+from ctgpu.limits import usable_cores
 
 #: Distributions whose versions are recorded, where they are installed.
 _RECORDED = (
@@ -43,9 +43,7 @@ def machine_facts() -> dict[str, Any]:
     """The machine, the software and the commit that a result belongs to."""
     return {
         "cpu": _cpu_model(),
-        "usable_cores": len(os.sched_getaffinity(0))
-        if hasattr(os, "sched_getaffinity")
-        else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "memory_gib": _memory_gib(),
         "ctgpu_cpu_variant": _cpu_variant(),
         "gpu": _gpu(),

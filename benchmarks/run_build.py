@@ -12,7 +12,6 @@ import contextlib
 import gzip
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ from common import (
     in_words,
     load_real_ct,
     measured,
+    peak_rss_bytes,
     phantom_ct,
     print_table,
 )
@@ -232,14 +232,12 @@ def run_ctgpu(url: str, out: Path, limit_bytes: int) -> dict[str, Any]:
     wall_s = time.perf_counter() - began
     assert report.exit_code == 0
     assert report.pipeline is not None
-    # Kibibytes on Linux, bytes on macOS.
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "wall_s": wall_s,
         "stages": [asdict(stage) for stage in report.pipeline.stages],
         "bottleneck": report.pipeline.bottleneck.name,
         "peak_reserved_bytes": report.pipeline.peak_reserved_bytes,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_rss_bytes": peak_rss_bytes(),
     }
 
 

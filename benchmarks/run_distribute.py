@@ -21,8 +21,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 import ctgpu
 from common import (
     REAL_CT_NAME,
@@ -44,7 +42,7 @@ from run_build import make_source
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "distribute")]
 
-from driving import RAY_ENVIRONMENT, RayCluster, begin, catch, finish  # noqa: E402
+from driving import RAY_ENVIRONMENT, RayCluster, array, begin, catch, finish  # noqa: E402
 from scenarios import snapshot  # noqa: E402
 
 _TINY = Spec(shape_hwd=(16, 16, 8), target_spacing_mm=(8.0, 8.0, 16.0))
@@ -126,11 +124,8 @@ def same_bytes(folder: Path, spec: Spec, samples: int) -> dict[str, Any]:
         finish(begin("--output-dir", out, *options))
 
     def parts(out: Path) -> None:
-        names = {"MIN": 0, "MAX": 1, "STEP": 1, "COUNT": 2}
-        variables = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in names.items()}
         running = [
-            begin("--output-dir", out, *options, **variables, SLURM_ARRAY_TASK_ID=str(element))
-            for element in range(2)
+            begin("--output-dir", out, *options, **array(element, 2)) for element in range(2)
         ]
         for process in running:
             finish(process)
@@ -147,10 +142,7 @@ def same_bytes(folder: Path, spec: Spec, samples: int) -> dict[str, Any]:
 
     def node_lost(out: Path) -> None:
         driver = begin("--output-dir", out, *options, "--ray", cluster.address)
-        raylets = {pid: psutil.Process(pid).ppid() for pid in catch(out, 2, driver)}
-        cluster.tell("remove")
-        for pid, raylet in raylets.items():
-            os.kill(pid, signal.SIGCONT if psutil.pid_exists(raylet) else signal.SIGKILL)
+        cluster.lose_node(catch(out, 2, driver))
         finish(driver)
 
     ways: dict[str, Callable[[Path], None]] = {

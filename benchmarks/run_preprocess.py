@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +28,7 @@ from common import (
     interleaved,
     load_real_ct,
     measured,
+    peak_rss_bytes,
     phantom_ct,
     print_table,
 )
@@ -523,16 +523,8 @@ def size_cost(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
     return {
         "time": time,
         "ns_per_voxel": time["median"] * 1e9 / (2 * voxels.size),
-        "scratch": measured([max(0, peak_bytes() - before)], "bytes"),
+        "scratch": measured([max(0, peak_rss_bytes() - before)], "bytes"),
     }
-
-
-def peak_bytes() -> int:
-    """Most memory this process ever had resident."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ctgpu.planning import (
 from ctgpu.progress import Planned, Watcher, ignore
 from ctgpu.shard_maker import ShardMaker
 from ctgpu.shards import disk
-from ctgpu.shards.folder import committed_shards, failures, is_committed
+from ctgpu.shards.folder import committed_shards, failures
 from ctgpu.shards.lease import LeaseSession
 from ctgpu.shards.manifest import write_manifest
 from ctgpu.shards.names import FAILURES_NAME, partial_name, shard_name
@@ -415,10 +415,12 @@ def _run(
                 f"--shards asks for shard {shards.stop - 1}; the plan has shards 0 to "
                 f"{plan.shards - 1}"
             )
-        todo = _pending(job, shards or part.shards_of(plan.shards))
+        pending = _pending(job, plan)
+        own = shards or part.shards_of(plan.shards)
+        todo = [index for index in pending if index in own]
         if todo:
             # The other parts fill the same disk at the same time.
-            together = todo if shards is not None else _pending(job, range(plan.shards))
+            together = todo if shards is not None else pending
             require_free_space(folder, _bytes_to_write(folder, plan, together))
         watch(
             Planned(
@@ -462,14 +464,15 @@ def _settle(job: BuildJob, watch: Watcher) -> tuple[Plan, Source | None, Mapping
     return saved, source, counts
 
 
-def _pending(job: BuildJob, wanted: range) -> list[int]:
+def _pending(job: BuildJob, plan: Plan) -> list[int]:
+    """The shards of the whole plan that are still to be made, or made again."""
+    everything = range(plan.shards)
     if job.force:
-        return list(wanted)
-    if job.retry_failed:
-        failed = {index for index, _ in failures(job.folder)}
-        return [i for i in wanted if i in failed or not is_committed(job.folder, i)]
+        return list(everything)
     committed = set(committed_shards(job.folder))
-    return [i for i in wanted if i not in committed]
+    if job.retry_failed:
+        committed -= {index for index, _ in failures(job.folder)}
+    return [index for index in everything if index not in committed]
 
 
 def _bytes_to_write(folder: Path, plan: Plan, todo: Sequence[int]) -> int:

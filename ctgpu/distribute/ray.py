@@ -110,11 +110,12 @@ class RayExecutor(Executor):
         self._ray = import_ray()
         with _signals_deferred():
             self._connect()
-        self._resources = task_resources(self._ray.nodes(), job.device, job.num_workers)
+        nodes = self._ray.nodes()
+        self._resources = task_resources(nodes, job.device, job.num_workers)
         self._job = _for_workers(job, self._resources)
         log.info(
             "Ray: %d nodes, %d tasks at a time, each with CPUs: %d, GPUs: %d",
-            sum(node["Alive"] for node in self._ray.nodes()),
+            sum(node["Alive"] for node in nodes),
             self._resources.at_a_time,
             self._resources.cpus,
             self._resources.gpus,
@@ -356,7 +357,8 @@ class _Run:
             if self._not_before.get(index, 0.0) > time.monotonic():
                 self._waiting.append(index)
                 continue
-            if index in self._told_held and not self._job.force and self._is_committed(index):
+            elsewhere = index in self._told_held and not self._job.force
+            if elsewhere and is_committed(self._job.folder, index):
                 continue
             self.follower.begin(index, retry_failed=self._job.retry_failed)
             ref = self._task.remote(self._job, self._id, __version__, self._resources.cpus, index)
@@ -424,18 +426,15 @@ class _Run:
         self._not_before[index] = time.monotonic() + _RETRY_AFTER_S
         self._waiting.append(index)
 
-    def _is_committed(self, index: int) -> bool:
-        return is_committed(self._job.folder, index)
-
     def _wait_until_visible(self, index: int, node: str) -> None:
         deadline = time.monotonic() + _VISIBLE_WITHIN_S
-        while not self._is_committed(index):
+        while not is_committed(self._job.folder, index) and not self._stopping.is_set():
             if time.monotonic() > deadline:
                 raise StorageError(
                     f"{node} has finished shard {index:06d}, and {self._job.folder} here does not "
                     "show it: --ray needs an output folder that all nodes share"
                 )
-            time.sleep(_POLL_S)
+            self._stopping.wait(_POLL_S)
 
     def _cancel(self) -> None:
         """Let every task stop as on Ctrl-C, and wait until it has given its lease back."""

@@ -12,12 +12,10 @@ FAULTS = Path(__file__).resolve().parent.parent / "faults"
 sys.path.insert(0, str(FAULTS))
 
 from driving import SAMPLES_PER_SHARD  # noqa: E402
-from scenarios import make_source, snapshot  # noqa: E402
+from scenarios import SPEC, make_source, snapshot  # noqa: E402
 
 import ctgpu  # noqa: E402
-from ctgpu.spec import Spec  # noqa: E402
 
-SPEC = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(90, 90, 50))
 SAMPLES = 32
 
 

@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Self
+
+import psutil
 
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
@@ -37,6 +39,13 @@ def environment(**more: str) -> dict[str, str]:
     inherited = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM_", "RAY_"))}
     paths = os.pathsep.join([str(HERE), str(REPOSITORY)])
     return inherited | RAY_ENVIRONMENT | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "0"} | more
+
+
+def array(this: int, count: int, first: int = 0, step: int = 1) -> dict[str, str]:
+    """What SLURM sets in an element of ``--array=first-last:step``."""
+    values = {"ID": this, "COUNT": count, "MIN": first, "MAX": first + (count - 1) * step}
+    values["STEP"] = step
+    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
 
 
 def begin(*arguments: object, **variables: str) -> subprocess.Popen[str]:
@@ -117,6 +126,18 @@ class RayCluster:
         self._process.stdin.write(word + "\n")
         self._process.stdin.flush()
         assert self._process.stdout.readline() == "done\n"
+
+    def lose_node(self, caught: Sequence[int]) -> list[int]:
+        """Remove a node, and with it those of the stopped workers `caught` that it had.
+
+        The others go on; returns the process ids of those that did not.
+        """
+        raylets = {pid: psutil.Process(pid).ppid() for pid in caught}
+        self.tell("remove")
+        gone = [pid for pid, raylet in raylets.items() if not psutil.pid_exists(raylet)]
+        for pid in caught:
+            os.kill(pid, signal.SIGKILL if pid in gone else signal.SIGCONT)
+        return gone
 
     def __enter__(self) -> Self:
         return self

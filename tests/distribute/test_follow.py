@@ -6,15 +6,12 @@ from pathlib import Path
 
 import pytest
 from driving import SAMPLES_PER_SHARD
-from scenarios import make_source
+from scenarios import SPEC, make_source
 
 import ctgpu
 from ctgpu.distribute.follow import Follower
 from ctgpu.progress import Event, SampleFailed, SampleWritten, ShardCommitted, ShardResumed
 from ctgpu.shards.plan import Plan
-from ctgpu.spec import Spec
-
-SPEC = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(90, 90, 50))
 
 
 class Stopped(BaseException):

@@ -95,14 +95,10 @@ def test_a_node_lost_in_a_shard_is_done_without(
 ) -> None:
     folder = tmp_path / "out"
     driver = on(cluster, folder, "--source", source, *SMALL)
-    raylets = {pid: psutil.Process(pid).ppid() for pid in catch(folder, 2, driver)}
-    assert len(set(raylets.values())) == 2
-    cluster.tell("remove")
-    gone = [pid for pid, raylet in raylets.items() if not psutil.pid_exists(raylet)]
-    assert len(gone) == 1
+    caught = catch(folder, 2, driver)
+    assert len({psutil.Process(pid).ppid() for pid in caught}) == 2
     try:
-        for pid in raylets:
-            os.kill(pid, signal.SIGKILL if pid in gone else signal.SIGCONT)
+        assert len(cluster.lose_node(caught)) == 1
         log = finish(driver)
     finally:
         cluster.tell("add")

@@ -16,6 +16,7 @@ from driving import (
     REPOSITORY,
     SMALL,
     WITHIN_S,
+    array,
     begin,
     catch,
     committed_in,
@@ -24,7 +25,7 @@ from driving import (
     owners,
     wait_until,
 )
-from scenarios import snapshot
+from scenarios import SPEC, snapshot
 
 import ctgpu
 from ctgpu.distribute.slurm import part_from_environment
@@ -32,15 +33,7 @@ from ctgpu.errors import StorageError, UsageError
 from ctgpu.planning import Part
 from ctgpu.shards.manifest import write_manifest
 from ctgpu.sources import hub as hub_module
-from ctgpu.spec import Spec
 from ctgpu.testing.hub import LocalHub
-
-
-def array(this: int, count: int, first: int = 0, step: int = 1) -> dict[str, str]:
-    """What SLURM sets in an element of ``--array=first-last:step``."""
-    values = {"ID": this, "COUNT": count, "MIN": first, "MAX": first + (count - 1) * step}
-    values["STEP"] = step
-    return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
 
 
 def step(task: int, tasks: int, per_node: str = "1", node: int = 0) -> dict[str, str]:
@@ -118,7 +111,7 @@ def test_memory_and_quotas_are_divided(
             tmp_path / "out",
             repo_id=hub.repo_id,
             endpoint=hub.url,
-            spec=Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(90, 90, 50)),
+            spec=SPEC,
             samples_per_shard=1,
             part=Part(0, 32, 8),
             memory_limit_bytes=8 << 20,
