@@ -1,0 +1,111 @@
+"""What earlier versions wrote is resumed, verified and loaded by this one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ctgpu
+from built import read_samples, tar_bytes
+from ctgpu.convert import convert_tars
+from ctgpu.loading import VolumeDataset, make_loader
+from ctgpu.shards.integrity import verify_folder
+from ctgpu.shards.record import checksum
+
+GOLDEN = Path(__file__).parent / "golden"
+WRITERS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+
+
+@pytest.fixture(params=WRITERS)
+def golden(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of what one version wrote."""
+    return Path(shutil.copytree(GOLDEN / request.param, tmp_path / "golden"))
+
+
+def expected(golden: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((golden / "expected.json").read_bytes())
+    return found
+
+
+def holds(found: Any, wanted: Any) -> bool:
+    """Whether `found` says all that `wanted` does; objects may say more."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(
+            k in found and holds(found[k], v) for k, v in wanted.items()
+        )
+    return bool(found == wanted)
+
+
+def assert_samples(folder: Path, wanted: dict[str, Any]) -> None:
+    """Volume, labels and report byte for byte; the JSON may have gained fields."""
+    found = read_samples(folder)
+    assert list(found) == list(wanted)
+    for key, sample in found.items():
+        assert checksum(sample.volume) == wanted[key]["bin"]
+        assert checksum(sample.labels.tobytes()) == wanted[key]["cls"]
+        assert checksum(sample.text.encode()) == wanted[key]["txt"]
+        assert holds(sample.metadata, wanted[key]["json"])
+
+
+@pytest.mark.parametrize("name", ["ct-rate", "plain", "converted"])
+def test_what_lies_there_is_not_damaged(golden: Path, name: str) -> None:
+    folder = golden / name / "shards"
+    damaged = {finding.file for finding in verify_folder(folder) if finding.damaged}
+    # Two of the builds were killed before they wrote a manifest.
+    derived = {"manifest.json", "failures.jsonl"}
+    assert damaged == (set() if name == "converted" else derived)
+
+
+@pytest.mark.parametrize(("name", "exit_code"), [("ct-rate", 1), ("plain", 0), ("converted", 0)])
+def test_a_stopped_build_is_gone_on_with(golden: Path, name: str, exit_code: int) -> None:
+    folder, source = golden / name / "shards", golden / name / "source"
+    committed = tar_bytes(folder)
+    if name == "converted":
+        report = convert_tars(source, folder, device="cpu")
+    else:
+        report = ctgpu.build(folder, source=source, device="cpu")
+    assert report.exit_code == exit_code
+    assert {n: b for n, b in tar_bytes(folder).items() if n in committed} == committed
+    assert_samples(folder, expected(golden)[name])
+    assert list(verify_folder(folder)) == []
+    if name == "ct-rate":
+        assert [failure["key"] for failure in report.failures] == ["valid_3_a_1"]
+    assert len(report.manifest["class_names"]) == 18
+
+
+def test_what_a_killed_build_had_written_is_kept(golden: Path) -> None:
+    written: list[str] = []
+
+    def watch(event: object) -> None:
+        if isinstance(event, ctgpu.progress.SampleWritten):
+            written.append(event.key)
+
+    folder, source = golden / "ct-rate/shards", golden / "ct-rate/source"
+    ctgpu.build(folder, source=source, device="cpu", watch=watch)
+    assert written == ["valid_6_a_1", "valid_7_a_1"]
+
+
+def test_a_failed_sample_is_retried(golden: Path) -> None:
+    folder, source = golden / "ct-rate/shards", golden / "ct-rate/source"
+    ctgpu.build(folder, source=source, device="cpu")
+    good = source / "dataset/valid_fixed/valid_2/valid_2_a/valid_2_a_1.nii.gz"
+    shutil.copy(good, source / "dataset/valid_fixed/valid_3/valid_3_a/valid_3_a_1.nii.gz")
+    report = ctgpu.build(folder, source=source, device="cpu", retry_failed=True)
+    assert report.exit_code == 0
+    wanted = expected(golden)["ct-rate"]
+    found = read_samples(folder)
+    assert set(found) == {*wanted, "valid_3_a_1"}
+    assert checksum(found["valid_3_a_1"].volume) == wanted["valid_2_a_1"]["bin"]
+    assert list(verify_folder(folder)) == []
+
+
+def test_a_loader_goes_on_from_an_old_state(golden: Path) -> None:
+    pytest.importorskip("torch")
+    dataset = VolumeDataset(golden / "ct-rate/shards")
+    loader = make_loader(dataset, batch_size=1, shuffle=True, seed=7)
+    loader.load_state_dict(expected(golden)["loader_state"])
+    assert [batch["study_id"] for batch in loader] == expected(golden)["loader_rest"]
