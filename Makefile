@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 3600
 FUZZ = -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20
 NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
 
-.PHONY: help demo test lint types format bench sanitize fuzz gpu-pack gpu-check clean
+.PHONY: help demo test exhaustive lint types format bench sanitize fuzz gpu-pack gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,10 +19,13 @@ demo: $(VENV)/.installed  ## make a small CT-RATE-like source, build it, show wh
 test: $(VENV)/.developer  ## every test that needs no GPU
 	$(BIN)/python -m pytest
 
+exhaustive: $(VENV)/.developer  ## every variant of the CUDA kernel and full volumes, as PTX on the CPU
+	$(BIN)/python -m pytest -m exhaustive
+
 lint: $(VENV)/.developer  ## ruff and clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $$(find kernels tests/support -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 types: $(VENV)/.developer  ## mypy, strict
 	$(BIN)/mypy
@@ -30,7 +33,7 @@ types: $(VENV)/.developer  ## mypy, strict
 format: $(VENV)/.developer  ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find kernels -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format -i $$(find kernels tests/support -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 bench: $(VENV)/.developer  ## every benchmark at tiny size, on one page
 	$(BIN)/python -m benchmarks
@@ -48,7 +51,7 @@ fuzz: $(VENV)/.developer  ## coverage-guided fuzzing of decoders and tar reader,
 gpu-pack:  ## with internet: wheels and real CT that a bare GPU machine lacks, into .gpu-check/
 	$(PYTHON) tests/gpu/pack.py --real-ct $(REAL_CT)
 
-gpu-check:  ## on a machine with a GPU, offline: build, GPU tests, sanitizers, benchmark; one JSON
+gpu-check:  ## on a machine with a GPU, offline: all there is to know, in ten minutes; one JSON
 	$(PYTHON) tests/gpu/check.py
 
 clean:  ## remove what the other targets made

@@ -26,6 +26,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 #: The scan of the measured job, and what makes it a full-size one: see :func:`load_real_ct`.
 REAL_CT_NAME = "qin_QIN-LSC-0028.nii.gz"
+#: For who has the name alone.
+REAL_CT_ORIGIN = (
+    f"{REAL_CT_NAME} is the scan QIN-LSC-0028 of TCIA's collection QIN LUNG CT (CC BY 3.0), its "
+    "DICOM series converted to int16 HU without resampling."
+)
 REAL_CT_SLICES = 300
 REAL_CT_SPACING_MM = (0.8672, 0.8672, 1.25)
 
@@ -119,6 +124,18 @@ def measured(runs: Sequence[float], unit: str) -> dict[str, Any]:
         "max": max(runs),
         "runs": list(runs),
     }
+
+
+def counted(value: int, unit: str) -> dict[str, Any]:
+    """One quantity that is the same in every run, such as the instructions of a kernel.
+
+    Returns
+    -------
+    dict
+        ``unit``, ``runs`` with the one value, and ``exact``, by which ``compare`` knows that any
+        difference is one.
+    """
+    return {"unit": unit, "runs": [value], "exact": True}
 
 
 def more_is_better(unit: str) -> bool:

@@ -10,7 +10,12 @@ time: more of it is worse.
 
 Runs of one process share its machine's mood, which no test of them can see.  So where the other
 contenders, or all figures, changed by one factor, that is said, and every figure is also judged
-relative to it.  Exits with 1 where something got slower, 2 where the files cannot be compared.
+relative to it.
+
+What was counted rather than timed (the instructions of a kernel) is the same in every run, so that
+any difference is one.
+
+Exits with 1 where something got slower, 2 where the files cannot be compared.
 """
 
 from __future__ import annotations
@@ -68,6 +73,9 @@ class Change:
     @classmethod
     def of(cls, path: tuple[str, ...], old: dict[str, Any], new: dict[str, Any]) -> Change:
         """Compare the runs of one quantity."""
+        if old.get("exact") and new.get("exact"):
+            differs = old["runs"] != new["runs"]
+            return cls(path, old, new, _times_worse(old, new), 0.0 if differs else 1.0, 0.0)
         runs = len(old["runs"]), len(new["runs"])
         return cls(
             path,
@@ -77,6 +85,11 @@ class Change:
             _rank_test(old["runs"], new["runs"]),
             2 / math.comb(sum(runs), runs[0]),
         )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it was counted both times, and not timed."""
+        return bool(self.old.get("exact") and self.new.get("exact"))
 
     def relative_to(self, factor: float) -> Change:
         """The same, had the machine been as fast as before; memory does not depend on it."""
@@ -89,6 +102,8 @@ class Change:
 
     def is_beyond_noise(self, threshold: float) -> bool:
         """Whether the test says so, and the change is large enough to matter."""
+        if self.is_exact:
+            return self.p == 0.0
         log = abs(math.log(self.factor)) if 0 < self.factor < math.inf else math.inf
         return self.p <= threshold and log >= math.log(SMALLEST_FACTOR)
 
@@ -97,10 +112,11 @@ class Change:
         old, new = self.old["median"], self.new["median"]
         change = f"{new / old - 1:+.0%}" if old else "from nothing" if new else "no change"
         peers = ", not ctgpu's own" if is_peers(self.path) else ""
+        runs = f"{len(self.old['runs'])} and {len(self.new['runs'])} runs"
+        told = "counted" if self.is_exact else f"p = {self.p:.2g}, {runs}"
         return (
             f"{' / '.join(self.path)}: {in_words(old, unit)} → {in_words(new, unit)} "
-            f"({change}, p = {self.p:.2g}, {len(self.old['runs'])} and {len(self.new['runs'])} "
-            f"runs{peers})"
+            f"({change}, {told}{peers})"
         )
 
 
@@ -244,7 +260,7 @@ def _conditions(result: Mapping[str, Any]) -> Iterable[str]:
 def judge(changes: Iterable[Change]) -> Verdict:
     """Sort changes into those beyond the noise, those within it, and those nobody can tell."""
     every = list(changes)
-    threshold = strict_threshold([change.smallest_p for change in every])
+    threshold = strict_threshold([change.smallest_p for change in every if not change.is_exact])
     told = [change for change in every if change.smallest_p <= threshold]
     beyond = [change for change in told if change.is_beyond_noise(threshold)]
     factor, factor_of = common_factor(every)

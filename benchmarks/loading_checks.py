@@ -31,7 +31,7 @@ def cold(data: Data, repeats: int) -> dict[str, Any]:
     """The loader on files that are not in the page cache, against ``dd``."""
     tars = data.tars
     size_bytes = sum(tar.stat().st_size for tar in tars)
-    loader = make_loader(VolumeDataset(data.shards, verify="off"))
+    loader = make_loader(VolumeDataset(data.shards, verify="off"), copy=False)
 
     def dd(*flags: str) -> None:
         for tar in tars:
@@ -130,7 +130,7 @@ def three_epochs(folder: Path) -> dict[str, Any]:
     """Resident memory after each of three epochs, and the most within."""
     dataset = VolumeDataset(folder)
     prefetch_bytes = 2 * dataset.spec.size_bytes
-    loader = make_loader(dataset, shuffle=True, prefetch_bytes=prefetch_bytes)
+    loader = make_loader(dataset, shuffle=True, prefetch_bytes=prefetch_bytes, copy=False)
     process = psutil.Process()
     before = process.memory_info().rss
     buffers, above = [], []

@@ -29,6 +29,7 @@ from loading_data import Data, stock
 
 OURS, OURS_VERIFIED = "ctgpu, verify=off", "ctgpu, verify=always (first epoch of first)"
 OURS_ONE_THREAD = "ctgpu, verify=off, one thread"
+OURS_COPIES = "ctgpu, verify=off, copy=True (the default)"
 OLD, BYTES, RAW = "webdataset + old decode", "webdataset, bytes", "raw readinto"
 DALI, LITDATA = "DALI, CPU", "litdata, copied out of its mapping"
 OURS_THREADS, DALI_THREADS = "ctgpu, threads", "DALI, threads"
@@ -77,6 +78,7 @@ def compare_contenders(data: Data, repeats: int) -> dict[str, Any]:
             DALI: dali,
             LITDATA: litdata,
             OURS: ours,
+            OURS_COPIES: partial(ours, copy=True),
             OURS_ONE_THREAD: partial(ours, threads=1),
             OURS_VERIFIED: partial(ours, verify="always"),
         },
@@ -364,10 +366,12 @@ def litdata_stream(data: Data) -> Any:
     return StreamingDataset(str(data.litdata))
 
 
-def ours(data: Data, *, threads: int | None = None, verify: Any = "off") -> Contender:
-    """ctgpu's loader."""
+def ours(
+    data: Data, *, threads: int | None = None, verify: Any = "off", copy: bool = False
+) -> Contender:
+    """ctgpu's loader; like the other contenders it hands out memory that it uses again."""
     loader = make_loader(
-        VolumeDataset(data.shards, verify=verify), shuffle=True, num_threads=threads
+        VolumeDataset(data.shards, verify=verify), shuffle=True, num_threads=threads, copy=copy
     )
     # Stored as (H, W, D), handed out as (1, 1, D, H, W).
     return Contender(lambda: loader, lambda batch: batch["volume"][0, 0].permute(1, 2, 0).numpy())

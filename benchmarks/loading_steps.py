@@ -29,7 +29,7 @@ from ctgpu.engines import Job, open_engine
 from ctgpu.limits import usable_cores
 from ctgpu.loading import VolumeDataset, make_loader
 from ctgpu.sample import prepare_volume
-from ctgpu.sources.tars import samples_of_tar
+from ctgpu.sources.tar_samples import samples_of_tar
 from ctgpu.volume import Spacing
 from loading_clock import Laps, cpu_seconds
 from loading_consumer import Consumer
@@ -230,7 +230,10 @@ class OursPreprocessed:
     def __init__(self, data: Data) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._loader = make_loader(
-            VolumeDataset(data.shards, verify="off"), shuffle=True, device=self._device
+            VolumeDataset(data.shards, verify="off"),
+            shuffle=True,
+            device=self._device,
+            copy=False,
         )
 
     def __call__(self, laps: Laps) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -276,8 +276,8 @@ def assumptions(
         "Fetching counts as core work like inflating and the fused pass: it was measured over "
         "loopback, with its checksum.",
         f"The writer's thread takes {costs.write_s * 1e3:.0f} ms a sample, as measured, the "
-        "measuring machine's disk included. It counts as no core work (direct writes take 4 ms "
-        "of a core: DESIGN.md §7), gets no faster on a faster disk, and on a slower disk takes "
+        "measuring machine's disk included. It counts as no core work (a direct write waits for "
+        "the disk, not for a core), gets no faster on a faster disk, and on a slower disk takes "
         "as long as that.",
         "A core of another machine is as fast as one measured, and cores do not slow each other "
         "down (memory bandwidth, clock, hyper-threads).",

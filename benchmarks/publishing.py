@@ -144,4 +144,13 @@ def _commit() -> str | None:
     try:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain") else "")
     except (OSError, subprocess.CalledProcessError):
+        return _packed_commit()
+
+
+def _packed_commit() -> str | None:
+    """The commit that ``tests/gpu/pack.py`` packed, where the files came without git."""
+    try:
+        text = (REPOSITORY / ".gpu-check" / "pack.json").read_text(encoding="utf-8")
+        return str(json.loads(text)["commit"])
+    except (OSError, ValueError, KeyError):
         return None

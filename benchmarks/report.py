@@ -13,7 +13,7 @@ from typing import Any
 
 import plots
 import report_tables as tables
-from common import REPOSITORY, RESULTS, machine_line
+from common import REAL_CT_ORIGIN, REPOSITORY, RESULTS, machine_line
 
 README = REPOSITORY / "README.md"
 PAGE = REPOSITORY / "docs" / "performance.md"
@@ -103,6 +103,7 @@ def page(results: Mapping[str, Result]) -> str:
         ["# Performance"],
         ["<!-- made by `python benchmarks/report.py` from benchmarks/results/; do not edit -->"],
         [_machine(build), *_elsewhere(results)],
+        [REAL_CT_ORIGIN],
         _heading("The whole job", "run_build.py", build),
         tables.build_table(build),
         _picture("performance/stages.png", "Rate of each way, and how busy each stage was"),
@@ -110,6 +111,7 @@ def page(results: Mapping[str, Result]) -> str:
         tables.volume_table(one, one["contenders"]),
         _picture("performance/roofline.png", "Rate of each contender below the memory's"),
         tables.floor_lines(one),
+        tables.first_call_table(one),
         _heading("Loading: the old guide's tables", "run_loading.py", loading),
         tables.step_table("before", loading["steps"]["before"]),
         tables.step_table("after", loading["steps"]["after"]),

@@ -58,6 +58,24 @@ def floor_lines(one: Result) -> list[str]:
     ]
 
 
+def first_call_table(one: Result) -> list[str]:
+    """Fresh memory beside memory used again; empty for a result of before it was measured."""
+    if "first_call" not in one:
+        return []
+    rows = [
+        [
+            f"{', '.join(layout)}, {name}",
+            _median(facts["time"]),
+            f"{facts['this_over_used_again']:.2f} ×",
+        ]
+        for layout, contenders in one["first_call"].items()
+        for name, facts in contenders.items()
+    ]
+    return _table(
+        ("Output and memory", "median", "takes, of the time with memory used again"), rows
+    )
+
+
 # ---- loading ------------------------------------------------------------------------------------
 
 

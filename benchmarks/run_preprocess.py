@@ -8,16 +8,14 @@ medians of interleaved runs.  Peers that are not installed are left out and name
 from __future__ import annotations
 
 import functools
-import importlib
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import psutil
 
+import ctgpu
 import old_way
 from common import (
     REAL_CT_NAME,
@@ -33,16 +31,15 @@ from common import (
     print_table,
 )
 from ctgpu import _native
+from ctgpu.buffers import allocate_pages
 from ctgpu.decode.inflate import BACKENDS
 from ctgpu.engines import Job
 from ctgpu.engines.cpu import preprocess, usable_cores
 from ctgpu.geometry import VolumePlan, plan_volume
 from ctgpu.spec import Spec
 from ctgpu.volume import Rescale
+from preprocess_peers import PEERS, Run, Voxels
 from publishing import publish
-
-Voxels = npt.NDArray[Any]
-Run = Callable[[], object]
 
 FLOOR, COPY = "floor", "memcpy"
 
@@ -76,6 +73,7 @@ def main() -> None:
         **contenders(voxels, spec, repeats, peers=not options.no_peers),
         "roofline": against_floor(voxels, spec, repeats),
         "layouts": layouts(voxels, spec, repeats),
+        "first_call": first_call(voxels, spec, repeats),
         "threads": thread_scaling(voxels, spec, repeats),
         "inflate": inflate(voxels, options.data, options.quick, repeats),
         "sizes": by_size,
@@ -105,17 +103,12 @@ def contenders(voxels: Voxels, spec: Spec, repeats: int, *, peers: bool) -> dict
     runs[COPY] = copy(moved)
     left_out = {}
     if peers:
-        for name, make in {
-            "SimpleITK": _simpleitk,
-            "TorchIO": _torchio,
-            "MONAI": _monai,
-            "scipy zoom": _scipy,
-        }.items():
+        for name, make in PEERS.items():
             try:
                 runs[name] = make(voxels, plan)
             except ImportError as error:
                 left_out[name] = str(error)
-    slow = {"SimpleITK", "TorchIO", "MONAI", "scipy zoom", "ctgpu scalar"} & set(runs)
+    slow = {*PEERS, "ctgpu scalar"} & set(runs)
     seconds = interleaved({n: r for n, r in runs.items() if n not in slow}, repeats)
     seconds |= interleaved(
         {n: runs[n] for n in runs if n in slow}, max(1, min(3, repeats)), warm_ups=0
@@ -213,100 +206,6 @@ def torch_written_well(voxels: Voxels, plan: VolumePlan) -> Voxels:
     return out.numpy()
 
 
-# ---- peers: each does its whole preprocessing, from the same voxels in memory ------------------
-# SimpleITK and scipy sample the contract's grid; TorchIO and MONAI the one that follows from the
-# spacing, as their users would have it, which is shifted by a fraction of a voxel.
-
-
-def _affine() -> Voxels:
-    return np.diag([*REAL_CT_SPACING_MM, 1.0])
-
-
-def _monai(voxels: Voxels, plan: VolumePlan) -> Run:
-    transforms = importlib.import_module("monai.transforms")
-    meta = importlib.import_module("monai.data").MetaTensor
-    spec = plan.spec
-    lo, hi = spec.hu_window
-    chain = transforms.Compose(
-        [
-            transforms.ScaleIntensityRange(lo, hi, -1.0, 1.0, clip=True),
-            transforms.Spacing(spec.target_spacing_mm, mode="bilinear"),
-            transforms.ResizeWithPadOrCrop(spec.shape_hwd, constant_values=spec.pad_value),
-        ]
-    )
-    return lambda: (
-        chain(meta(voxels[None].astype(np.float32), affine=_affine())).numpy().astype(np.float16)
-    )
-
-
-def _torchio(voxels: Voxels, plan: VolumePlan) -> Run:
-    tio = importlib.import_module("torchio")
-    torch = importlib.import_module("torch")
-    spec = plan.spec
-    chain = tio.Compose(
-        [
-            tio.Clamp(*spec.hu_window),
-            tio.RescaleIntensity((-1, 1), in_min_max=spec.hu_window),
-            tio.Resample(spec.target_spacing_mm),
-            tio.CropOrPad(spec.shape_hwd, padding_mode=spec.pad_value),
-        ]
-    )
-
-    def run() -> Voxels:
-        tensor = torch.from_numpy(voxels.astype(np.float32))[None]
-        image = tio.ScalarImage(tensor=tensor, affine=_affine())
-        return np.asarray(chain(image).data.numpy().astype(np.float16))
-
-    return run
-
-
-def _simpleitk(voxels: Voxels, plan: VolumePlan) -> Run:
-    sitk = importlib.import_module("SimpleITK")
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    spec = plan.spec
-    lo, hi = spec.hu_window
-    start = [
-        s * ((a.crop_start - a.pad_before + 0.5) * a.n_source / a.n_resized - 0.5)
-        for a, s in zip(plan.axes, plan.spacing_mm, strict=True)
-    ]
-    step = [s * a.n_source / a.n_resized for a, s in zip(plan.axes, plan.spacing_mm, strict=True)]
-
-    def run() -> Voxels:
-        image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0))
-        image.SetSpacing(plan.spacing_mm)
-        image = sitk.Clamp(sitk.Cast(image, sitk.sitkFloat32), lowerBound=lo, upperBound=hi)
-        image = sitk.Resample(
-            image,
-            spec.shape_hwd,
-            sitk.Transform(),
-            sitk.sitkLinear,
-            start,
-            step,
-            (1, 0, 0, 0, 1, 0, 0, 0, 1),
-            lo,
-        )
-        x = sitk.GetArrayViewFromImage(image).transpose(2, 1, 0)
-        return (x / np.float32((hi - lo) / 2)).astype(np.float16, order="C")
-
-    return run
-
-
-def _scipy(voxels: Voxels, plan: VolumePlan) -> Run:
-    ndimage = importlib.import_module("scipy.ndimage")
-    spec = plan.spec
-    lo, hi = spec.hu_window
-    kept = tuple(slice(a.crop_start, a.crop_start + a.n_valid) for a in plan.axes)
-    pads = [(a.pad_before, a.n_out - a.pad_before - a.n_valid) for a in plan.axes]
-
-    def run() -> Voxels:
-        x = np.clip(voxels.astype(np.float32), lo, hi)
-        zoom = [a.n_resized / a.n_source for a in plan.axes]
-        x = ndimage.zoom(x, zoom, order=1, grid_mode=True, mode="nearest") / ((hi - lo) / 2)
-        return np.pad(x[kept], pads, constant_values=spec.pad_value).astype(np.float16)
-
-    return run
-
-
 # ---- further questions ------------------------------------------------------------------------
 
 
@@ -394,6 +293,64 @@ def layouts(voxels: Voxels, spec: Spec, repeats: int) -> dict[str, Any]:
         [[n, *median_and_min(f["time"])] for n, f in facts.items()],
     )
     return facts
+
+
+def first_call(voxels: Voxels, spec: Spec, repeats: int) -> dict[str, Any]:
+    """Into the same memory every time, and into fresh memory, as a first call does; one thread.
+
+    Fresh memory is had from the system, and given back, within the time; ``ctgpu.preprocess`` also
+    opens the engine and looks at every voxel.
+    """
+    runs: dict[str, dict[str, Run]] = {}
+    for layout in ("HWD", "DHW"):
+        turned = Spec.from_dict(spec.to_dict() | {"layout": layout})
+        plan = plan_volume(voxels.shape, REAL_CT_SPACING_MM, turned)
+        runs[layout] = {
+            "memory used again": functools.partial(
+                into, in_pages(turned.stored_shape, np.float16), voxels, plan
+            ),
+            "fresh memory": functools.partial(into_fresh, voxels, plan),
+            "ctgpu.preprocess": functools.partial(
+                ctgpu.preprocess,
+                *(voxels, REAL_CT_SPACING_MM, turned, "cpu"),
+                intensity="hu",
+                threads=1,
+            ),
+        }
+    seconds = interleaved(
+        {f"{layout}, {n}": run for layout, of_it in runs.items() for n, run in of_it.items()},
+        repeats,
+    )
+    facts: dict[str, Any] = {}
+    for layout, of_it in runs.items():
+        times = {name: measured(seconds[f"{layout}, {name}"], "s") for name in of_it}
+        again = times["memory used again"]["median"]
+        facts[layout] = {
+            name: {"time": time, "this_over_used_again": time["median"] / again}
+            for name, time in times.items()
+        }
+    print_table(
+        "first call, one thread",
+        ["output and memory", "median", "fastest", "× used again"],
+        [
+            [f"{layout}, {name}", *median_and_min(f["time"]), f"{f['this_over_used_again']:.2f}"]
+            for layout, of_it in facts.items()
+            for name, f in of_it.items()
+        ],
+    )
+    return facts
+
+
+def into(out: Voxels, voxels: Voxels, plan: VolumePlan) -> None:
+    """The best variant, one thread."""
+    preprocess(_native, Job(voxels, Rescale(), plan, out), variant="", threads=1)
+
+
+def into_fresh(voxels: Voxels, plan: VolumePlan) -> None:
+    """As :func:`into`, memory included."""
+    spec = plan.spec
+    memory = allocate_pages(spec.size_bytes)
+    into(np.ndarray(spec.stored_shape, np.float16, buffer=memory.data), voxels, plan)
 
 
 def thread_scaling(voxels: Voxels, spec: Spec, repeats: int) -> dict[str, Any]:

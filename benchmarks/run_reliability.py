@@ -1,7 +1,8 @@
 """What is left of a build that is killed, starved, throttled and fed rubbish?
 
 Every scenario is the one of ``tests/faults/``, at full size: builds killed with SIGKILL and
-resumed, a Hub that fails 30 % of all requests, corrupted inputs, a disk that fills up, a memory
+resumed, builders that stand still while another host finishes, conversions that delete their
+inputs, a Hub that fails 30 % of all requests, corrupted inputs, a disk that fills up, a memory
 budget, and plans of 47,149 samples.  Each result is compared, byte by byte, with that of a build
 that nothing happened to.  Memory and scale are measured ``--repeats`` times, the others asked once.
 """
@@ -23,6 +24,8 @@ TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "faults")]
 
 import corpus  # noqa: E402
+import deleting  # noqa: E402
+import frozen  # noqa: E402
 import scenarios  # noqa: E402
 
 from ctgpu.sources.base import SampleRef  # noqa: E402
@@ -43,6 +46,8 @@ def main() -> None:
     repeats = 1 if arguments.quick else arguments.repeats
     questions: dict[str, Callable[[Path, bool, int], dict[str, Any]]] = {
         "kills": kills,
+        "frozen_writers": frozen_writers,
+        "deletion": deletion,
         "bad_hub": bad_hub,
         "corrupted_inputs": corrupted_inputs,
         "no_space": no_space,
@@ -87,12 +92,25 @@ def verdict(results: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     struck, hubs = results["kills"], results["bad_hub"].values()
     inputs, full = results["corrupted_inputs"].values(), results["no_space"]
     memory, scale = results["memory"], results["scale"]
+    still, gone = results["frozen_writers"], results["deletion"]
     return {
         "kills": {
             "tried_means": "kills with SIGKILL",
             "tried": struck["kills"],
             "wrong_means": "files that differ or samples made twice",
             "wrong": len(struck["files_that_differ"]) + len(struck["samples_written_twice"]),
+        },
+        "frozen_writers": {
+            "tried_means": "builders stopped in a call until another host was done",
+            "tried": still.get("trials", 0),
+            "wrong_means": "findings, changed tars or odd exits",
+            "wrong": sum(len(still.get(k, [])) for k in ("damaged", "changed", "odd_exits")),
+        },
+        "deletion": {
+            "tried_means": "inputs that --delete-after deleted or kept",
+            "tried": gone["deleted"] + gone["kept"],
+            "wrong_means": "lost, or kept for nothing",
+            "wrong": len(gone["lost"]) + len(gone["kept_for_nothing"]),
         },
         "bad_hub": {
             "tried_means": "requests to a failing Hub",
@@ -146,6 +164,27 @@ def kills(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
         "samples_in_flight_at_most": result.in_flight,
         "time": measured([result.seconds], "s"),
     }
+
+
+def frozen_writers(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
+    """SIGSTOP at calls spread over a build, SIGCONT once another host has finished it."""
+    if not frozen.may_rename_host():
+        return {"skipped": "no process may be given a host name of its own here"}
+    result = frozen.freeze_and_take_over(work_dir, trials=2 if quick else 60, seed=seed)
+    return facts_of(result)
+
+
+def deletion(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:
+    """``convert --delete-after`` killed at random calls, its inputs replaced in between."""
+    return facts_of(
+        deleting.convert_and_delete(work_dir, conversions=2 if quick else 100, seed=seed)
+    )
+
+
+def facts_of(result: frozen.Frozen | deleting.Deletions) -> dict[str, Any]:
+    """The result as JSON-ready values, its time as a measured one."""
+    facts = asdict(result) | {"moments": dict(result.moments)}
+    return facts | {"time": measured([facts.pop("seconds")], "s")}
 
 
 def bad_hub(work_dir: Path, quick: bool, seed: int) -> dict[str, Any]:

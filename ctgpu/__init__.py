@@ -16,17 +16,20 @@ from ctgpu.spec import PRESETS, Spec
 
 if TYPE_CHECKING:
     from ctgpu.api import Geometry, preprocess
-    from ctgpu.builder import BuildReport, build
+    from ctgpu.builder import build
     from ctgpu.compare import compare_samples
     from ctgpu.convert import convert_tars
     from ctgpu.estimate import estimate_build
     from ctgpu.inspect import inspect_samples
+    from ctgpu.relabelling import RelabelReport, relabel
+    from ctgpu.report import BuildReport
 
 __all__ = [
     "PRESETS",
     "BuildReport",
     "CtgpuError",
     "Geometry",
+    "RelabelReport",
     "Spec",
     "__version__",
     "build",
@@ -35,6 +38,7 @@ __all__ = [
     "estimate_build",
     "inspect_samples",
     "preprocess",
+    "relabel",
 ]
 
 try:
@@ -46,12 +50,14 @@ except PackageNotFoundError:  # a checkout that was never installed
 _LAZY = {
     "Geometry": "ctgpu.api",
     "preprocess": "ctgpu.api",
-    "BuildReport": "ctgpu.builder",
+    "BuildReport": "ctgpu.report",
     "build": "ctgpu.builder",
     "compare_samples": "ctgpu.compare",
     "convert_tars": "ctgpu.convert",
     "estimate_build": "ctgpu.estimate",
     "inspect_samples": "ctgpu.inspect",
+    "RelabelReport": "ctgpu.relabelling",
+    "relabel": "ctgpu.relabelling",
 }
 
 
@@ -59,3 +65,7 @@ def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'ctgpu' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

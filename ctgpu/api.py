@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ctgpu.buffers import BufferPool
+from ctgpu.arrays import spacing_of, voxels_of
+from ctgpu.buffers import BufferPool, allocate_pages
 from ctgpu.engines import Engine, Job, open_engine
-from ctgpu.errors import UsageError
+from ctgpu.errors import UsageError, reason_of
+from ctgpu.intensity import HuGuard
 from ctgpu.limits import usable_cores
+from ctgpu.orientation import DEFAULT_MAX_TILT_DEGREES, Axes, AxisRules, Orientation
 from ctgpu.sample import PreparedVolume, prepare_volume
 from ctgpu.spec import CT_RATE, Intensity, Spec
 from ctgpu.volume import RawVolume, Spacing
 
 if TYPE_CHECKING:
     from ctgpu.engines.cuda import CudaEngine
+
+log = logging.getLogger(__name__)
 
 Output = Literal["numpy", "torch", "cupy"]
 
@@ -39,6 +46,8 @@ class Geometry:
         Per axis (H, W, D).
     spacing_mm : tuple of float
         Source voxel size (H, W, D) that was used.
+    orientation : Orientation or None
+        How the source is stored; None where it does not state it.
     """
 
     affine: npt.NDArray[np.float64]
@@ -48,6 +57,7 @@ class Geometry:
     crop_start: tuple[int, ...]
     pad_before: tuple[int, ...]
     spacing_mm: Spacing
+    orientation: Orientation | None = None
 
     @classmethod
     def of(cls, prepared: PreparedVolume) -> Geometry:
@@ -61,12 +71,13 @@ class Geometry:
             plan.crop_start,
             plan.pad_before,
             plan.spacing_mm,
+            prepared.orientation,
         )
 
 
 def preprocess(
-    path_or_array: str | PathLike[str] | npt.NDArray[Any],
-    spacing_mm: Spacing | None = None,
+    path_or_array: str | PathLike[str] | npt.ArrayLike,
+    spacing_mm: npt.ArrayLike | None = None,
     spec: Spec = CT_RATE,
     device: str | Engine = "auto",
     intensity: Intensity = "auto",
@@ -74,16 +85,21 @@ def preprocess(
     out: npt.NDArray[np.float16] | None = None,
     output: Output = "numpy",
     return_geometry: bool = False,
+    axes: Axes = "checked",
+    max_tilt_degrees: float = DEFAULT_MAX_TILT_DEGREES,
+    hu_guard: HuGuard = "refuse",
 ) -> Any:
     """Preprocess one scan.
 
     Parameters
     ----------
-    path_or_array : path or numpy.ndarray
-        A ``.nii.gz``, ``.nii`` or ``.npz`` file, or voxels of shape (H, W, D), any integer or
-        floating dtype and any strides.
-    spacing_mm : tuple of float, optional
-        Source voxel size (H, W, D); by default the file's own.  An array needs it.
+    path_or_array : path or array-like
+        A ``.nii.gz``, ``.nii`` or ``.npz`` file, or voxels of shape (H, W, D): an array of any
+        strides and any integer or floating dtype of at most 64 bits, either byte order; a torch or
+        CuPy tensor, which is copied off its GPU; or nested lists.
+    spacing_mm : array-like, optional
+        Source voxel size, shape (3,): H, W, D in millimetres; by default the file's own.  An array
+        needs it.
     spec : Spec
         What the output shall be; by default CT-RATE's contract.
     device : str or Engine
@@ -95,12 +111,27 @@ def preprocess(
     threads : int, optional
         Threads inside the volume; by default every usable core.
     out : numpy.ndarray, optional
-        C-contiguous float16 of ``spec.stored_shape`` to write into.
+        C-contiguous float16 of ``spec.stored_shape`` to write into; by default fresh memory, in
+        huge pages where the system grants them.  To use one array again is fastest.  The first use
+        of one in plain pages of 4 KiB (``torch.empty``) takes two to three times as long, for their
+        page faults; D, H, W output into one that does not begin at a multiple of 64 bytes
+        (``numpy.empty``) takes twice as long at every use.
     output : {"numpy", "torch", "cupy"}
         What to return.  ``"torch"`` and ``"cupy"`` stay on the GPU with a CUDA device, on the
         framework's current stream; ``"torch"`` shares memory with the array on any other.
     return_geometry : bool
         Also return the :class:`Geometry`.
+    axes : {"checked", "stored"}
+        Voxels stay in stored order.  ``"checked"`` refuses a file whose third axis is not the one
+        nearest to the patient's long axis, ``"stored"`` takes it as it lies.  An array, or a file
+        without an affine, is never refused.
+    max_tilt_degrees : float
+        Refuse a file whose axes are further than this from the patient's, or from 90° to each
+        other; see :class:`ctgpu.orientation.Orientation`.
+    hu_guard : {"refuse", "warn"}
+        What to do about a volume that does not look like HU: normalised, grey values, labels,
+        rescaled twice or never, as :mod:`ctgpu.intensity` tells.  ``"warn"`` takes it and logs
+        what it looks like.
 
     Returns
     -------
@@ -111,10 +142,15 @@ def preprocess(
     ------
     UsageError, DeviceError, DecodeError, GeometryError, IntensityError
     """
-    engine = open_engine(device) if isinstance(device, str) else device
+    rules = AxisRules(axes, max_tilt_degrees)
+    if hu_guard not in get_args(HuGuard):
+        raise UsageError(f"hu_guard is {hu_guard!r}; it is {' or '.join(get_args(HuGuard))}")
+    stated_mm = None if spacing_mm is None else spacing_of(spacing_mm)
     raw = _open(path_or_array)
+    engine = None
     try:
-        spacing = spacing_mm or raw.spacing_mm
+        engine = open_engine(device) if isinstance(device, str) else device
+        spacing = stated_mm or raw.spacing_mm
         if spacing is None:
             raise UsageError(
                 "the volume states no spacing; pass spacing_mm=(H, W, D) in millimetres"
@@ -123,35 +159,34 @@ def preprocess(
             raw,
             spec=spec,
             spacing_mm=spacing,
-            spacing_source="argument" if spacing_mm else "header",
+            spacing_source="argument" if stated_mm else "header",
             intensity=spec.intensity if intensity == "auto" else intensity,
+            rules=rules,
+            hu_guard=hu_guard,
         )
+        if prepared.hu_finding is not None:
+            log.warning("the volume was taken as HU, and %s", prepared.hu_finding)
         geometry = Geometry.of(prepared)
         result = _run(engine, prepared, threads or usable_cores(), out, output)
     finally:
         raw.release()
-        if isinstance(device, str):
+        if engine is not None and engine is not device:
             engine.close()
     return (result, geometry) if return_geometry else result
 
 
-def _open(path_or_array: str | PathLike[str] | npt.NDArray[Any]) -> RawVolume:
-    if isinstance(path_or_array, np.ndarray):
-        if path_or_array.dtype.kind not in "iuf" or path_or_array.dtype.itemsize > 8:
-            raise UsageError(
-                f"the array has dtype {path_or_array.dtype}; wanted an integer or floating dtype"
-            )
-        return RawVolume(path_or_array)
+def _open(path_or_array: str | PathLike[str] | npt.ArrayLike) -> RawVolume:
+    if not isinstance(path_or_array, str | bytes | PathLike):
+        return RawVolume(voxels_of(path_or_array))
     from ctgpu.decode import decode
+    from ctgpu.shards.untrusted import read_unchanged
 
-    path = Path(path_or_array)
+    path = Path(os.fsdecode(path_or_array))
     pool = BufferPool()
     try:
-        with path.open("rb") as file:
-            buffer = pool.acquire(path.stat().st_size)
-            file.readinto(buffer.bytes.data)
+        buffer = read_unchanged(path, pool.acquire)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be read: {reason_of(error)}") from error
     return decode(path.name, buffer, pool)
 
 
@@ -174,7 +209,8 @@ def _run(
                 "use output='numpy' or 'torch'"
             )
     if out is None:
-        out = np.ndarray(shape, np.float16, buffer=engine.allocate(2 * int(np.prod(shape))).data)
+        # Not the engine's: that is pinned as long as the caller keeps it, and no child inherits it.
+        out = np.ndarray(shape, np.float16, buffer=allocate_pages(2 * int(np.prod(shape))).data)
     elif out.shape != shape or out.dtype != np.float16 or not out.flags.c_contiguous:
         raise UsageError(
             f"out is {out.dtype} {out.shape}; wanted C-contiguous float16 of shape {shape}"

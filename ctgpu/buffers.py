@@ -7,8 +7,12 @@ and handed out again.  The pool only recycles; who may hold how much is decided 
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
+import sys
 import threading
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -16,15 +20,22 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ctgpu.errors import reason_of
+
 #: Buffers start on this boundary and are rounded up to it (``O_DIRECT``, huge pages).
 PAGE_BYTES = 4096
 _HUGE_PAGE_BYTES = 2 << 20
+# From Linux's mman-common.h; Python's mmap does not name it.
+_MADV_WIPEONFORK = 18
 
 Bytes = npt.NDArray[np.uint8]
 
 
 def allocate_pages(size_bytes: int) -> Bytes:
     """Anonymous page-aligned memory, in huge pages where the system grants them.
+
+    It is private to this process, for few systems grant shared memory huge pages.  A forked child
+    has a copy of it.
 
     Parameters
     ----------
@@ -41,18 +52,86 @@ def allocate_pages(size_bytes: int) -> Bytes:
     MemoryError
         If the system has no more.
     """
-    unit = _HUGE_PAGE_BYTES if size_bytes >= _HUGE_PAGE_BYTES else PAGE_BYTES
-    rounded = max(unit, -(-size_bytes // unit) * unit)
-    # Over-allocated by one unit so that a huge-page boundary can be chosen inside.
+    return _within(_map_pages(size_bytes), size_bytes)
+
+
+def allocate_pinned(
+    size_bytes: int, register: Callable[[int, int], object], unregister: Callable[[int], object]
+) -> Bytes:
+    """As :func:`allocate_pages`, registered with a device for as long as it is in use.
+
+    The device knows the pages themselves.  After an ordinary fork, whoever writes first moves to a
+    copy of the page, and that may leave this process with other pages than the device.  So a
+    forked child does not get these: it finds zeros in their place, which it may use and free.
+    (``MADV_DONTFORK`` would leave a hole there: touching it is a crash, and freeing its array
+    unmaps whatever has been put there since.)
+
+    Parameters
+    ----------
+    size_bytes : int
+        Wanted size; rounded up to whole pages.
+    register : callable
+        Called with the address and size of the memory; raises where the device refuses.
+    unregister : callable
+        Called with the address once nothing refers to the memory any more, and before the system
+        has it back; never in a forked child.
+
+    Returns
+    -------
+    numpy.ndarray
+        Shape (at least `size_bytes`,), uint8.
+
+    Raises
+    ------
+    MemoryError
+        If the system has no more; and whatever `register` raises.
+    """
+    pages = _map_pages(size_bytes)
+    if sys.platform == "linux":
+        try:
+            pages.madvise(_MADV_WIPEONFORK)
+        except OSError:  # older than 4.14, or not Linux itself
+            pages.madvise(mmap.MADV_DONTFORK)
+    memory = _within(pages, size_bytes)
+    address = memory.ctypes.data
+    register(address, memory.nbytes)
+    # Views, and views of views, have the base in common.
+    weakref.finalize(memory.base, _in_process, os.getpid(), unregister, address)
+    return memory
+
+
+def _map_pages(size_bytes: int) -> mmap.mmap:
+    unit, rounded = _rounded(size_bytes)
+    # One huge page more, so that a boundary can be chosen inside; what is beyond is never touched
+    # and takes only addresses.
+    spare = unit if unit > PAGE_BYTES else 0
     try:
-        pages = mmap.mmap(-1, rounded + (unit if unit > PAGE_BYTES else 0))
+        pages = mmap.mmap(-1, rounded + spare, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except OSError as error:
-        raise MemoryError(f"{rounded} bytes cannot be had: {error.strerror}") from error
+        raise MemoryError(f"{rounded} bytes cannot be had: {reason_of(error)}") from error
     if hasattr(mmap, "MADV_HUGEPAGE") and unit == _HUGE_PAGE_BYTES:
-        pages.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel built without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
+
+
+def _within(pages: mmap.mmap, size_bytes: int) -> Bytes:
+    unit, rounded = _rounded(size_bytes)
     memory = np.frombuffer(pages, np.uint8)
     skip = -memory.ctypes.data % unit
     return memory[skip : skip + rounded]
+
+
+def _rounded(size_bytes: int) -> tuple[int, int]:
+    """Page size to align to, and `size_bytes` in whole pages."""
+    unit = _HUGE_PAGE_BYTES if size_bytes >= _HUGE_PAGE_BYTES else PAGE_BYTES
+    return unit, max(unit, -(-size_bytes // unit) * unit)
+
+
+def _in_process(process: int, call: Callable[[int], object], address: int) -> None:
+    """Call unless this is a forked child, which inherits arrays and no device."""
+    if os.getpid() == process:
+        call(address)
 
 
 class Buffer:
@@ -113,6 +192,11 @@ class BufferPool:
         would exceed this.  Loans themselves are never refused: :class:`ByteBudget` bounds them.
     allocate : callable
         Makes fresh memory of at least the given size (a CUDA engine passes pinned memory).
+
+    Notes
+    -----
+    A forked child begins with no idle buffers: to write into those of its parent would copy them
+    page by page, and they may be registered with a device that the child cannot use.
     """
 
     def __init__(
@@ -123,6 +207,7 @@ class BufferPool:
         self._idle: list[Bytes] = []
         self._lent_bytes = 0
         self._lock = threading.Lock()
+        _pools.add(self)
 
     @property
     def idle_bytes(self) -> int:
@@ -167,6 +252,22 @@ class BufferPool:
         kept = sum(map(len, self._idle))
         while self._idle and self._lent_bytes + kept + size_bytes > self._limit_bytes:
             kept -= len(self._idle.pop(0))
+
+    def _begin_in_child(self) -> None:
+        # Whoever held the lock while the process was forked does not exist here.
+        self._lock = threading.Lock()
+        self._idle = []
+
+
+_pools: weakref.WeakSet[BufferPool] = weakref.WeakSet()
+
+
+def _begin_in_child() -> None:
+    for pool in list(_pools):
+        pool._begin_in_child()
+
+
+os.register_at_fork(after_in_child=_begin_in_child)
 
 
 class Reservation:

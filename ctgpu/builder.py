@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-from ctgpu.engines import Engine, arithmetic_of, open_engine
-from ctgpu.errors import StorageError, UsageError
+from ctgpu.engines import Engine, arithmetic_of
+from ctgpu.errors import StorageError, UsageError, reason_of, shortage
+from ctgpu.executor import BuildJob, Executor, LocalExecutor
 from ctgpu.limits import (
-    default_memory_limit_bytes,
+    MOST_INT64,
+    MOST_WORKERS,
+    SMALL_MEMBERS_BYTES,
     require_free_space,
+    require_whole_number,
     require_writable,
-    usable_cores,
 )
-from ctgpu.pipeline import PipelineReport, Workers
 from ctgpu.planning import (
     Part,
     Request,
@@ -30,228 +30,27 @@ from ctgpu.planning import (
     open_planned_source,
 )
 from ctgpu.progress import Planned, Watcher, ignore
-from ctgpu.shard_maker import ShardMaker
+from ctgpu.report import BuildReport
 from ctgpu.shards import disk
-from ctgpu.shards.folder import committed_shards, failures
 from ctgpu.shards.lease import LeaseSession
 from ctgpu.shards.manifest import write_manifest
 from ctgpu.shards.names import FAILURES_NAME, partial_name, shard_name
 from ctgpu.shards.plan import Plan
+from ctgpu.shards.work import samples_to_make
+from ctgpu.source_now import (
+    foreign_source,
+    is_elsewhere,
+    new_tars,
+    require_going_on,
+    say_what_is_new,
+)
 from ctgpu.sources.base import Source
 from ctgpu.spec import Spec
+from ctgpu.tally import OrientationTally
 
-# Headers, labels, report and metadata of one sample, generously.
-_SMALL_MEMBERS_BYTES = 64 << 10
+__all__ = ["BuildJob", "BuildReport", "Executor", "LocalExecutor", "build"]
 
-
-@dataclass(frozen=True, slots=True)
-class BuildReport:
-    """What a build did.
-
-    Attributes
-    ----------
-    folder : Path
-        The data set.
-    manifest : dict
-        The content of ``manifest.json``.
-    written : int
-        Samples written by this run.
-    stored_bytes : int
-        Bytes of their payloads.
-    failures : list of dict
-        Every sample of the data set that has no output: the lines of ``failures.jsonl``.
-    pipeline : PipelineReport or None
-        Stage times and memory; None where there was nothing to do.
-    """
-
-    folder: Path
-    manifest: Mapping[str, Any]
-    written: int
-    stored_bytes: int
-    failures: Sequence[Mapping[str, Any]]
-    pipeline: PipelineReport | None
-
-    @property
-    def exit_code(self) -> int:
-        """0, or 1 where a sample has no output."""
-        return 1 if self.failures else 0
-
-    @property
-    def failures_path(self) -> Path:
-        """The ledger."""
-        return self.folder / FAILURES_NAME
-
-    def training_yaml(self) -> str:
-        """The lines that a training config needs."""
-        last = self.manifest["total_shards"] - 1
-        urls = f"shard-{{000000..{last:06d}}}.tar" if last > 0 else shard_name(0)
-        return "\n".join(
-            (
-                "data:",
-                "  format: webdataset",
-                f"  urls: {self.folder.resolve() / urls}",
-                f"  num_samples: {self.manifest['total_samples']}",
-                f"  shape: {list(self.manifest['sample_shape'])}  # {self.manifest['layout']}",
-                f"  dtype: {self.manifest['sample_dtype']}",
-                f"  num_classes: {self.manifest['num_classes']}",
-            )
-        )
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        stages = [] if self.pipeline is None else [asdict(s) for s in self.pipeline.stages]
-        return json.dumps(
-            {
-                "folder": str(self.folder),
-                "written": self.written,
-                "stored_bytes": self.stored_bytes,
-                "failed": len(self.failures),
-                "total_samples": self.manifest["total_samples"],
-                "total_shards": self.manifest["total_shards"],
-                "wall_s": self.pipeline.wall_s if self.pipeline else 0.0,
-                "stages": stages,
-            }
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildJob:
-    """What every process that makes shards of one build must know.
-
-    Attributes
-    ----------
-    folder : Path
-        The data set's folder.
-    request : Request
-        What the caller said about the data set, and how to reach its source.
-    device : str or Engine
-        As :func:`build`.
-    num_workers : int or None
-        Threads that fetch.
-    memory_limit_bytes : int or None
-        Budget of one machine.
-    processes_per_machine : int
-        How many share it.
-    force, retry_failed : bool
-        As :func:`build`.
-    """
-
-    folder: Path
-    request: Request
-    device: str | Engine
-    num_workers: int | None
-    memory_limit_bytes: int | None
-    processes_per_machine: int
-    force: bool
-    retry_failed: bool
-
-    @property
-    def memory_share_bytes(self) -> int:
-        """What one process may have in flight."""
-        limit_bytes = self.memory_limit_bytes or default_memory_limit_bytes()
-        return max(1, limit_bytes // self.processes_per_machine)
-
-    def open_engine(self) -> Engine:
-        """The engine that computes, as :func:`~ctgpu.engines.open_engine`."""
-        return self.device if isinstance(self.device, Engine) else open_engine(self.device)
-
-    def open_source(self, plan: Plan) -> tuple[Source, Mapping[str, int]]:
-        """The source of `plan`, as :func:`~ctgpu.planning.open_planned_source`."""
-        return open_planned_source(plan, self.request, repaired=self.retry_failed)
-
-    def maker(
-        self,
-        plan: Plan,
-        source: Source,
-        sizes_now: Mapping[str, int],
-        engine: Engine,
-        workers: Workers,
-        watch: Watcher,
-    ) -> ShardMaker:
-        """What makes the shards, in the process that calls this."""
-        return ShardMaker(
-            self.folder,
-            plan,
-            source,
-            engine,
-            sizes_now=sizes_now,
-            workers=workers,
-            memory_limit_bytes=self.memory_share_bytes,
-            spooled=self.request.temp_dir is not None,
-            force=self.force,
-            retry_failed=self.retry_failed,
-            watch=watch,
-        )
-
-
-class Executor(ABC):
-    """Who makes the shards of a build: this process, or a cluster."""
-
-    @abstractmethod
-    def open(self, job: BuildJob) -> None:
-        """Get ready, before anything is listed.
-
-        Raises
-        ------
-        EnvironmentFailure
-            If a device or a cluster cannot be had.
-        """
-
-    @abstractmethod
-    def make(
-        self, plan: Plan, todo: Sequence[int], source: Source | None, watch: Watcher
-    ) -> tuple[int, PipelineReport]:
-        """Make shards.
-
-        Parameters
-        ----------
-        plan : Plan
-            The one in the job's folder.
-        todo : sequence of int
-            Which shards.
-        source : Source or None
-            The plan's source, where it was opened to make the plan.
-        watch : callable
-            Told of every sample and shard.
-
-        Returns
-        -------
-        (int, PipelineReport)
-            Samples written, and what it cost.
-        """
-
-    @abstractmethod
-    def close(self) -> None:
-        """Give everything back; also when :meth:`open` has failed."""
-
-
-class LocalExecutor(Executor):
-    """This process, with the threads of one pipeline."""
-
-    _engine: Engine | None = None
-
-    def open(self, job: BuildJob) -> None:
-        self._job = job
-        self._engine = engine = job.open_engine()
-        num_workers = job.num_workers or min(16, max(4, usable_cores()))
-        self._workers = Workers.for_machine(num_workers, engine.concurrency, engine.batch_size)
-
-    def make(
-        self, plan: Plan, todo: Sequence[int], source: Source | None, watch: Watcher
-    ) -> tuple[int, PipelineReport]:
-        assert self._engine is not None
-        with contextlib.ExitStack() as stack:
-            sizes_now: Mapping[str, int] = {}
-            if source is None:
-                source, sizes_now = self._job.open_source(plan)
-                stack.callback(source.close)
-            maker = self._job.maker(plan, source, sizes_now, self._engine, self._workers, watch)
-            report = maker.make(todo)
-        return maker.written, report
-
-    def close(self) -> None:
-        if self._engine is not None:
-            self._engine.close()
+log = logging.getLogger(__name__)
 
 
 def build(
@@ -275,6 +74,9 @@ def build(
     seed: int | None = None,
     keep_no_chest: bool | None = None,
     spacing_fallback: str | None = None,
+    axes: str | None = None,
+    max_tilt_degrees: float | None = None,
+    hu_guard: str | None = None,
     force: bool = False,
     retry_failed: bool = False,
     token: str | None = None,
@@ -318,6 +120,11 @@ def build(
         Which samples and in which order: first N, ``"all"`` or ``"first"`` reconstruction,
         ``"path"`` or ``"shuffled"`` with a seed, volumes listed as no chest, ``"header"`` to take
         the file's spacing where the CSV has none.
+    axes, max_tilt_degrees : optional
+        Which orientations are taken, as :class:`~ctgpu.orientation.AxisRules`.
+    hu_guard : {"refuse", "warn"}, optional
+        What to do about a volume that does not look like HU: a failed sample (the default), or
+        taken, with the finding in its JSON.
     force : bool
         Build again what is finished.
     retry_failed : bool
@@ -341,8 +148,10 @@ def build(
     EnvironmentFailure
         If the source, the device or the output folder fails.
     """
-    if num_workers is not None and num_workers < 1:
-        raise UsageError(f"--num-workers is {num_workers}; it takes a whole number from 1")
+    require_whole_number("--num-workers", num_workers, most=MOST_WORKERS)
+    require_whole_number("--memory-limit", memory_limit_bytes, most=MOST_INT64)
+    if shards is not None and (shards.step != 1 or not 0 <= shards.start < shards.stop):
+        raise UsageError(f"--shards is {shards!r}; it takes A-B, both included, such as 0-9")
     folder = Path(output_dir)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
         raise UsageError(
@@ -365,6 +174,9 @@ def build(
             "limit": limit,
             "keep_no_chest": keep_no_chest,
             "spacing_fallback": spacing_fallback,
+            "axes": axes,
+            "max_tilt_degrees": max_tilt_degrees,
+            "hu_guard": hu_guard,
         },
         temp_dir=Path(temp_dir) if temp_dir is not None else None,
         endpoint=endpoint,
@@ -393,14 +205,26 @@ def build(
 
 @contextlib.contextmanager
 def unforeseen_os_errors(folder: Path) -> Iterator[None]:
-    """One sentence for what sources, decoders and shards have no words of their own for."""
+    """One sentence for what sources, decoders and shards have no words of their own for.
+
+    Raises
+    ------
+    EnvironmentFailure
+        In place of an :class:`OSError`, and of what says that memory or threads ran out.
+    """
     try:
         yield
     except OSError as error:
+        if (short := shortage(error)) is not None:
+            raise short from error
         raise StorageError(
-            f"{error.filename or folder} cannot be used: {error.strerror}; when that is mended, "
-            "run the same command again: finished samples are kept"
+            f"{error.filename or folder} cannot be used: {reason_of(error)}; when that is "
+            "mended, run the same command again: finished samples are kept"
         ) from error
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if (short := shortage(error)) is None:
+            raise
+        raise short from error
 
 
 def _run(
@@ -408,6 +232,7 @@ def _run(
 ) -> BuildReport:
     folder = job.folder
     plan, source, counts = _settle(job, watch)
+    watch = tally = OrientationTally(folder, watch)
     written, report = 0, None
     with contextlib.closing(source) if source is not None else contextlib.nullcontext():
         if shards is not None and shards.stop > plan.shards:
@@ -415,7 +240,7 @@ def _run(
                 f"--shards asks for shard {shards.stop - 1}; the plan has shards 0 to "
                 f"{plan.shards - 1}"
             )
-        pending = _pending(job, plan)
+        pending = job.pending(plan)
         own = shards or part.shards_of(plan.shards)
         todo = [index for index in pending if index in own]
         if todo:
@@ -428,15 +253,28 @@ def _run(
                 samples=len(plan.samples),
                 shards=plan.shards,
                 pending_shards=len(todo),
-                pending_samples=sum(len(plan.samples_of(index)) for index in todo),
+                pending_samples=sum(
+                    samples_to_make(
+                        folder, plan, index, force=job.force, retry_failed=job.retry_failed
+                    )
+                    for index in todo
+                ),
             )
         )
         if todo:
             written, report = executor.make(plan, todo, source, watch)
         else:
+            _look_at_finished(job, plan)
             # A process that was killed after its last commit could not give its leases back.
             LeaseSession(folder).close()
     manifest = write_manifest(folder)
+    tally.finish(manifest)
+    if left := plan.shards - manifest["total_shards"]:
+        log.info(
+            "%s: %d of the plan's %d shards are not made yet: the other parts make them, or this "
+            "command with --shards 0-%d",
+            *(folder, left, plan.shards, plan.shards - 1),
+        )
     ledger = (folder / FAILURES_NAME).read_text().splitlines()
     return BuildReport(
         folder,
@@ -464,20 +302,48 @@ def _settle(job: BuildJob, watch: Watcher) -> tuple[Plan, Source | None, Mapping
     return saved, source, counts
 
 
-def _pending(job: BuildJob, plan: Plan) -> list[int]:
-    """The shards of the whole plan that are still to be made, or made again."""
-    everything = range(plan.shards)
-    if job.force:
-        return list(everything)
-    committed = set(committed_shards(job.folder))
-    if job.retry_failed:
-        committed -= {index for index, _ in failures(job.folder)}
-    return [index for index in everything if index not in committed]
+def _look_at_finished(job: BuildJob, plan: Plan) -> None:
+    """Nothing is to be made: look at a source that was named, and say of any other that it was not.
+
+    Raises
+    ------
+    MismatchError, UsageError
+        If the source that was named is at another place and does not hold the plan's volumes.
+    """
+    named = job.request.source
+    if named is None:
+        _say_not_looked_at(job, plan)
+        return
+    if plan.source["kind"] == "tars" and not is_elsewhere(plan, named):
+        # Nothing is read of tars that a conversion was done with.
+        say_what_is_new(new_tars(plan, named), named)
+        _say_not_looked_at(job, plan)
+        return
+    try:
+        now = open_planned_source(plan, job.request)
+    except UsageError:
+        if is_elsewhere(plan, named):
+            raise
+        # What is finished does not need it any more.
+        _say_not_looked_at(job, plan)
+        return
+    with contextlib.closing(now.source):
+        if is_elsewhere(plan, named) and now.gone:
+            raise foreign_source(now, plan, named)
+        require_going_on(now, job.folder, plan, (), path=named, force=False)
+
+
+def _say_not_looked_at(job: BuildJob, plan: Plan) -> None:
+    log.info(
+        "%s: there is nothing to make; its source, %s, was not looked at",
+        job.folder,
+        plan.source.get("path", plan.source["location"]),
+    )
 
 
 def _bytes_to_write(folder: Path, plan: Plan, todo: Sequence[int]) -> int:
     """Upper bound of what the shards still need, beside what lies there already."""
-    per_sample = plan.spec.size_bytes + _SMALL_MEMBERS_BYTES
+    per_sample = plan.spec.size_bytes + SMALL_MEMBERS_BYTES
     total = beside = 0
     for index in todo:
         size_bytes = len(plan.samples_of(index)) * per_sample

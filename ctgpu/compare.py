@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -15,15 +14,19 @@ import numpy.typing as npt
 
 from ctgpu.buffers import BufferPool
 from ctgpu.engines import Job, open_engine
-from ctgpu.errors import FetchError, SampleError, UsageError
-from ctgpu.planning import Request, as_split, open_planned_source
+from ctgpu.errors import FetchError, SampleError, UsageError, reason_of
+from ctgpu.intensity import HuGuard
+from ctgpu.orientation import DEFAULT_RULES, AxisRules
+from ctgpu.planning import Request, as_split, open_named_source
 from ctgpu.sample import PreparedVolume, prepare_volume
 from ctgpu.shards.names import MANIFEST_NAME, PLAN_NAME
+from ctgpu.shards.patterns import expand_pattern
 from ctgpu.shards.plan import Plan
+from ctgpu.shards.untrusted import read_json
 from ctgpu.sources import open_source
-from ctgpu.sources.base import Source, Split
+from ctgpu.sources.base import SampleRef, Source, Split, normal_form
 from ctgpu.sources.tables import SampleRow, report_text
-from ctgpu.sources.tars import TarSample, expand_pattern, read_volume, samples_of_tar
+from ctgpu.sources.tar_samples import TarSample, read_volume, samples_of_tar
 from ctgpu.spec import CT_RATE, Spec
 
 #: The contract's bounds against the reference: ulp or absolute anywhere, and share of voxels.
@@ -97,6 +100,10 @@ class Recipe:
         Which CSVs belong to them.
     spacing_from_header : bool
         Whether the file's spacing served where the CSV had none.
+    rules : AxisRules
+        Which orientations were taken.
+    hu_guard : {"refuse", "warn"}
+        What was done about volumes that do not look like HU.
     plan : Plan or None
         The data set's plan, where a folder of ctgpu is compared.
     """
@@ -104,6 +111,8 @@ class Recipe:
     spec: Spec = CT_RATE
     split: Split = "valid"
     spacing_from_header: bool = False
+    rules: AxisRules = DEFAULT_RULES
+    hu_guard: HuGuard = "refuse"
     plan: Plan | None = None
 
     @classmethod
@@ -119,16 +128,35 @@ class Recipe:
         if (folder / PLAN_NAME).exists():
             plan = Plan.load(folder)
             from_header = plan.selection.get("spacing_fallback") == "header"
-            return cls(plan.spec, as_split(plan.split), from_header, plan)
+            rules = AxisRules.of_selection(plan.selection)
+            guard = _guard_of(plan.selection)
+            return cls(plan.spec, as_split(plan.split), from_header, rules, guard, plan)
         try:
-            card = json.loads((folder / MANIFEST_NAME).read_bytes())
+            card = read_json(folder / MANIFEST_NAME)
             spec = card.get("spec")
             made_to = Spec.from_dict(spec) if isinstance(spec, dict) else CT_RATE
-            return cls(made_to, as_split(str(card.get("split", "valid"))))
+            selection = card.get("selection")
+            selection = selection if isinstance(selection, dict) else {}
+            return cls(
+                made_to,
+                as_split(str(card.get("split", "valid"))),
+                rules=AxisRules.of_selection(selection),
+                hu_guard=_guard_of(selection),
+            )
         except FileNotFoundError:
             return cls()
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise UsageError(
+                f"{folder / MANIFEST_NAME} cannot be read: {reason_of(error)}; remove it, or "
+                "bring it back from a copy"
+            ) from error
+        except (ValueError, TypeError, AttributeError) as error:
             raise UsageError(f"{folder / MANIFEST_NAME} is damaged: {error}") from error
+
+
+def _guard_of(selection: Mapping[str, Any]) -> HuGuard:
+    """That of a data set; before it was recorded, it let through most of what is not HU."""
+    return "refuse" if selection.get("hu_guard") == "refuse" else "warn"
 
 
 class Originals:
@@ -146,8 +174,11 @@ class Originals:
         self._source = source
         self._recipe = recipe
         self._pool = BufferPool()
-        self._refs = {ref.key: ref for ref in source.list_volumes(recipe.split)}
-        self._tables = source.tables(recipe.split)
+        refs = source.list_volumes(recipe.split)
+        # A copy may have its names in another normal form; one of exactly the name goes before.
+        self._refs = {normal_form(ref.key): ref for ref in refs} | {ref.key: ref for ref in refs}
+        class_names = recipe.plan.class_names if recipe.plan else None
+        self._tables = source.tables(recipe.split, class_names)
 
     @classmethod
     def open(cls, source: str | PathLike[str] | None, recipe: Recipe) -> Originals:
@@ -160,14 +191,14 @@ class Originals:
         EnvironmentFailure
             If the source fails.
         """
-        if source is not None:
-            return cls(open_source(source=Path(source)), recipe)
-        if recipe.plan is None:
+        named = Path(source) if source is not None else None
+        if recipe.plan is not None:
+            return cls(open_named_source(recipe.plan, named, Request(selection={})), recipe)
+        if named is None:
             raise UsageError(
                 "there is no plan that names the originals; pass --source or --original-pattern"
             )
-        planned, *_ = open_planned_source(recipe.plan, Request(selection={}))
-        return cls(planned, recipe)
+        return cls(open_source(source=named), recipe)
 
     def row(self, key: str) -> SampleRow:
         """What the source says about the original of `key`.
@@ -179,10 +210,8 @@ class Originals:
         TableError
             If its rows cannot be used.
         """
-        if key not in self._refs:
-            raise FetchError(f"the source has no original of {key}")
         return self._tables.row(
-            self._refs[key].study_id, spacing_from_header=self._recipe.spacing_from_header
+            self._ref(key).study_id, spacing_from_header=self._recipe.spacing_from_header
         )
 
     def prepare(self, key: str) -> PreparedVolume:
@@ -193,8 +222,7 @@ class Originals:
         SampleError
             If it cannot be had, or not be used.
         """
-        row = self.row(key)
-        ref = self._refs[key]
+        row, ref = self.row(key), self._ref(key)
         raw = self._source.decode(ref.path, self._source.fetch(ref, self._pool.acquire), self._pool)
         try:
             spacing_mm, spacing_source = row.choose_spacing_mm(raw.spacing_mm)
@@ -206,10 +234,18 @@ class Originals:
                 intensity=self._recipe.spec.intensity,
                 provenance=ref.provenance,
                 csv_pair=row.rescale_pair,
+                rules=self._recipe.rules,
+                hu_guard=self._recipe.hu_guard,
             )
         except BaseException:
             raw.release()
             raise
+
+    def _ref(self, key: str) -> SampleRef:
+        found = self._refs.get(key) or self._refs.get(normal_form(key))
+        if found is None:
+            raise FetchError(f"the source has no original of {key}")
+        return found
 
     def __enter__(self) -> Self:
         return self
@@ -254,7 +290,7 @@ def compare_samples(
     tars = expand_pattern(preprocessed)
     recipe = Recipe.beside(tars[0])
     if spec is not None:
-        recipe = Recipe(spec, recipe.split, recipe.spacing_from_header, recipe.plan)
+        recipe = replace(recipe, spec=spec)
     engine = open_engine("reference")
     with Originals.open(source, recipe) as originals:
         for sample in pick(tars, num_samples):
@@ -274,20 +310,53 @@ def compare_samples(
 def pick(tars: Sequence[Path], num_samples: int | None) -> Iterator[TarSample]:
     """Samples of some tars, spread evenly; all of them where `num_samples` is None.
 
+    They are `num_samples` unless the tars hold fewer.  No more tars are scanned than samples are
+    wanted, and one more for each that turns out to be empty.
+
     Raises
     ------
     UsageError
         If the tars hold no sample.
     """
     if num_samples is None:
-        yield from itertools.chain.from_iterable(map(samples_of_tar, tars))
-        return
-    # No more tars are scanned than samples are wanted.
-    chosen = [tars[i] for i in _spread(len(tars), num_samples)]
-    for position, tar in enumerate(chosen):
-        share = num_samples * (position + 1) // len(chosen) - num_samples * position // len(chosen)
-        samples = samples_of_tar(tar)
-        yield from (samples[i] for i in _spread(len(samples), share))
+        picked = itertools.chain.from_iterable(map(samples_of_tar, tars))
+    else:
+        samples = _scan_enough(tars, num_samples)
+        shares = _deal_out([len(of_tar) for of_tar in samples], num_samples)
+        picked = itertools.chain.from_iterable(
+            (of_tar[i] for i in _spread(len(of_tar), share))
+            for of_tar, share in zip(samples, shares, strict=True)
+        )
+    first = next(picked, None)
+    if first is None:
+        raise UsageError(
+            f"{tars[0]} and the {len(tars) - 1} tars named beside it hold no sample, so there is "
+            "nothing to compare; name others"
+        )
+    yield first
+    yield from picked
+
+
+def _scan_enough(tars: Sequence[Path], num_samples: int) -> list[list[TarSample]]:
+    """The samples of so many tars that hold some, in the order of the tars."""
+    left = dict(enumerate(tars))
+    scanned: dict[int, list[TarSample]] = {}
+    while left and len(scanned) < num_samples:
+        places = list(left)
+        for i in _spread(len(places), num_samples - len(scanned)):
+            if samples := samples_of_tar(left.pop(places[i])):
+                scanned[places[i]] = samples
+    return [scanned[place] for place in sorted(scanned)]
+
+
+def _deal_out(counts: Sequence[int], wanted: int) -> list[int]:
+    """How many to take of each, as even as `counts` allow; what is over goes to the fuller ones."""
+    shares = [0] * len(counts)
+    fewest_first = sorted(range(len(counts)), key=counts.__getitem__)
+    for done, place in enumerate(fewest_first):
+        shares[place] = min(counts[place], wanted // (len(counts) - done))
+        wanted -= shares[place]
+    return shares
 
 
 def _spread(count: int, wanted: int) -> list[int]:
@@ -324,12 +393,18 @@ def _compare(sample: TarSample, reference: npt.NDArray[np.float16], row: SampleR
                 f"{numbers[2]:.2%} of its voxels differ: {cause}"
             )
     labels = sample.labels()
-    if labels is None or not np.array_equal(labels, row.labels, equal_nan=True):
+    if labels is None or not _same_labels(labels, row):
         faults.append("the labels are not those of its original")
     if sample.text() != report_text(row.report):
         faults.append("the report is not that of its original")
     raw.release()
     return Comparison(sample.key, sample.tar.name, *numbers, tuple(faults))
+
+
+def _same_labels(labels: npt.NDArray[np.float32], row: SampleRow) -> bool:
+    if not row.has_labels and np.isnan(labels).all():
+        return True  # Neither has any; older tars then hold a NaN for each of CT-RATE's classes.
+    return np.array_equal(labels, row.labels, equal_nan=True)
 
 
 def _measure(

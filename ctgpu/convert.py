@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import glob
-import json
-import logging
-from collections import defaultdict
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
@@ -15,19 +12,19 @@ from typing import Any
 import numpy as np
 
 from ctgpu.builder import BuildReport, build
+from ctgpu.cleaner import Cleaner
 from ctgpu.engines import Engine, Job
-from ctgpu.errors import StorageError, UsageError
-from ctgpu.progress import Event, ShardCommitted, Watcher, ignore
-from ctgpu.shards import disk
-from ctgpu.shards.folder import committed_shards
-from ctgpu.shards.integrity import verify_shard
-from ctgpu.shards.names import MANIFEST_NAME, PLAN_NAME, record_name
+from ctgpu.errors import UsageError
+from ctgpu.progress import Event, Planned, ShardCommitted, Watcher, ignore
+from ctgpu.shards.folder import failures
+from ctgpu.shards.manifest import manifest
+from ctgpu.shards.names import MANIFEST_NAME, PLAN_NAME
+from ctgpu.shards.patterns import expand_pattern
 from ctgpu.shards.plan import Plan
-from ctgpu.shards.record import ShardRecord
-from ctgpu.sources.tars import TarSource, expand_pattern, preprocessed_shape, samples_of_tar
+from ctgpu.shards.untrusted import read_json
+from ctgpu.sources.tar_samples import preprocessed_shape, samples_of_tar
+from ctgpu.sources.tars import TarSource
 from ctgpu.spec import CT_RATE, Spec
-
-log = logging.getLogger(__name__)
 
 _ADOPTED = "adopted"
 
@@ -40,6 +37,7 @@ class AdoptingEngine(Engine):
     """
 
     arithmetic = _ADOPTED
+    takes_hu = False
 
     @property
     def name(self) -> str:
@@ -69,9 +67,13 @@ def convert_tars(
     memory_limit_bytes: int | None = None,
     samples_per_shard: int | None = None,
     shards: range | None = None,
+    axes: str | None = None,
+    max_tilt_degrees: float | None = None,
+    hu_guard: str | None = None,
     force: bool = False,
     retry_failed: bool = False,
     delete_after: bool = False,
+    dry_run: bool = False,
     watch: Watcher = ignore,
 ) -> BuildReport:
     """Build a data set from the tars of a WebDataset.
@@ -87,10 +89,14 @@ def convert_tars(
     output_dir : path
         Folder of the data set; another one than that of the tars.
     delete_after : bool
-        Remove an input tar once every sample of it is in a shard that is committed and whose every
-        byte has been read back and verified.
-    split, spec, device, num_workers, memory_limit_bytes, samples_per_shard, shards, force,
-    retry_failed, watch
+        Remove an input tar once all that it says is in shards that are committed and were read
+        back whole, and its bytes still are those that were converted; else it is kept, and the log
+        says why: see :mod:`ctgpu.cleaner`.
+    dry_run : bool
+        Convert and delete nothing: the log says what `delete_after` would delete now, and what it
+        keeps, and why.
+    split, spec, device, num_workers, memory_limit_bytes, samples_per_shard, shards, axes,
+    max_tilt_degrees, hu_guard, force, retry_failed, watch
         As :func:`ctgpu.build` takes them.  `split` is only recorded, by default as the manifest
         beside the tars says.
 
@@ -108,23 +114,34 @@ def convert_tars(
     folder = Path(output_dir)
     pattern = Path(input_pattern)
     if pattern.is_dir():
-        pattern = Path(glob.escape(str(pattern))) / "*.tar"
+        pattern = pattern / "*.tar"
     if not pattern.name.endswith(".tar"):
         raise UsageError(
             f"--input-pattern is {str(input_pattern)!r}; it is a folder of tars, or ends in .tar"
         )
     if delete_after and force:
         raise UsageError("--force reads again what --delete-after deletes; give one of them")
+    if dry_run and not delete_after:
+        raise UsageError("--dry-run says what --delete-after would delete; give both")
     begun = (folder / PLAN_NAME).exists()
-    if not begun and folder.resolve() in {t.parent.resolve() for t in expand_pattern(pattern)}:
-        raise UsageError(f"{folder} holds the tars to convert; choose another --output-dir")
+    tars = TarSource(pattern).tars_left() if begun else expand_pattern(pattern)
+    if folder.exists() and any(_same_folder(tar, folder) for tar in tars):
+        raise UsageError(
+            f"{folder} itself holds tars that {pattern} names; choose another --output-dir, or the "
+            "pattern of the tars to convert"
+        )
+    if dry_run:
+        return _dry_run(folder, pattern)
     adopted = _adopted_shape(folder, pattern)
     if adopted is not None and not begun:
         spec = replace(spec or CT_RATE, shape_hwd=adopted, intensity="hu")
-    cleaner = _Cleaner(folder, pattern) if delete_after else None
+    cleaner = Cleaner(folder, TarSource(pattern)) if delete_after and begun else None
 
     def listen(event: Event) -> None:
+        nonlocal cleaner
         watch(event)
+        if delete_after and cleaner is None and isinstance(event, Planned):
+            cleaner = Cleaner(folder, TarSource(pattern))
         if cleaner is not None and isinstance(event, ShardCommitted):
             cleaner.delete_finished()
 
@@ -138,13 +155,34 @@ def convert_tars(
         memory_limit_bytes=memory_limit_bytes,
         samples_per_shard=samples_per_shard,
         shards=shards,
+        axes=axes,
+        max_tilt_degrees=max_tilt_degrees,
+        hu_guard=hu_guard,
         force=force,
         retry_failed=retry_failed,
         watch=listen,
     )
     if cleaner is not None:
         cleaner.delete_finished()
+        cleaner.report()
     return report
+
+
+def _same_folder(tar: Path, folder: Path) -> bool:
+    """Whether `tar`, or what it links to, lies in `folder`, however that is written."""
+    return any(
+        parent.exists() and os.path.samefile(parent, folder)
+        for parent in (tar.parent, tar.resolve().parent)
+    )
+
+
+def _dry_run(folder: Path, pattern: Path) -> BuildReport:
+    plan = Plan.load(folder)
+    cleaner = Cleaner(folder, TarSource(pattern), dry_run=True)
+    cleaner.delete_finished()
+    cleaner.report()
+    failed = [{"shard_index": index, **f.to_dict()} for index, f in failures(folder)]
+    return BuildReport(folder, manifest(folder, plan), 0, 0, failed, None)
 
 
 def _adopted_shape(folder: Path, pattern: Path) -> tuple[int, int, int] | None:
@@ -161,55 +199,8 @@ def _adopted_shape(folder: Path, pattern: Path) -> tuple[int, int, int] | None:
 def _stated_split(pattern: Path) -> str | None:
     """What the manifest beside the tars says."""
     try:
-        card = json.loads((expand_pattern(pattern)[0].parent / MANIFEST_NAME).read_bytes())
+        card = read_json(expand_pattern(pattern)[0].parent / MANIFEST_NAME)
         split = card.get("split")
     except (OSError, ValueError, AttributeError):
         return None
     return {"train": "train", "valid": "valid", "validation": "valid"}.get(str(split))
-
-
-class _Cleaner:
-    """Deletes input tars that are done for.
-
-    Parameters
-    ----------
-    folder : Path
-        The data set.
-    pattern : Path
-        The inputs.
-    """
-
-    def __init__(self, folder: Path, pattern: Path) -> None:
-        self._folder = folder
-        self._source = TarSource(pattern)
-        self._kept: set[str] = set()
-        self._looked_at: set[int] = set()
-
-    def delete_finished(self) -> None:
-        """Verify the shards committed since the last call, and delete what they make superfluous.
-
-        Raises
-        ------
-        StorageError
-            If a committed shard is damaged, or a tar cannot be removed.
-        """
-        plan = Plan.load(self._folder)
-        for index in sorted(set(committed_shards(self._folder)) - self._looked_at):
-            if damaged := [f for f in verify_shard(self._folder, plan, index) if f.damaged]:
-                raise StorageError(
-                    f"{self._folder / damaged[0].file}: {damaged[0].problem}; nothing was deleted "
-                    "on its account, look at the disk and make it again with --force"
-                )
-            record = ShardRecord.load(self._folder / record_name(index))
-            self._kept.update(sample.key for sample in record.samples)
-            self._looked_at.add(index)
-        planned: dict[str, list[str]] = defaultdict(list)
-        for sample in plan.samples:
-            planned[sample.path.partition(".tar/")[0]].append(sample.key)
-        for tar in self._source.tars_left():
-            keys = planned.get(self._source.relative(tar).removesuffix(".tar"), [])
-            # A sample that was not planned, or has failed, would be lost.
-            if keys and self._kept.issuperset(keys) and len(samples_of_tar(tar)) == len(keys):
-                with disk.storage_errors(tar.parent):
-                    tar.unlink(missing_ok=True)  # by another process
-                log.info("%s is converted and verified, and was deleted", tar)

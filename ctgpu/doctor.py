@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
+import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -16,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import psutil
 from rich.table import Table
+from rich.text import Text
+from urllib3.exceptions import HTTPError
 
 from ctgpu import __version__
 from ctgpu.buffers import allocate_pages
@@ -26,18 +26,35 @@ from ctgpu.engines._cupy import (
     driver_cuda_version,
     fitting_extra,
     import_cupy,
+    kernel_cache_folder,
+    on_device,
     version_text,
 )
-from ctgpu.errors import CtgpuError, DeviceError, EnvironmentFailure
-from ctgpu.limits import available_memory_bytes, default_memory_limit_bytes, usable_cores
+from ctgpu.errors import (
+    CtgpuError,
+    DeviceError,
+    EnvironmentFailure,
+    StorageError,
+    UsageError,
+    reason_of,
+)
+from ctgpu.extras import install_command
+from ctgpu.limits import (
+    available_memory_bytes,
+    default_memory_limit_bytes,
+    free_space_bytes,
+    usable_cores,
+)
+from ctgpu.printable import printable
+from ctgpu.sources.connection import describe, knock
+from ctgpu.sources.hub import hub_address, is_offline
 
 Status = Literal["ok", "missing", "failed"]
 
-_DEFAULT_ENDPOINT = "https://huggingface.co"
 _HUB_TIMEOUT_S = 5.0
 _COPY_BYTES = 128 << 20
 _COPY_REPEATS = 5
-_MARKS = {"ok": "[green]ok[/]", "missing": "[yellow]--[/]", "failed": "[red]no[/]"}
+_MARKS = {"ok": ("ok", "green"), "missing": ("--", "yellow"), "failed": ("no", "red")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +110,10 @@ class Report:
         """The report for a terminal."""
         table = Table.grid(padding=(0, 2))
         for check in self.checks:
-            table.add_row(_MARKS[check.status], check.name, _plain(check.text))
+            table.add_row(*_row(check.status, check.name, check.text))
         chosen = f"--device {self.device}" if self.device else "no device works"
-        table.add_row(
-            _MARKS["ok" if self.device else "failed"],
-            "chosen device",
-            _plain(f"{chosen}: {self.why}"),
-        )
+        status: Status = "ok" if self.device else "failed"
+        table.add_row(*_row(status, "chosen device", f"{chosen}: {self.why}"))
         return table
 
 
@@ -204,13 +218,15 @@ def _disk(folder: Path) -> Check:
     while not there.exists():
         there = there.parent
     try:
-        free = shutil.disk_usage(there).free
-    except OSError as error:
-        return Check("disk", "failed", f"{there} cannot be looked at: {error.strerror}")
+        free = free_space_bytes(there)
+    except StorageError as error:
+        return Check("disk", "failed", str(error))
     if not os.access(there, os.W_OK):
         return Check("disk", "failed", f"{there} is not writable", {"free_bytes": free})
-    samples = free // 110_592_000
-    text = f"{_gib(free)} free at {there}: about {samples:,} samples of 110.6 MB"
+    text = f"the file system of {there} does not say how much is free"
+    if free is not None:
+        samples = free // 110_592_000
+        text = f"{_gib(free)} free at {there}: about {samples:,} samples of 110.6 MB"
     return Check("disk", "ok", text, {"free_bytes": free, "folder": str(there)})
 
 
@@ -219,11 +235,12 @@ def _gpus() -> Iterator[Check]:
     if driver is None:
         yield Check("NVIDIA driver", "missing", "none was found")
     else:
-        text = f"supports CUDA {version_text(driver)}: pip install 'ctgpu[{fitting_extra(driver)}]'"
+        text = f"supports CUDA {version_text(driver)}: {install_command(fitting_extra(driver))}"
         yield Check("NVIDIA driver", "ok", text, {"cuda": driver})
     yield _cupy_package(driver)
     if driver is None:
         return
+    yield _kernel_cache()
     try:
         cupy = import_cupy()
         nvrtc = ".".join(map(str, cupy.cuda.nvrtc.getVersion()))
@@ -246,12 +263,28 @@ def _cupy_package(driver: int | None) -> Check:
     return Check("CuPy", "missing" if driver is None else "failed", "not installed")
 
 
+def _kernel_cache() -> Check:
+    """Whether CuPy, which cannot do without, can keep compiled kernels."""
+    folder = kernel_cache_folder()
+    try:
+        os.makedirs(folder, exist_ok=True)  # as CuPy does when it is imported
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        text = (
+            f"{folder} cannot be written ({reason_of(error)}): set CUPY_CACHE_DIR to a "
+            "folder that can"
+        )
+        return Check("kernel cache", "failed", text, {"folder": folder})
+    return Check("kernel cache", "ok", folder, {"folder": folder})
+
+
 def _gpu(cupy: Any, ordinal: int) -> Check:
     name = f"cuda:{ordinal}"
     try:
         engine = open_engine(name)
         facts = engine.describe()["devices"][0]
-        with cupy.cuda.Device(ordinal):
+        with on_device(cupy, ordinal):
             facts["free_bytes"] = int(cupy.cuda.runtime.memGetInfo()[0])
             facts |= _device_copies(cupy, engine.allocate(_COPY_BYTES))
         engine.close()
@@ -294,6 +327,11 @@ def _device_copies(cupy: Any, pinned: Any) -> dict[str, float]:
 
 
 def _token() -> Check:
+    try:
+        hub_address()
+    except UsageError:
+        text = "not looked for, as HF_ENDPOINT is no address"
+        return Check("Hub token", "missing", text, {"present": False})
     from huggingface_hub import get_token
 
     present = get_token() is not None
@@ -302,18 +340,19 @@ def _token() -> Check:
 
 
 def _endpoint() -> Check:
-    address = os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT
+    try:
+        address = hub_address()
+    except UsageError as error:
+        return Check("Hub", "failed", str(error))
     facts: dict[str, Any] = {"endpoint": address, "reachable": False}
-    if not address.startswith(("https://", "http://")):
-        return Check("Hub", "failed", "HF_ENDPOINT is not an http(s) address", facts)
-    request = urllib.request.Request(address, method="HEAD")
+    if is_offline():
+        text = f"{address} is not asked, as HF_HUB_OFFLINE is set"
+        return Check("Hub", "missing", text, facts)
     begin = time.perf_counter()
     try:
-        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
-    except urllib.error.HTTPError as error:
-        error.close()  # an answer is an answer
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+        knock(address, _HUB_TIMEOUT_S)
+    except (OSError, HTTPError, CtgpuError) as error:
+        reason = error if isinstance(error, CtgpuError) else describe(error)
         text = f"{address} cannot be reached ({reason}); a local --source needs no Hub"
         return Check("Hub", "missing", text, facts)
     elapsed_ms = round((time.perf_counter() - begin) * 1e3)
@@ -325,6 +364,6 @@ def _gib(size_bytes: int) -> str:
     return f"{size_bytes / 2**30:.1f} GiB"
 
 
-def _plain(text: str) -> str:
-    """The text, safe from rich's markup."""
-    return text.replace("[", r"\[")
+def _row(status: Status, name: str, text: str) -> tuple[Text, Text, Text]:
+    """As plain text, whatever console it comes to."""
+    return Text(*_MARKS[status]), Text(name), Text(printable(text))

@@ -14,15 +14,21 @@
         ├── FetchError       its bytes cannot be had, or fail their checksum
         ├── DecodeError      its bytes are not the volume they claim to be
         ├── TableError       its row in the CSVs is missing or unusable
-        ├── GeometryError    its spacing or shape cannot be used
+        ├── GeometryError    its spacing, shape or orientation cannot be used
         └── IntensityError   its voxels cannot be Hounsfield units as asked
 
 Every message is one sentence that says which file, what was found, what was wanted and the way
 out.  The command line prints it without a traceback (``--debug`` shows one).
+
+What Python and the system raise where the machine has no more to give becomes an
+:class:`EnvironmentFailure` too, by :func:`shortage`.  Any other exception is a defect of this
+package, and the command line exits with 70 (``EX_SOFTWARE`` of ``sysexits.h``).
 """
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -89,7 +95,7 @@ class TableError(SampleError):
 
 
 class GeometryError(SampleError):
-    """The shape or spacing of a sample cannot be used."""
+    """The shape, spacing or orientation of a sample cannot be used."""
 
     stage = "geometry"
 
@@ -98,3 +104,73 @@ class IntensityError(SampleError):
     """The voxels of a sample cannot be Hounsfield units under the chosen source."""
 
     stage = "intensity"
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says of `error`; its message where a library raised it without a number."""
+    return error.strerror or str(error) or type(error).__name__
+
+
+_AGAIN = "then run the same command again: finished samples are kept"
+_SHORT_OF = {
+    errno.EMFILE: f"too many files are open; raise the limit with `ulimit -n`, {_AGAIN}",
+    errno.ENFILE: f"too many files are open on this machine; close some, {_AGAIN}",
+    errno.ENOSPC: f"no space is left; free some, {_AGAIN}",
+    errno.EDQUOT: f"the quota is used up; free some space, {_AGAIN}",
+}
+_OUT_OF_MEMORY = (
+    "memory ran out ({}): lower --memory-limit or --num-workers, or free some, and run the same "
+    "command again, finished samples are kept"
+)
+_NO_MORE_THREADS = (
+    "no more threads can be started here: lower --num-workers, or raise the limit (`ulimit -u` or "
+    f"`-v`, pids.max of the control group), {_AGAIN}"
+)
+# Of Python's threads, of the standard library of C++.
+_NO_THREAD = ("can't start new thread", "Resource temporarily unavailable")
+# Of the loader of libraries, of torch.
+_NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate memory")
+
+
+def shortage(error: BaseException) -> EnvironmentFailure | None:
+    """What the machine has run out of, where that is what `error` comes from.
+
+    Threads, memory, open files, space: whoever meets it first, a sample or a command, is not to
+    blame.  Also found behind an error that was raised from it.
+
+    Returns
+    -------
+    EnvironmentFailure or None
+        The sentence, caused by `error`; None where it is about something else, or has its own.
+    """
+    if isinstance(error, EnvironmentFailure | UsageError):
+        return None
+    for cause in _causes(error):
+        if (sentence := _shortage_of(cause)) is not None:
+            failure = EnvironmentFailure(sentence)
+            failure.__cause__ = error
+            return failure
+    return None
+
+
+def _shortage_of(error: BaseException) -> str | None:
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in _SHORT_OF:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        return where + _SHORT_OF[error.errno]
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM:
+        return _OUT_OF_MEMORY.format(text or type(error).__name__)
+    if isinstance(error, RuntimeError | ImportError) and any(words in text for words in _NO_MEMORY):
+        return _OUT_OF_MEMORY.format(text)
+    if isinstance(error, RuntimeError) and any(words in text for words in _NO_THREAD):
+        return _NO_MORE_THREADS
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """`error` and what it was raised from, as a traceback shows it."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

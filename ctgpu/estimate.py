@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,15 +10,21 @@ from typing import Any
 
 from ctgpu.builder import build
 from ctgpu.engines import open_engine
-from ctgpu.errors import EnvironmentFailure, StorageError
-from ctgpu.limits import default_memory_limit_bytes, usable_cores
+from ctgpu.errors import EnvironmentFailure, StorageError, reason_of
+from ctgpu.limits import (
+    MOST_INT64,
+    MOST_WORKERS,
+    SMALL_MEMBERS_BYTES,
+    default_memory_limit_bytes,
+    free_space_bytes,
+    require_whole_number,
+    usable_cores,
+)
 from ctgpu.pipeline import STAGES, Workers
 from ctgpu.planning import Request, make_plan
 from ctgpu.progress import Event, SampleWritten, Watcher, ignore
 from ctgpu.spec import CT_RATE, Spec
 
-# What a sample takes in a tar beside its volume: headers, alignment, labels, report and metadata.
-_OTHER_BYTES = 12 << 10
 _MOST_WORKERS = 16
 
 
@@ -59,7 +64,7 @@ class Storage:
     @property
     def needed_bytes(self) -> int:
         """Free space that a build asks for."""
-        return self.stored_bytes + self.samples * _OTHER_BYTES
+        return self.stored_bytes + self.samples * SMALL_MEMBERS_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +103,8 @@ class Estimate:
         On disk.
     source_bytes : int
         To read or download.
-    free_bytes : int
-        On the output's file system.
+    free_bytes : int or None
+        On the output's file system; None where that does not say.
     memory_bytes : int
         What the volumes in flight may hold.
     num_workers : int
@@ -115,7 +120,7 @@ class Estimate:
     counts: dict[str, int]
     storage: Storage
     source_bytes: int
-    free_bytes: int
+    free_bytes: int | None
     memory_bytes: int
     num_workers: int
     stages: tuple[StageEstimate, ...]
@@ -124,8 +129,8 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether there is room for it."""
-        return self.storage.needed_bytes <= self.free_bytes
+        """Whether there is room for it; where that is not known, a build begins all the same."""
+        return self.free_bytes is None or self.storage.needed_bytes <= self.free_bytes
 
     @property
     def exit_code(self) -> int:
@@ -188,6 +193,9 @@ def estimate_build(
     UsageError, EnvironmentFailure
         As :func:`ctgpu.build`.
     """
+    require_whole_number("--num-workers", num_workers, most=MOST_WORKERS)
+    require_whole_number("--memory-limit", memory_limit_bytes, most=MOST_INT64)
+    require_whole_number("--calibrate", calibrate, least=0)
     engine = open_engine(device)
     with contextlib.closing(engine):
         plan, source, counts = make_plan(request, engine.arithmetic, watch)
@@ -210,7 +218,7 @@ def estimate_build(
         counts,
         Storage.of(len(plan.samples), plan.samples_per_shard, plan.spec),
         source_bytes,
-        shutil.disk_usage(home).free,
+        free_space_bytes(home),
         memory_bytes,
         workers,
         work.stages(workers),
@@ -273,10 +281,13 @@ def _calibrate(
     try:
         folder = tempfile.TemporaryDirectory(prefix=".ctgpu-plan-", dir=home)
     except OSError as error:
-        raise StorageError(f"{home} cannot be written: {error.strerror}") from error
-    with folder as name:
-        # One worker a stage, so that a stage's time is not that of waiting for its own kind.
-        report = build(name, num_workers=1, watch=listen, **options)
+        raise StorageError(f"{home} cannot be written: {reason_of(error)}") from error
+    try:
+        with folder as name:
+            # One worker a stage, so that a stage's time is not that of waiting for its own kind.
+            report = build(name, num_workers=1, watch=listen, **options)
+    finally:
+        folder.cleanup()  # once more: a signal may have come while it was being removed
     assert report.pipeline is not None
     busy = {stage.name: stage.busy_s for stage in report.pipeline.stages}
     return report.written, read_bytes, busy

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,23 @@ import numpy.typing as npt
 from ctgpu.buffers import BufferPool
 from ctgpu.compare import Originals, Recipe
 from ctgpu.decode import decode
-from ctgpu.errors import StorageError, UsageError
+from ctgpu.errors import StorageError, UsageError, reason_of, shortage
+from ctgpu.extras import install_command
+from ctgpu.limits import require_whole_number
+from ctgpu.orientation import Orientation, orientation_of
+from ctgpu.printable import printable
 from ctgpu.shards.names import parse_shard_name, record_name
+from ctgpu.shards.patterns import expand_pattern
 from ctgpu.shards.record import ShardRecord
+from ctgpu.shards.untrusted import read_unchanged
 from ctgpu.sources.base import VOLUME_SUFFIXES, strip_volume_suffix
+from ctgpu.sources.classes import named_classes
 from ctgpu.sources.tables import LABEL_NAMES
-from ctgpu.sources.tars import TarSample, expand_pattern, read_volume, samples_of_tar
+from ctgpu.sources.tar_samples import TarSample, read_volume, samples_of_tar
 from ctgpu.volume import RawVolume, Rescale, Spacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: Characters of a report that are shown.
 EXCERPT_CHARACTERS = 240
@@ -46,13 +56,17 @@ class SampleFacts:
         Whether the voxels are normalised, not HU or raw.
     spacing_mm : tuple of float or None
         Voxel size (H, W, D), where it is stated.
+    orientation : Orientation or None
+        How H, W and D lie in the patient, where it is stated.
+    contradictions : tuple of str
+        What its header states twice and not alike.
     labels : dict of str to float, or None
         By name; None where there are none.
     report : str
         Its beginning.
     source : dict
         What its JSON says it was made of.
-    engine : str or None
+    engine : dict or None
         What made it, by the shard's record.
     """
 
@@ -67,10 +81,12 @@ class SampleFacts:
     highest: float
     preprocessed: bool
     spacing_mm: Spacing | None
+    orientation: Orientation | None
+    contradictions: tuple[str, ...]
     labels: dict[str, float] | None
     report: str
     source: dict[str, Any]
-    engine: str | None
+    engine: dict[str, Any] | None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values; NaN labels become null."""
@@ -94,15 +110,15 @@ class View:
         Voxel size (H, W, D).
     affine : numpy.ndarray or None
         4 × 4, index to RAS+ millimetres; None where the orientation is not known.
-    positive_labels : tuple of str or None
-        None where there are no labels.
+    labels : dict of str to float, or None
+        By name, NaN where not known; None where there are none.
     """
 
     title: str
     hu: npt.NDArray[np.float32]
     spacing_mm: Spacing
     affine: npt.NDArray[np.float64] | None
-    positive_labels: tuple[str, ...] | None
+    labels: Mapping[str, float] | None
 
 
 def inspect_samples(
@@ -126,10 +142,11 @@ def inspect_samples(
     Raises
     ------
     UsageError
-        If it names nothing.
+        If it names nothing, or `num_samples` is none.
     StorageError, DecodeError
         If it cannot be read.
     """
+    require_whole_number("--num-samples", num_samples)
     path = Path(where)
     if path.name.lower().endswith(VOLUME_SUFFIXES):
         yield _look_at_file(path)
@@ -142,9 +159,9 @@ def inspect_samples(
 
 
 def draw_originals(
-    where: str | PathLike[str], source: str | PathLike[str], keys: Sequence[str]
+    where: str | PathLike[str], source: str | PathLike[str], keys: Iterable[str]
 ) -> Iterator[View]:
-    """The volumes that samples of a data set were made of.
+    """The volumes that samples of a data set were made of; their source is opened at once.
 
     Parameters
     ----------
@@ -152,34 +169,42 @@ def draw_originals(
         The data set, as :func:`inspect_samples` takes it.
     source : path
         The originals: a folder of volumes, or raw tars.
-    keys : sequence of str
-        Which samples.
+    keys : iterable of str
+        Which samples; asked for as the views are.
 
-    Yields
-    ------
-    View
+    Returns
+    -------
+    iterator of View
         For each key.
 
     Raises
     ------
+    UsageError, EnvironmentFailure
+        If the source cannot be opened.
     SampleError
-        If an original cannot be had.
+        If an original cannot be had, when its turn comes.
     """
     recipe = Recipe.beside(expand_pattern(where)[0])
-    with Originals.open(source, recipe) as originals:
+    return _draw_originals(Originals.open(source, recipe), keys)
+
+
+def _draw_originals(opened: Originals, keys: Iterable[str]) -> Iterator[View]:
+    with opened as originals:
         for key in keys:
             prepared = originals.prepare(key)
             hu = _to_hu(prepared.raw.voxels, prepared.rescale)
-            affine = prepared.raw.affine
+            affine = _stated_affine(prepared.raw)
             prepared.raw.release()
             yield View(f"source of {key}", hu, prepared.plan.spacing_mm, affine, None)
 
 
 def draw_sheet(views: Sequence[View], out: Path, *, dots_per_inch: int = 80) -> None:
-    """Draw axial, coronal and sagittal cuts, the histogram of HU and the positive labels.
+    """Draw the array as stored, anatomical cuts, the histogram of HU and the positive labels.
 
-    Each view is a row.  Cuts go through the middle, at their true aspect, as radiologists see
-    them: the patient's right at the left, front and head at the top.
+    Each view is a row.  The first picture is the middle slice of the third axis with H down and W
+    across, whatever these are.  Axial, coronal and sagittal cuts go through the middle as well,
+    turned by the affine to what radiologists see: the patient's right at the left, front and head
+    at the top.  All have their true aspect.
 
     Parameters
     ----------
@@ -188,7 +213,7 @@ def draw_sheet(views: Sequence[View], out: Path, *, dots_per_inch: int = 80) -> 
     out : Path
         The picture; its suffix decides the format.
     dots_per_inch : int
-        Resolution; a row is 14 × 3.2 inches.
+        Resolution; a row is 17 × 3.2 inches.
 
     Raises
     ------
@@ -197,41 +222,87 @@ def draw_sheet(views: Sequence[View], out: Path, *, dots_per_inch: int = 80) -> 
     StorageError
         If the file cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(
-            "--preview needs matplotlib: install it with `pip install 'ctgpu[preview]'`"
-        ) from error
-    figure = Figure(figsize=(14, 3.2 * len(views)), layout="constrained")
+    require_drawable(out)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(17, 3.2 * len(views)), layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(views), 5, squeeze=False, width_ratios=(3, 3, 3, 3, 2))
-    for view, axes in zip(views, grid, strict=True):
+    grid = figure.subplots(len(views), 6, squeeze=False, width_ratios=(3, 3, 3, 3, 3, 2))
+    for view, row in zip(views, grid, strict=True):
+        stored, *axes = row
+        _draw_as_stored(stored, view)
         volume, spacing_mm, known = as_displayed(view)
-        axes[0].set_ylabel(view.title, fontsize=8)
         ends = (("R", "L", "A", "P"), ("R", "L", "H", "F"), ("A", "P", "H", "F"))
         for axis, name, image, ax, marks in zip(
             (2, 1, 0), ("axial", "coronal", "sagittal"), cuts(volume), axes[:3], ends, strict=True
         ):
-            width_mm, height_mm = _extent_mm(axis, volume.shape, spacing_mm)
-            ax.imshow(image, cmap="gray", vmin=-1000, vmax=400, extent=(0, width_mm, height_mm, 0))
+            _draw_cut(ax, image, *_extent_mm(axis, volume.shape, spacing_mm))
             ax.set_title(name if known else f"{name}, orientation not stated", fontsize=8)
-            ax.set_xticks([])
-            ax.set_yticks([])
             for mark, place in zip(marks, _MARK_PLACES if known else (), strict=False):
                 ax.text(*place, mark, color="yellow", fontsize=7, transform=ax.transAxes)
         axes[3].hist(view.hu.ravel()[::7], bins=100, range=(-1100, 1100), color="0.4", log=True)
         axes[3].set_title("HU", fontsize=8)
         axes[3].tick_params(labelsize=6)
         axes[4].axis("off")
-        axes[4].text(0, 1, _label_text(view), va="top", fontsize=7, transform=axes[4].transAxes)
+        axes[4].text(
+            *(0, 1, _label_text(view)),
+            va="top",
+            fontsize=7,
+            parse_math=False,
+            transform=axes[4].transAxes,
+        )
     try:
         figure.savefig(out, dpi=dots_per_inch)
     except ValueError as error:
         raise UsageError(f"--preview {out} cannot be drawn: {error}") from error
     except OSError as error:
-        raise StorageError(f"{out} cannot be written: {error.strerror}") from error
+        raise StorageError(f"{out} cannot be written: {reason_of(error)}") from error
+
+
+def require_drawable(out: Path) -> None:
+    """Refuse a picture that could not be drawn, before there is anything to draw.
+
+    Raises
+    ------
+    UsageError
+        If matplotlib is missing, or does not know the format.
+    StorageError
+        If there is no folder that the file could be written to.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ImportError as error:
+        raise shortage(error) or UsageError(
+            f"--preview needs matplotlib: install it with `{install_command('preview')}`"
+        ) from error
+    formats = FigureCanvasAgg.get_supported_filetypes()
+    if out.suffix and out.suffix[1:].lower() not in formats:
+        raise UsageError(
+            f"--preview {out} cannot be drawn: its name ends in {out.suffix}; wanted "
+            f"{', '.join(f'.{name}' for name in sorted(formats))}"
+        )
+    if out.is_dir():
+        raise UsageError(f"--preview {out} is a folder; name a file in it, such as sheet.png")
+    if not os.access(out.parent, os.W_OK):
+        raise StorageError(
+            f"--preview {out} cannot be written: {out.parent} is no folder that this account may "
+            "write to; choose another"
+        )
+
+
+def _draw_as_stored(ax: Axes, view: View) -> None:
+    height_mm, width_mm = (n * s for n, s in zip(view.hu.shape[:2], view.spacing_mm, strict=False))
+    _draw_cut(ax, view.hu[:, :, view.hu.shape[2] // 2], width_mm, height_mm)
+    codes = "orientation not stated" if view.affine is None else Orientation.of(view.affine).codes
+    ax.set_title(f"as stored ({codes}): H down, W across, middle D", fontsize=8)
+    ax.set_ylabel(printable(view.title), fontsize=8, parse_math=False)
+
+
+def _draw_cut(ax: Axes, image: npt.NDArray[np.float32], width_mm: float, height_mm: float) -> None:
+    ax.imshow(image, cmap="gray", vmin=-1000, vmax=400, extent=(0, width_mm, height_mm, 0))
+    ax.set_xticks([])
+    ax.set_yticks([])
 
 
 # Left, right, top and bottom edge, in the axes' own coordinates.
@@ -283,32 +354,38 @@ def _extent_mm(axis: int, shape: tuple[int, ...], spacing_mm: Spacing) -> tuple[
 
 
 def _label_text(view: View) -> str:
-    if view.positive_labels is None:
+    if view.labels is None:
         return ""
-    return "\n".join(("positive labels:", *(view.positive_labels or ("none",))))
+    return "\n".join(("labels:", *map(printable, label_words(view.labels))))
+
+
+def label_words(labels: Mapping[str, float]) -> list[str]:
+    """Names of the positive labels, or that none is, and how many are not known."""
+    unknown = sum(value != value for value in labels.values())
+    if unknown and unknown == len(labels):
+        return ["not known"]
+    named = [name for name, value in labels.items() if value > 0] or ["none is positive"]
+    return [*named, f"{unknown} of {len(labels)} not known"] if unknown else named
 
 
 def _look_at_file(path: Path) -> tuple[SampleFacts, View]:
     try:
-        size_bytes = path.stat().st_size
-        buffer = BufferPool().acquire(size_bytes)
-        with path.open("rb") as file:
-            file.readinto(buffer.bytes.data)
+        buffer = read_unchanged(path, BufferPool().acquire)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be read: {reason_of(error)}") from error
+    size_bytes = buffer.size_bytes
     raw = decode(path.name, buffer, BufferPool())
     key = strip_volume_suffix(path.name)
     hu = _to_hu(raw.voxels, raw.header_rescale)
     extension = path.name[len(key) + 1 :]
     facts = _facts(key, path.name, {extension: size_bytes}, raw, raw.spacing_mm)
-    return facts, View(key, hu, raw.spacing_mm or (1.0, 1.0, 1.0), raw.affine, None)
+    return facts, View(key, hu, raw.spacing_mm or (1.0, 1.0, 1.0), _stated_affine(raw), None)
 
 
 def _look_at_sample(sample: TarSample, recipe: Recipe) -> tuple[SampleFacts, View]:
     raw = read_volume(sample, BufferPool())
     stated = sample.facts()
-    labels = sample.labels()
-    named = None if labels is None else dict(zip(LABEL_NAMES, map(float, labels), strict=True))
+    named = _named_labels(sample, recipe)
     preprocessed = stated.get("preprocessed") is True or raw.voxels.dtype == np.float16
     source = stated.get("source", {})
     facts = _facts(
@@ -327,17 +404,32 @@ def _look_at_sample(sample: TarSample, recipe: Recipe) -> tuple[SampleFacts, Vie
     lo, hi = recipe.spec.hu_window
     to_hu = Rescale((hi - lo) / 2, (lo + hi) / 2) if preprocessed else raw.header_rescale
     voxels = raw.voxels.transpose(1, 2, 0) if facts.layout == "DHW" else raw.voxels
-    positive = None if named is None else tuple(name for name, value in named.items() if value > 0)
-    # A bare spacing is no orientation.
-    oriented = facts.source.get("affine_source", "header") == "header"
     view = View(
         sample.key,
         _to_hu(voxels, to_hu),
         raw.spacing_mm or (recipe.spec.target_spacing_mm if preprocessed else (1.0, 1.0, 1.0)),
-        raw.affine if oriented else None,
-        positive,
+        _stated_affine(raw),
+        named,
     )
     return facts, view
+
+
+def _named_labels(sample: TarSample, recipe: Recipe) -> dict[str, float] | None:
+    """By the plan's names, the manifest's or CT-RATE's; by numbers where none of them fit."""
+    labels = sample.labels()
+    if labels is None or not labels.size:
+        return None
+    names = recipe.plan.class_names if recipe.plan else named_classes(sample.tar.parent)
+    if names is None and labels.size == len(LABEL_NAMES):
+        names = LABEL_NAMES
+    if names is None or len(set(names)) != labels.size:
+        names = tuple(f"class {number}" for number in range(labels.size))
+    return dict(zip(names, map(float, labels), strict=True))
+
+
+def _stated_affine(raw: RawVolume) -> npt.NDArray[np.float64] | None:
+    """The affine; None where it is a bare spacing, which is no orientation."""
+    return raw.affine if raw.affine_source == "header" else None
 
 
 def _facts(
@@ -352,7 +444,7 @@ def _facts(
     labels: dict[str, float] | None = None,
     report: str = "",
     source: dict[str, Any] | None = None,
-    engine: str | None = None,
+    engine: dict[str, Any] | None = None,
 ) -> SampleFacts:
     voxels = raw.voxels
     return SampleFacts(
@@ -367,6 +459,8 @@ def _facts(
         float(voxels.max()),
         preprocessed,
         spacing_mm,
+        orientation_of(raw),
+        tuple(s for s in (raw.spacing_contradiction, raw.orientation_contradiction) if s),
         labels,
         report,
         source or {},
@@ -374,15 +468,16 @@ def _facts(
     )
 
 
-def _engine(sample: TarSample) -> str | None:
+def _engine(sample: TarSample) -> dict[str, Any] | None:
     shard = parse_shard_name(sample.tar.name)
     path = sample.tar.with_name(record_name(shard[0])) if shard else None
     if path is None or not path.exists():
         return None
     try:
-        return json.dumps(ShardRecord.load(path).run.get("engine"))
+        engine = ShardRecord.load(path).run.get("engine")
     except StorageError:
         return None
+    return engine if isinstance(engine, dict) else None
 
 
 def _to_hu(voxels: npt.NDArray[Any], rescale: Rescale) -> npt.NDArray[np.float32]:

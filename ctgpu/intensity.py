@@ -1,7 +1,8 @@
 """Where Hounsfield units come from, and a guard against getting it wrong.
 
 CT-RATE's ``*_fixed`` volumes already are HU and its v1 volumes are not; every public script falls
-on one side of that silently.  Here the choice is explicit, recorded, and checked on the voxels.
+on one side of that silently.  Here the choice is explicit, recorded, and checked on the voxels;
+what was shifted is told here, what has another scale than HU in :mod:`ctgpu.hu_scale`.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from ctgpu.errors import IntensityError
+from ctgpu.hu_scale import Fault, sampling_step, scale_fault, slabs
 from ctgpu.sources.base import Provenance
 from ctgpu.spec import Intensity
 from ctgpu.volume import RawVolume, Rescale
 
-# Voxels looked at by the guard, and the fewest it can judge by.
-_SAMPLED_VOXELS = 1 << 18
+HuGuard = Literal["refuse", "warn"]
+
+# The fewest voxels whose shares say something.
 _FEWEST_VOXELS = 64**3
 
 # HU that lung, soft tissue and bone cannot all leave at once.
@@ -92,7 +95,7 @@ def resolve_rescale(
 
 @dataclass(frozen=True, slots=True)
 class HuEvidence:
-    """Shares of a volume's voxels, padding left out, that tell HU from something else.
+    """Shares of a volume's voxels, padding left out, that tell HU from HU that were shifted.
 
     The limits of :attr:`fault` lie between what was found in nine real volumes (whole chests,
     slabs, abdomen, contrast, 10 to 90 % air) with padding at -3024 and -8192, noise up to 300 HU,
@@ -110,7 +113,8 @@ class HuEvidence:
     shifted_soft_tissue / bone     at most 0.9       by 1024: at least 1.4
     ============================== ================= ==============================
 
-    Where noise blurs one of them another decides; a volume is refused only on all of them.
+    Where noise blurs one of them another decides; a volume is refused only on all of them.  What
+    is not HU at all is told by :mod:`ctgpu.hu_scale`.
 
     Attributes
     ----------
@@ -139,12 +143,11 @@ class HuEvidence:
         """
         if voxels.size < _FEWEST_VOXELS:
             return None
-        step = max(1, round((voxels.size / _SAMPLED_VOXELS) ** (1 / 3)))
-        sample = voxels[::step, ::step, ::step].flatten(order="K")
-        sample.sort()
-        with np.errstate(over="ignore"):
-            hu = sample.astype(np.float64) * rescale.slope + rescale.intercept
-        hu = _without_padding(hu if rescale.slope > 0 else hu[::-1])
+        return cls._of(sorted_hu(voxels, rescale))
+
+    @classmethod
+    def _of(cls, ascending_hu: npt.NDArray[np.float64]) -> HuEvidence:
+        hu = _without_padding(ascending_hu)
 
         def share(low: float, high: float) -> float:
             first, last = np.searchsorted(hu, (low, high))
@@ -169,9 +172,57 @@ class HuEvidence:
             return "never rescaled"
         return None
 
+    def explain(self, rescale: Rescale) -> Fault | None:
+        """The same in words."""
+        if self.fault is None:
+            return None
+        if self.fault == "rescaled twice":
+            found = (
+                f"{self.below_air:.0%} of its voxels are below {_BELOW_AIR_HU:.0f} HU and "
+                f"{self.soft_tissue:.1%} are soft tissue"
+            )
+            way_out = (
+                "its voxels seem to be HU already, so pass --intensity hu"
+                if rescale.source in ("csv", "metadata")
+                else "neither --intensity hu nor rescale mends that, so get the file as it was "
+                "published"
+            )
+        else:
+            found = (
+                f"{self.air_and_lung:.1%} of its voxels are air or lung and {self.dense:.0%} "
+                f"are above {_DENSE_HU:.0f} HU"
+            )
+            way_out = (
+                "pass --intensity rescale with a source that states RescaleSlope and "
+                "RescaleIntercept"
+                if rescale.source == "hu"
+                else f"--intensity rescale would need another pair than {rescale.slope:g} and "
+                f"{rescale.intercept:g} ({rescale.source}), so correct it there"
+            )
+        return Fault(f"looks {self.fault}", found, way_out)
 
-def check_hu(voxels: npt.NDArray[Any], rescale: Rescale) -> None:
-    """Refuse a volume that cannot be HU.
+
+def find_fault(voxels: npt.NDArray[Any], rescale: Rescale) -> Fault | None:
+    """What a volume is instead of HU; None where it may be HU.
+
+    Parameters
+    ----------
+    voxels : numpy.ndarray
+        Source voxels, shape (H, W, D), every one finite.
+    rescale : Rescale
+        How they become HU.
+    """
+    ascending_hu = sorted_hu(voxels, rescale)
+    fault = scale_fault(voxels, rescale, ascending_hu)
+    if fault is None and voxels.size >= _FEWEST_VOXELS:
+        fault = HuEvidence._of(ascending_hu).explain(rescale)
+    return fault
+
+
+def check_hu(
+    voxels: npt.NDArray[Any], rescale: Rescale, *, guard: HuGuard = "refuse"
+) -> str | None:
+    """Refuse a volume that cannot be HU, or say what it looks like.
 
     Parameters
     ----------
@@ -179,55 +230,68 @@ def check_hu(voxels: npt.NDArray[Any], rescale: Rescale) -> None:
         Source voxels, shape (H, W, D).
     rescale : Rescale
         How they become HU.
+    guard : {"refuse", "warn"}
+        What to do about a volume that is no HU.
+
+    Returns
+    -------
+    str or None
+        What the volume looks like instead, where `guard` is ``"warn"``; None where it may be HU.
 
     Raises
     ------
     IntensityError
-        If a voxel is not finite in float32, or the volume looks rescaled twice or not at all; the
-        message names the likely cause and the flag that mends it.
+        If a voxel is not finite in float32, whatever `guard` is; or if the volume looks like
+        something else than HU.  The message names the likely cause and the way out.
+    """
+    check_finite(voxels)
+    fault = find_fault(voxels, rescale)
+    if fault is None:
+        return None
+    if guard == "warn":
+        return f"{fault.likeness}: {fault.found}"
+    raise IntensityError(
+        f"the volume {fault.likeness}: {fault.found}; {fault.way_out}; to take it as HU all the "
+        "same, pass --hu-guard warn"
+    )
+
+
+def check_finite(voxels: npt.NDArray[Any]) -> None:
+    """Refuse voxels that no engine can take.
+
+    Raises
+    ------
+    IntensityError
+        If one is not finite in float32.
     """
     if voxels.dtype.kind == "f" and not _all_finite(voxels):
         raise IntensityError(
             "the volume holds voxels that are not finite (NaN or infinity); "
             "repair the file or leave it out"
         )
-    evidence = HuEvidence.measure(voxels, rescale)
-    fault = evidence.fault if evidence else None
-    if evidence is None or fault is None:
-        return
-    if fault == "rescaled twice":
-        found = (
-            f"{evidence.below_air:.0%} of its voxels are below {_BELOW_AIR_HU:.0f} HU and "
-            f"{evidence.soft_tissue:.1%} are soft tissue"
-        )
-        way_out = (
-            "its voxels seem to be HU already, so pass --intensity hu"
-            if rescale.source in ("csv", "metadata")
-            else "neither --intensity hu nor rescale mends that, so get the file as it was "
-            "published"
-        )
-    else:
-        found = (
-            f"{evidence.air_and_lung:.1%} of its voxels are air or lung and {evidence.dense:.0%} "
-            f"are above {_DENSE_HU:.0f} HU"
-        )
-        way_out = (
-            "pass --intensity rescale with a source that states RescaleSlope and RescaleIntercept"
-            if rescale.source == "hu"
-            else f"--intensity rescale would need another pair than {rescale.slope:g} and "
-            f"{rescale.intercept:g} ({rescale.source}), so correct it there"
-        )
-    raise IntensityError(f"the volume looks {fault}: {found}; {way_out}")
 
 
 def _all_finite(voxels: npt.NDArray[Any]) -> bool:
-    # Slab by slab along the axis that is slowest in memory, which keeps every read contiguous.
-    slowest_first = sorted(range(voxels.ndim), key=lambda axis: -abs(voxels.strides[axis]))
     with np.errstate(over="ignore"):
-        return all(
-            np.isfinite(slab.astype(np.float32, copy=False)).all()
-            for slab in voxels.transpose(slowest_first)
-        )
+        return all(np.isfinite(slab.astype(np.float32, copy=False)).all() for slab in slabs(voxels))
+
+
+def sorted_hu(voxels: npt.NDArray[Any], rescale: Rescale) -> npt.NDArray[np.float64]:
+    """An even sample of a volume's HU, at most about 2^18 of them, ascending.
+
+    Parameters
+    ----------
+    voxels : numpy.ndarray
+        Source voxels, shape (H, W, D), every one finite.
+    rescale : Rescale
+        How they become HU.
+    """
+    step = sampling_step(voxels)
+    sample = voxels[::step, ::step, ::step].flatten(order="K")
+    sample.sort()
+    with np.errstate(over="ignore"):
+        hu = sample.astype(np.float64) * rescale.slope + rescale.intercept
+    return hu if rescale.slope > 0 else hu[::-1]
 
 
 def _without_padding(hu: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

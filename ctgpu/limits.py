@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import numbers
 import os
 import resource
 import shutil
@@ -10,14 +12,44 @@ from pathlib import Path
 
 import psutil
 
-from ctgpu.errors import EnvironmentFailure, StorageError
+from ctgpu.errors import EnvironmentFailure, StorageError, UsageError, reason_of
+
+_log = logging.getLogger(__name__)
+
+#: Largest number of anything that may be asked for, where nothing else bounds it.
+MOST = 10**9
+#: Threads that fetch: past some hundred, no source and no machine gets faster.
+MOST_WORKERS = 1024
+#: What a size in bytes, or a seed, is counted up to.
+MOST_INT64 = 2**63 - 1
 
 _CGROUP_ROOT = Path("/sys/fs/cgroup")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
+#: Headers, labels, report and metadata that a sample has in a tar beside its volume, generously.
+SMALL_MEMBERS_BYTES = 64 << 10
+
 # For what comes and goes: a listing, a record, a library that is loaded late.
 _SPARE_FILES = 16
 # No file of a data set's folder has a longer name.
 _LONGEST_NAME = 64
+
+
+def require_whole_number(name: str, value: int | None, *, least: int = 1, most: int = MOST) -> None:
+    """Refuse what is no whole number from `least` to `most`; None was not given.
+
+    Raises
+    ------
+    UsageError
+        Naming the option `name`.
+    """
+    if value is None:
+        return
+    if not isinstance(value, numbers.Integral) or not least <= value <= most:
+        found = repr(value)
+        raise UsageError(
+            f"{name} is {found if len(found) <= 40 else found[:37] + '…'}; it takes a whole number "
+            f"from {least} to {most}"
+        )
 
 
 def usable_cores() -> int:
@@ -76,19 +108,39 @@ def default_memory_limit_bytes() -> int:
     return available_memory_bytes() // 2
 
 
+def free_space_bytes(folder: Path) -> int | None:
+    """Free bytes of a folder's file system; None where it does not say.
+
+    Some network and user-space file systems answer with zeros, their size among them.
+
+    Raises
+    ------
+    StorageError
+        If the folder cannot be asked.
+    """
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be read: {reason_of(error)}") from error
+    return usage.free if usage.total else None
+
+
 def require_free_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse to begin what the file system has no room for.
+    """Refuse to begin what the file system has no room for; warn where that is not known.
 
     Raises
     ------
     StorageError
         If fewer than `needed_bytes` are free, or the folder cannot be asked.
     """
-    try:
-        free_bytes = shutil.disk_usage(folder).free
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be read: {error.strerror}") from error
-    if free_bytes < needed_bytes:
+    free_bytes = free_space_bytes(folder)
+    if free_bytes is None:
+        _log.warning(
+            "the file system of %s does not say how much is free; the build needs up to %.1f GB",
+            folder,
+            needed_bytes / 1e9,
+        )
+    elif free_bytes < needed_bytes:
         raise StorageError(
             f"{folder} has {free_bytes / 1e9:.1f} GB free and the build needs up to "
             f"{needed_bytes / 1e9:.1f} GB more: free some, choose another output folder, or build "
@@ -113,7 +165,13 @@ def require_open_files(count: int) -> None:
             f"only {hard} files may be open at a time and the build needs up to {needed}: raise "
             "the limit with `ulimit -n`, or lower --num-workers"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    except (OSError, ValueError) as error:  # macOS has a limit below the one that it states
+        raise EnvironmentFailure(
+            f"{needed} files must be open at a time and the limit cannot be raised to that "
+            f"({error}): lower --num-workers"
+        ) from error
 
 
 def require_writable(folder: Path) -> None:
@@ -124,7 +182,12 @@ def require_writable(folder: Path) -> None:
     StorageError
         If it, or the nearest folder above it that exists, is no folder or may not be written.
     """
-    nearest = folder.absolute() / ("x" * _LONGEST_NAME)
+    try:
+        nearest = folder.absolute() / ("x" * _LONGEST_NAME)
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{folder} lies in the working folder, which is gone: change to one that exists"
+        ) from error
     while True:
         try:
             os.stat(nearest)
@@ -133,7 +196,7 @@ def require_writable(folder: Path) -> None:
             nearest = nearest.parent
         except OSError as error:
             raise StorageError(
-                f"{folder} cannot be written: {error.strerror}; choose another output folder"
+                f"{folder} cannot be written: {reason_of(error)}; choose another output folder"
             ) from error
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise StorageError(

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from ctgpu.buffers import ByteBudget, Reservation
-from ctgpu.errors import EnvironmentFailure, SampleError, UsageError
+from ctgpu.errors import EnvironmentFailure, SampleError, UsageError, shortage
 from ctgpu.limits import usable_cores
 from ctgpu.threads import Thread
 
@@ -131,6 +131,10 @@ class StageTime:
         total = self.busy_s + self.waiting_s
         return self.busy_s / total if total else 0.0
 
+    def alone_s(self, samples: int) -> float:
+        """Seconds that the stage takes for `samples` if it never waits for another one."""
+        return self.busy_s / max(1, min(self.threads, samples))
+
 
 @dataclass(slots=True)
 class PipelineReport:
@@ -144,11 +148,14 @@ class PipelineReport:
         In the order of the pipeline.
     peak_reserved_bytes : int
         Largest sum of footprints in flight.
+    samples : int
+        How many went through, those that failed included.
     """
 
     wall_s: float
     stages: list[StageTime]
     peak_reserved_bytes: int
+    samples: int
 
     @classmethod
     def together(
@@ -168,12 +175,16 @@ class PipelineReport:
             for same in zip(*(report.stages for report in reports), strict=True)
         ]
         peak_bytes = max((report.peak_reserved_bytes for report in reports), default=0)
-        return cls(wall_s, stages, peak_bytes)
+        return cls(wall_s, stages, peak_bytes, sum(report.samples for report in reports))
 
     @property
     def bottleneck(self) -> StageTime:
-        """The stage whose threads waited least."""
-        return max(self.stages, key=lambda stage: stage.utilisation)
+        """The stage that takes longest for the samples: no other one can make the run faster.
+
+        How long a stage waited does not tell: threads that have nothing left to do are not there
+        to wait, and others wait at the beginning and the end of a run.
+        """
+        return max(self.stages, key=lambda stage: stage.alone_s(self.samples))
 
 
 @dataclass(order=True, slots=True)
@@ -313,7 +324,7 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
             while not writer.ended.wait(0.1):
                 pass
         except BaseException as error:
-            self.stop(error)
+            self.stop(shortage(error) or error)
         for thread in threads:
             # A stopped run does not wait for the network; native code must have come back.
             waited_for = self._error is None or thread.name != "ctgpu-fetch"
@@ -321,7 +332,9 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
                 thread.ended.wait()
         if self._error is not None:
             raise self._error
-        return PipelineReport(time.perf_counter() - started, self.times, self._budget.peak_bytes)
+        return PipelineReport(
+            time.perf_counter() - started, self.times, self._budget.peak_bytes, self._written
+        )
 
     def pause(self, seconds: float) -> bool:
         """Wait for tasks that are not there yet; returns whether the run goes on."""
@@ -346,10 +359,8 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
     def _guard(self, body: Callable[..., None], *args: object) -> None:
         try:
             body(*args)
-        except MemoryError as error:
-            self.stop(_out_of_memory(error))
         except BaseException as error:
-            self.stop(error)
+            self.stop(shortage(error) or error)
 
     def _drop(self, item: _Item) -> None:
         if item.payload is not None and not isinstance(item.payload, Failure):
@@ -451,21 +462,16 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
     def _attempt(self, stage: str, work: Callable[..., object], *args: object) -> object:
         try:
             return work(*args)
-        except (EnvironmentFailure, UsageError, MemoryError):
+        except (EnvironmentFailure, UsageError):
             raise
-        except SampleError as error:
-            return Failure.of(error, stage)
         except Exception as error:
-            # A defect met by one sample must not end a build of days; the ledger shows it.
-            log.exception("unexpected error in the %s stage", stage)
+            if (short := shortage(error)) is not None:
+                # The next sample would fail like this one, and neither is to blame.
+                raise short from error
+            if not isinstance(error, SampleError):
+                # A defect met by one sample must not end a build of days; the ledger shows it.
+                log.exception("unexpected error in the %s stage", stage)
             return Failure.of(error, stage)
-
-
-def _out_of_memory(error: MemoryError) -> EnvironmentFailure:
-    return EnvironmentFailure(
-        f"memory ran out ({error}): lower --memory-limit or --num-workers and run the same command "
-        "again, finished samples are kept"
-    )
 
 
 class _Clock:

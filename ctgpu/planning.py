@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 from ctgpu.engines import Engine, arithmetic_of
-from ctgpu.errors import MismatchError, UsageError
+from ctgpu.errors import UsageError
+from ctgpu.intensity import HuGuard
+from ctgpu.limits import MOST_INT64, require_whole_number
+from ctgpu.orientation import DEFAULT_RULES, AxisRules
 from ctgpu.progress import Listing, Watcher
 from ctgpu.shards.names import PLAN_NAME
 from ctgpu.shards.plan import Plan, PlannedSample
+from ctgpu.source_now import SourceNow, look_again, shortened
 from ctgpu.sources import DEFAULT_REPO_ID, open_source, source_kind
 from ctgpu.sources.base import Source, Split
+from ctgpu.sources.folder import FolderSource
+from ctgpu.sources.layout import split_of_folders, split_of_name
 from ctgpu.sources.selection import Order, Recon, select
-from ctgpu.sources.tables import LABEL_NAMES
 from ctgpu.sources.tars import TarSource
 from ctgpu.spec import CT_RATE, Spec
+
+_log = logging.getLogger(__name__)
 
 _CHOICES = {
     "recon": get_args(Recon),
     "order": get_args(Order),
     "spacing_fallback": ("fail", "header"),
+    "hu_guard": get_args(HuGuard),
 }
 
 _DEFAULT_SELECTION: Mapping[str, Any] = {
@@ -33,6 +42,8 @@ _DEFAULT_SELECTION: Mapping[str, Any] = {
     "limit": None,
     "keep_no_chest": False,
     "spacing_fallback": "fail",
+    "hu_guard": "refuse",
+    **asdict(DEFAULT_RULES),
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -75,8 +86,10 @@ class Request:
             ("--limit", self.selection.get("limit")),
             ("--samples-per-shard", self.samples_per_shard),
         ):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}; it takes a whole number from 1")
+            require_whole_number(name, value)
+        AxisRules.of_selection(self.selection)
+        seed = self.selection.get("seed")
+        require_whole_number("--seed", seed, least=-MOST_INT64, most=MOST_INT64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +135,13 @@ def adopt_plan(folder: Path, request: Request, arithmetic: str) -> Plan | None:
     plan = Plan.load(folder)
     wanted: dict[str, Any] = {
         "arithmetic": arithmetic,
-        "selection": {k: v for k, v in request.selection.items() if v is not None},
+        # A choice that the plan's ctgpu did not have was made by default.
+        "selection": {
+            name: value
+            for name, value in request.selection.items()
+            if value is not None
+            and (name in plan.selection or value != _DEFAULT_SELECTION.get(name))
+        },
     }
     if request.split is not None:
         wanted["split"] = request.split
@@ -150,10 +169,8 @@ def _wanted_source(plan: Plan, request: Request) -> dict[str, str]:
     return wanted
 
 
-def open_planned_source(
-    plan: Plan, request: Request, *, repaired: bool = False
-) -> tuple[Source, Mapping[str, int]]:
-    """The source that `plan` was made from, at its pinned revision.
+def open_planned_source(plan: Plan, request: Request) -> SourceNow:
+    """The source that `plan` was made from, at its pinned revision, and what has become of it.
 
     Parameters
     ----------
@@ -161,49 +178,65 @@ def open_planned_source(
         The plan.
     request : Request
         Where a folder is now, and how to reach the Hub.
-    repaired : bool
-        Files and tables of a folder may have changed: failed samples are to be tried again.
 
     Returns
     -------
-    (Source, mapping of str to int)
-        The source, and the sizes in bytes of the volumes whose size is not the planned one.
+    SourceNow
+        What is open is to be closed.
 
     Raises
     ------
-    MismatchError
-        If a folder's volumes are no longer those that were planned.
+    UsageError
+        If a folder holds no volume of the plan's split.
     AccessError, SourceError
         If it cannot be reached.
     """
     if plan.source["kind"] == "hub":
-        return open_source(
-            repo_id=plan.source["location"],
-            revision=plan.source["revision"],
-            temp_dir=request.temp_dir,
-            endpoint=request.endpoint,
-            token=request.token,
-            part_count=request.part_count,
-        ), {}
-    path = request.source or Path(plan.source["path"])
-    source = open_source(source=path)
-    if isinstance(source, TarSource):
-        # Converting may have deleted the tars that are done.
-        return source, source.list_left(plan.samples, repaired=repaired)
-    listed = source.list_volumes(as_split(plan.split))
-    found = source.identity()["revision"]
-    if found != plan.source["revision"] and not repaired:
-        raise MismatchError(
-            f"{path} does not hold the volumes that were planned (its listing is {found}, planned "
-            f"was {plan.source['revision']}): name the right folder with --source, or build into "
-            "another one"
-        )
-    planned = {sample.path: sample.size_bytes for sample in plan.samples}
-    return source, {
-        ref.path: ref.size_bytes
-        for ref in listed
-        if planned.get(ref.path, ref.size_bytes) != ref.size_bytes
-    }
+        return SourceNow(_open_hub(plan, request))
+    _warn_of_mixed_splits(plan)
+    source = open_source(source=path_of_source(plan, request), only_top=of_top_alone(plan))
+    return look_again(plan, source)
+
+
+def path_of_source(plan: Plan, request: Request) -> Path:
+    """Where the folder or the tars of a plan are now.
+
+    Raises
+    ------
+    UsageError
+        If neither the request nor the plan says so.
+    """
+    if request.source is not None:
+        return request.source
+    if "path" not in plan.source:
+        raise UsageError("the plan does not say where its source is; name the folder with --source")
+    return Path(plan.source["path"])
+
+
+def open_named_source(plan: Plan, source: Path | None, request: Request) -> Source:
+    """What holds something of a data set: what is named, or else its plan's source; not listed.
+
+    Raises
+    ------
+    UsageError, AccessError, SourceError
+        As the source's constructor.
+    """
+    if source is not None:
+        return open_source(source=source, only_top=is_old_top(source, plan))
+    if plan.source["kind"] == "hub":
+        return _open_hub(plan, request)
+    return open_source(source=path_of_source(plan, request), only_top=of_top_alone(plan))
+
+
+def _open_hub(plan: Plan, request: Request) -> Source:
+    return open_source(
+        repo_id=plan.source["location"],
+        revision=plan.source["revision"],
+        temp_dir=request.temp_dir,
+        endpoint=request.endpoint,
+        token=request.token,
+        part_count=request.part_count,
+    )
 
 
 def make_plan(
@@ -239,10 +272,29 @@ def make_plan(
     location = str(request.source or request.repo_id or DEFAULT_REPO_ID)
     watch(Listing({"kind": source_kind(request.source), "location": location}))
     refs = source.list_volumes(split)
+    if source.listed_split not in (None, split):
+        raise UsageError(
+            f"{location} is part of CT-RATE's split {source.listed_split!r}, and {split!r} was "
+            f"asked for; pass --split {source.listed_split}, or the folder of the other split"
+        )
     tables = source.tables(split)
+    if source.left_out:
+        _log.warning(
+            "%s: not taken, for only the volumes of the data set in %s are",
+            *(shortened(source.left_out), source.identity()["root"]),
+        )
+    if source.unused_tables:
+        _log.warning(
+            "%s: seen and not read, for tables are read by CT-RATE's names alone, from the root of "
+            "the data set (see docs/format.md)%s",
+            shortened(source.unused_tables),
+            "" if tables.class_names else "; the data set has no classes",
+        )
     selected, counts = select(
         refs,
         tables,
+        # Of tars it is only recorded.
+        split=None if isinstance(source, TarSource) else split,
         recon=chosen["recon"],
         order=chosen["order"],
         seed=chosen["seed"],
@@ -252,6 +304,8 @@ def make_plan(
     identity: dict[str, Any] = dict(source.identity())
     if request.source is not None:
         identity["path"] = str(request.source.resolve())
+        if isinstance(source, FolderSource):
+            identity["tables"] = source.table_checksums(split)
     elif request.revision is not None and not _COMMIT.fullmatch(request.revision):
         identity["requested_revision"] = request.revision
     if not selected:
@@ -268,13 +322,42 @@ def make_plan(
         source=identity,
         selection=chosen,
         samples_per_shard=request.samples_per_shard or 128,
-        class_names=tuple(LABEL_NAMES),
+        class_names=tables.class_names,
         samples=[
             PlannedSample(r.key, r.study_id, r.path, r.size_bytes, r.checksum, r.provenance)
             for r in selected
         ],
     )
     return plan, source, counts
+
+
+def of_top_alone(plan: Plan) -> bool:
+    """Whether CT-RATE's folders and CSVs were looked for at the top of a source alone."""
+    return "root" not in plan.source
+
+
+def is_old_top(path: Path, plan: Plan | None) -> bool:
+    """Whether a source is the folder of a plan that was made of its top alone."""
+    if plan is None or plan.source["kind"] != "folder":
+        return False
+    return of_top_alone(plan) and path.resolve().name == plan.source["location"]
+
+
+def _warn_of_mixed_splits(plan: Plan) -> None:
+    """Before there was a `root`, volumes of one split could be planned as the other's."""
+    others = [
+        sample.path
+        for sample in plan.samples
+        if (split_of_folders(sample.path.split("/")) or split_of_name(sample.study_id))
+        not in (None, plan.split)
+    ]
+    if others:
+        _log.warning(
+            "%d of the %d volumes planned as the split %r are of the other one, such as %s: "
+            "the data set is completed as it was begun; to have them apart, build into another "
+            "folder",
+            *(len(others), len(plan.samples), plan.split, others[0]),
+        )
 
 
 def as_split(name: str) -> Split:

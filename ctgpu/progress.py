@@ -48,12 +48,13 @@ class ShardResumed:
 
 @dataclass(frozen=True, slots=True)
 class SampleWritten:
-    """One sample is in its shard."""
+    """One sample is in its shard; `orientation` is how its source is stored, where it says so."""
 
     key: str
     shard: int
     source_bytes: int
     stored_bytes: int
+    orientation: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +78,18 @@ class ShardCommitted:
 
 @dataclass(frozen=True, slots=True)
 class ShardElsewhere:
-    """Another live process works on this shard."""
+    """Another live process works on this shard; `holder` says which, in words."""
 
     shard: int
     holder: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDoneElsewhere:
+    """A shard that was to be made here was finished by another process."""
+
+    shard: int
+    samples: int
 
 
 Event = (
@@ -91,6 +100,7 @@ Event = (
     | SampleFailed
     | ShardCommitted
     | ShardElsewhere
+    | ShardDoneElsewhere
 )
 Watcher = Callable[[Event], None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from ctgpu.decode.inflate import inflate_backend
 from ctgpu.engines import Engine, Job
 from ctgpu.errors import FetchError, TableError
 from ctgpu.limits import available_memory_bytes, require_open_files
+from ctgpu.orientation import AxisRules
 from ctgpu.pipeline import Failure, Pipeline, PipelineReport, Stages, Workers
 from ctgpu.planning import as_split
 from ctgpu.progress import (
@@ -24,20 +26,31 @@ from ctgpu.progress import (
     SampleFailed,
     SampleWritten,
     ShardCommitted,
+    ShardDoneElsewhere,
     ShardElsewhere,
     ShardResumed,
     Watcher,
 )
-from ctgpu.sample import PreparedVolume, prepare_volume, sample_metadata, to_json_bytes
+from ctgpu.sample import (
+    PreparedVolume,
+    label_bytes,
+    prepare_volume,
+    report_bytes,
+    sample_metadata,
+    says_the_same,
+    to_json_bytes,
+)
 from ctgpu.shards.folder import is_committed
 from ctgpu.shards.lease import Lease, LeaseHeld, LeaseSession
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.plan import Plan, PlannedSample
-from ctgpu.shards.record import checksum
-from ctgpu.shards.work import NewShard, RetriedShard, ShardWork
+from ctgpu.shards.record import SampleEntry, checksum
+from ctgpu.shards.work import NewShard, RetriedShard, ShardWork, samples_to_make
 from ctgpu.shards.writer import PackedSample
 from ctgpu.sources.base import SampleRef, Source
-from ctgpu.sources.tables import SampleRow, report_text
+from ctgpu.sources.tables import SampleRow
+
+log = logging.getLogger(__name__)
 
 # Raw bytes for each compressed byte, where nothing better is known before the download.
 _EXPECTED_RATIO = 4
@@ -82,6 +95,7 @@ class _Decoded:
 class _Made:
     packed: PackedSample
     volume: Buffer
+    hu_finding: str | None
 
     def release(self) -> None:
         self.volume.release()
@@ -137,7 +151,11 @@ class ShardMaker:
         self._folder = folder
         self._plan = plan
         self._source = source
-        self._tables = source.tables(as_split(plan.split))
+        self._tables = source.tables(as_split(plan.split), plan.class_names)
+        self._axis_rules = AxisRules.of_selection(plan.selection)
+        # A plan of before `hu_guard` was begun under the default.
+        self._hu_guard = plan.selection.get("hu_guard", "refuse") if engine.takes_hu else None
+        self._hu_findings: dict[str, str] = {}
         self._engine = engine
         self._sizes_now = sizes_now
         self._workers = workers
@@ -191,6 +209,18 @@ class ShardMaker:
             for shard in self._open_shards:
                 shard.work.abandon()
             self._open_shards.clear()
+            self._warn_of_hu_findings()
+
+    def _warn_of_hu_findings(self) -> None:
+        """One warning for all samples of a run, however many there are."""
+        if self._hu_findings:
+            key, finding = next(iter(self._hu_findings.items()))
+            log.warning(
+                "%d of the samples written were taken as HU although they do not look like it, "
+                "such as %s, which %s; each says so in its JSON (source.intensity.finding)",
+                *(len(self._hu_findings), key, finding),
+            )
+            self._hu_findings.clear()
 
     def _files_to_open(self) -> int:
         """Upper bound of the files and connections of a run that are open at a time."""
@@ -202,7 +232,7 @@ class ShardMaker:
     def _tasks(self, todo: Sequence[int], session: LeaseSession) -> Iterator[_Task]:
         """The samples to make, shard after shard; shards that others work on come last."""
         waiting = list(todo)
-        told: set[int] = set()
+        elsewhere: dict[int, int] = {}
         while waiting:
             held: list[int] = []
             for index in waiting:
@@ -210,38 +240,67 @@ class ShardMaker:
                     lease = session.acquire(index)
                 except LeaseHeld as error:
                     held.append(index)
-                    if index not in told:
-                        told.add(index)
-                        self._tell(ShardElsewhere(index, str(error)))
+                    if index not in elsewhere:
+                        elsewhere[index] = self._samples_to_make(index)
+                        self._tell(ShardElsewhere(index, error.holder))
                     continue
                 yield from self._tasks_of(index, lease)
             if len(held) == len(waiting) and not self._pipeline.pause(_LEASE_POLL_S):
                 return
-            waiting = [i for i in held if self._force or not is_committed(self._folder, i)]
+            waiting = []
+            for index in held:
+                if self._force or not is_committed(self._folder, index):
+                    waiting.append(index)
+                else:
+                    self._tell(ShardDoneElsewhere(index, elsewhere[index]))
+
+    def _samples_to_make(self, index: int) -> int:
+        return samples_to_make(
+            self._folder, self._plan, index, force=self._force, retry_failed=self._retry_failed
+        )
 
     def _tasks_of(self, index: int, lease: Lease) -> Iterator[_Task]:
-        work = self._open_work(index)
+        work = self._open_work(index, lease)
         if work is None:
             lease.release()
+            self._tell(ShardDoneElsewhere(index, len(self._plan.samples_of(index))))
             return
         shard = _OpenShard(work, lease, len(work.todo))
         self._open_shards.append(shard)
         planned = len(self._plan.samples_of(index))
-        if kept := planned - len(work.todo):
+        if isinstance(work, NewShard) and (kept := planned - len(work.todo)):
             self._tell(ShardResumed(index, kept))
         if not work.todo:
             self._finish(shard)
         for sample in work.todo:
             yield _Task(sample, shard)
 
-    def _open_work(self, index: int) -> ShardWork | None:
+    def _open_work(self, index: int, lease: Lease) -> ShardWork | None:
         """The work on a shard whose lease is held; None where another process finished it."""
         committed = is_committed(self._folder, index)
         if committed and self._retry_failed and not self._force:
-            return RetriedShard(self._folder, self._plan, index, self._pool)
+            return RetriedShard(self._folder, self._plan, index, lease.confirm, self._pool)
         if committed and not self._force:
             return None
-        return NewShard(self._folder, self._plan, index, replace=self._force)
+        return NewShard(
+            self._folder,
+            self._plan,
+            index,
+            lease.confirm,
+            replace=self._force,
+            is_current=self._is_current,
+        )
+
+    def _is_current(self, planned: PlannedSample, entry: SampleEntry | LedgerEntry) -> bool:
+        """Whether what an interrupted run made is what would be made of the source now."""
+        if isinstance(entry, LedgerEntry):
+            return True  # --retry-failed is for it
+        if entry.source_bytes != self._sizes_now.get(planned.path):
+            return False
+        try:
+            return says_the_same(entry, self._row(planned))
+        except TableError:
+            return True
 
     def _stages(self) -> Stages[_Task, _Fetched, _Decoded, _Made]:
         size_bytes = self._plan.spec.size_bytes
@@ -283,7 +342,10 @@ class ShardMaker:
                 "--retry-failed on a machine with more memory"
             )
         ref = SampleRef(sample.path, size_bytes, sample.checksum, sample.provenance)
-        return _Fetched(self._source.fetch(ref, self._pool.acquire), row)
+        fetched = _Fetched(self._source.fetch(ref, self._pool.acquire), row)
+        if row.read_xxh3_128 is not None:
+            row.read_xxh3_128["volume"] = checksum(fetched.buffer.bytes)
+        return fetched
 
     def _row(self, sample: PlannedSample) -> SampleRow:
         fallback = self._plan.selection["spacing_fallback"] == "header"
@@ -303,6 +365,8 @@ class ShardMaker:
                 intensity=self._plan.spec.intensity,
                 provenance=task.sample.provenance,
                 csv_pair=fetched.row.rescale_pair,
+                rules=self._axis_rules,
+                hu_guard=self._hu_guard,
             )
         except BaseException:
             raw.release()
@@ -344,17 +408,21 @@ class ShardMaker:
             report=decoded.row.report,
             fingerprint=self._plan.fingerprint,
             payload_xxh3_128=digest,
+            stated_rescale=decoded.row.rescale_pair,
+            read_xxh3_128=decoded.row.read_xxh3_128,
         )
         decoded.release()
         packed = PackedSample(
             task.sample.key,
             buffer.bytes,
             digest,
-            decoded.row.labels.astype("<f4").tobytes(),
-            report_text(decoded.row.report).encode(),
+            label_bytes(decoded.row),
+            report_bytes(decoded.row),
             to_json_bytes(metadata),
+            orientation.codes if (orientation := decoded.prepared.orientation) else None,
+            self._sizes_now.get(task.sample.path),
         )
-        return _Made(packed, buffer)
+        return _Made(packed, buffer, decoded.prepared.hu_finding)
 
     def _write(self, task: _Task, result: _Made | Failure) -> None:
         shard, sample = task.shard, task.sample
@@ -372,9 +440,15 @@ class ShardMaker:
             finally:
                 result.release()
             self.written += 1
+            if result.hu_finding is not None:
+                self._hu_findings[sample.key] = result.hu_finding
             self._tell(
                 SampleWritten(
-                    sample.key, shard.work.index, sample.size_bytes, self._plan.spec.size_bytes
+                    sample.key,
+                    shard.work.index,
+                    sample.size_bytes,
+                    self._plan.spec.size_bytes,
+                    result.packed.orientation,
                 )
             )
         shard.left -= 1

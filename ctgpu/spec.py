@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, get_args
 
+import msgspec
+
 from ctgpu.errors import UsageError
 
 Layout = Literal["HWD", "DHW"]
@@ -17,6 +19,11 @@ ClipOrder = Literal["before", "after"]
 
 #: Changes whenever the same input would give other bits; enters every fingerprint.
 ARITHMETIC_VERSION = 1
+
+# Beyond these, sizes of axes and scales are no longer numbers that the engines can hold.
+_SPACING_RANGE_MM = (1e-3, 1e3)
+_HIGHEST_HU = 1_000_000
+_NARROWEST_HU = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +77,20 @@ class Spec:
                 f"shape_hwd is {self.shape_hwd!r}; it takes three whole numbers from 1 to 65535"
             )
         set_field(self, "shape_hwd", tuple(int(n) for n in shape))
-        if min(self.target_spacing_mm) <= 0:
+        finest_mm, coarsest_mm = _SPACING_RANGE_MM
+        if min(self.target_spacing_mm) < finest_mm or max(self.target_spacing_mm) > coarsest_mm:
             raise UsageError(
-                f"target_spacing_mm is {self.target_spacing_mm}; every spacing must be above zero"
+                f"target_spacing_mm is {self.target_spacing_mm}; every spacing must be above zero, "
+                f"from {finest_mm:g} to {coarsest_mm:g} mm"
             )
         lo, hi = self.hu_window
         if not lo < hi:
             raise UsageError(f"hu_window is {self.hu_window}; the first must be below the second")
+        if max(-lo, hi) > _HIGHEST_HU or hi - lo < _NARROWEST_HU:
+            raise UsageError(
+                f"hu_window is {self.hu_window}; it must lie within ±{_HIGHEST_HU:,} and be "
+                f"{_NARROWEST_HU:g} wide at least, or float32 cannot tell its ends apart"
+            )
         if not -65504.0 <= self.pad_value <= 65504.0:
             raise UsageError(f"pad_value is {self.pad_value}; it must fit float16")
         for name, domain in (("layout", Layout), ("intensity", Intensity), ("clip", ClipOrder)):
@@ -114,15 +128,15 @@ class Spec:
         Raises
         ------
         UsageError
-            If a field is unknown or a value is outside its domain.
+            If a field is unknown or a value is of another type or outside its domain.
         """
         known = {f.name for f in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise UsageError(f"spec has unknown fields {unknown}; it was written by a newer ctgpu")
-        arguments: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
-        }
-        return cls(**arguments)
+        try:
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"spec: {error}") from error
 
     def fingerprint(self, arithmetic: str) -> str:
         """Sixteen hexadecimal digits that differ whenever the output could.
@@ -143,7 +157,7 @@ class Spec:
 def _floats(name: str, values: Any, count: int) -> tuple[float, ...]:
     try:
         result = tuple(float(v) for v in values)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         result = ()
     if len(result) != count or not all(map(math.isfinite, result)):
         raise UsageError(f"{name} is {values!r}; it takes {count} finite numbers")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -12,10 +11,11 @@ from pathlib import Path
 
 from ctgpu.errors import StorageError, UsageError
 from ctgpu.limits import usable_cores
+from ctgpu.printable import to_json
 from ctgpu.shards import integrity
-from ctgpu.shards.folder import committed_shards
+from ctgpu.shards.folder import is_committed
 from ctgpu.shards.integrity import Finding
-from ctgpu.shards.names import record_name
+from ctgpu.shards.names import parse_shard_name
 from ctgpu.shards.record import ShardSummary
 
 __all__ = ["Finding", "Verification", "verify_folder"]
@@ -54,7 +54,7 @@ class Verification:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps(
+        return to_json(
             {
                 "folder": str(self.folder),
                 "shards": self.shards,
@@ -109,10 +109,12 @@ def verify_folder(
             findings.append(finding)
             found(finding)
     summaries = []
-    for index in committed_shards(folder):
+    for path in folder.glob("shard-*.json"):
+        shard = parse_shard_name(path.name)
         # One that cannot be read has been found already.
         with suppress(StorageError):
-            summaries.append(ShardSummary.load(folder / record_name(index)))
+            if shard and is_committed(folder, shard[0]):
+                summaries.append(ShardSummary.load(path))
     return Verification(
         folder,
         len(summaries),

@@ -48,6 +48,12 @@ class RawVolume:
         Voxel size (H, W, D) by the file's own header, unchecked; None where it has none.
     affine : numpy.ndarray or None
         4 × 4 float64, voxel index to RAS+ millimetres; None where the file has none.
+    affine_source : str
+        ``"header"`` where the file states the affine, ``"spacing"`` where it was made of the voxel
+        size alone, so that its directions mean nothing.
+    spacing_contradiction, orientation_contradiction : str or None
+        A sentence where the file states two voxel sizes, or two orientations, that differ; then
+        `spacing_mm` and `affine` are one of each.
     header_rescale : Rescale
         The file's own scaling, part of decoding: NIfTI ``scl_slope``/``scl_inter``, or the slope
         and intercept of an ``.npz``'s metadata.
@@ -62,6 +68,9 @@ class RawVolume:
     voxels: npt.NDArray[Any]
     spacing_mm: Spacing | None = None
     affine: npt.NDArray[np.float64] | None = None
+    affine_source: str = "header"
+    spacing_contradiction: str | None = None
+    orientation_contradiction: str | None = None
     header_rescale: Rescale = field(default_factory=Rescale)
     metadata: dict[str, Any] = field(default_factory=dict)
     format: str = "raw"

@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same examples in every run.
-settings.register_profile("fixed", derandomize=True)
+from hermetic import shut_out
+
+# Before test modules are imported, and with them what reads the environment once.
+shut_out()
+
+# The same examples in every run, however slow the machine.
+settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -32,14 +37,20 @@ def real_ct() -> Path:
     return folder
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip ``gpu`` tests, visibly, where no CUDA device can be used."""
-    marked = [item for item in items if item.get_closest_marker("gpu")]
-    if not marked:
-        return
-    from ctgpu.engines import available_engines
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip ``gpu`` tests, visibly, where no CUDA device can be used; leave out exhaustive ones."""
+    if any(item.get_closest_marker(name) for item in items for name in ("gpu", "large")):
+        from ctgpu.engines import available_engines
 
-    reason = available_engines()["cuda"]
-    if reason is not None:
-        for item in marked:
-            item.add_marker(pytest.mark.skip(reason=reason))
+        reason = available_engines()["cuda"]
+        if reason is not None:
+            for item in items:
+                if item.get_closest_marker("gpu"):
+                    item.add_marker(pytest.mark.skip(reason=reason))
+                if item.get_closest_marker("large"):
+                    item.add_marker("exhaustive")
+    if "exhaustive" not in config.getoption("markexpr"):
+        exhaustive = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=exhaustive)
+        items[:] = [item for item in items if item not in exhaustive]

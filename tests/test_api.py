@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from decimal import Decimal
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
+import torch
 
 import ctgpu
 from built import assert_within_contract
+from ctgpu.buffers import Buffer, BufferPool
 from ctgpu.errors import DecodeError, DeviceError, GeometryError, IntensityError, UsageError
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
@@ -47,6 +52,13 @@ def test_threads_and_a_given_output_do_not_change_the_bits(chest: np.ndarray) ->
     made = ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu", threads=3, out=out)
     assert made is out
     assert np.array_equal(made.view(np.uint16), expected.view(np.uint16))
+
+
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_a_large_result_lies_in_pages_that_may_be_huge(chest: np.ndarray, device: str) -> None:
+    spec = Spec(target_spacing_mm=(2.0, 2.0, 4.0), shape_hwd=(160, 160, 80))
+    made = ctgpu.preprocess(chest, SPACING_MM, spec, device=device)
+    assert made.ctypes.data % (2 << 20) == 0
 
 
 def test_a_mark_is_found_again_through_the_geometry() -> None:
@@ -107,3 +119,126 @@ def test_an_engine_that_cannot_run_is_never_replaced_in_silence(
     monkeypatch.setitem(sys.modules, "ctgpu._native", None)
     with pytest.raises(DeviceError, match="C\\+\\+"):
         ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu")
+
+
+@pytest.mark.parametrize("dtype", ["<i8", ">i8", "<i4", ">f8"])
+@pytest.mark.parametrize("device", ["cpu", "reference"])
+def test_wider_types_of_either_byte_order_give_the_same_bits(
+    chest: np.ndarray, device: str, dtype: str
+) -> None:
+    expected = ctgpu.preprocess(chest, SPACING_MM, SMALL, device=device)
+    made = ctgpu.preprocess(chest.astype(dtype), SPACING_MM, SMALL, device=device)
+    assert np.array_equal(made.view(np.uint16), expected.view(np.uint16))
+
+
+def test_files_of_64_bit_integers_give_the_same_bits(tmp_path: Path, chest: np.ndarray) -> None:
+    expected = ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu")
+    affine = np.diag([*SPACING_MM, 1.0])
+    for dtype in ("<i8", ">i8"):
+        wide = nibabel.Nifti1Image(chest.astype("i8"), affine, dtype="i8")
+        header = wide.header.as_byteswapped(dtype[0])
+        nibabel.Nifti1Image(chest.astype("i8"), affine, header).to_filename(tmp_path / "a.nii.gz")
+        np.savez(tmp_path / "a.npz", chest.astype(dtype), spacing=np.array(SPACING_MM))
+        for name in ("a.nii.gz", "a.npz"):
+            made = ctgpu.preprocess(tmp_path / name, spec=SMALL, device="cpu")
+            assert np.array_equal(made.view(np.uint16), expected.view(np.uint16))
+
+
+def _spacings() -> dict[str, object]:
+    return {
+        "array": np.array(SPACING_MM),
+        "float32 of nibabel": nibabel.affines.voxel_sizes(np.diag([*SPACING_MM, 1])),
+        "zooms": np.array(SPACING_MM, np.float32),
+        "list": list(SPACING_MM),
+        "tensor": torch.tensor(SPACING_MM),
+        "tensor with a gradient": torch.tensor(SPACING_MM, requires_grad=True),
+        "list of tensors": [torch.tensor(s) for s in SPACING_MM],
+        "decimals": [Decimal(s) for s in SPACING_MM],
+    }
+
+
+@pytest.mark.parametrize("kind", list(_spacings()))
+def test_the_spacing_may_be_any_three_numbers(chest: np.ndarray, kind: str) -> None:
+    expected = ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu")
+    made, geometry = ctgpu.preprocess(
+        chest, _spacings()[kind], SMALL, device="cpu", return_geometry=True
+    )
+    assert np.array_equal(made.view(np.uint16), expected.view(np.uint16))
+    assert geometry.spacing_mm == SPACING_MM
+    assert {type(s) for s in geometry.spacing_mm} == {float}
+
+
+@pytest.mark.parametrize(
+    "spacing",
+    [(), (1, 2), "123", b"123", 3.5, {1, 2, 3}, {1: 1, 2: 2, 3: 3}, np.ones((3, 1)), ["a"] * 3],
+)
+def test_another_spacing_is_one_sentence(chest: np.ndarray, spacing: object) -> None:
+    with pytest.raises(UsageError, match=r"spacing_mm is .*; wanted three numbers"):
+        ctgpu.preprocess(chest, spacing, SMALL, device="cpu")
+
+
+def test_tensors_and_lists_are_volumes_too(chest: np.ndarray) -> None:
+    expected = ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu")
+    for volume in (
+        torch.from_numpy(chest),
+        torch.from_numpy(chest).long().permute(2, 0, 1).contiguous().permute(1, 2, 0),
+        torch.from_numpy(chest).double().requires_grad_(),
+        chest.tolist(),
+        nibabel.Nifti1Image(chest, np.eye(4)).dataobj,
+    ):
+        made = ctgpu.preprocess(volume, SPACING_MM, SMALL, device="cpu")
+        assert np.array_equal(made.view(np.uint16), expected.view(np.uint16))
+    rounded = torch.from_numpy(chest).to(torch.bfloat16)
+    made = ctgpu.preprocess(rounded, SPACING_MM, SMALL, device="cpu")
+    assert np.abs(made.astype(np.float32) - expected).max() <= 2**-7
+
+
+@pytest.mark.parametrize(
+    ("volume", "message"),
+    [
+        ([[[1, 2], [3]]], "the volume is a list that NumPy cannot look at"),
+        ([["a", "b"]], "the list has dtype <U1"),
+        (None, "the NoneType has dtype object.*pass the path of a file"),
+        (nibabel.Nifti1Image(np.zeros((2, 2, 2), "i2"), np.eye(4)), "the Nifti1Image has dtype"),
+        (np.zeros((2, 2, 2), bool), "the array has dtype bool; wanted an integer or floating"),
+        (np.zeros((2, 2, 2), np.longdouble), "the array has dtype .*at most 64 bits"),
+        (torch.zeros(2, 2, 2).to_sparse(), "the volume is a Tensor that NumPy cannot look at"),
+    ],
+    ids=str,
+)
+def test_what_is_no_volume_is_one_sentence(volume: object, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        ctgpu.preprocess(volume, SPACING_MM, SMALL, device="cpu")
+    assert str(caught.value).isprintable()
+
+
+def test_a_path_may_be_bytes(tmp_path: Path, chest: np.ndarray) -> None:
+    np.savez(tmp_path / "a.npz", chest)
+    path = bytes(tmp_path / "a.npz")
+    made = ctgpu.preprocess(path, SPACING_MM, SMALL, device="cpu")
+    assert made.shape == SMALL.stored_shape
+
+
+@pytest.mark.parametrize(("name", "kind"), [("a.nii.gz", "a pipe"), ("a.npz", "a folder")])
+def test_what_is_no_file_is_neither_waited_for_nor_read(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    (os.mkfifo if kind == "a pipe" else os.mkdir)(tmp_path / name)
+    with pytest.raises(UsageError, match=f"{name} cannot be read: it is {kind}"):
+        ctgpu.preprocess(tmp_path / name, SPACING_MM, SMALL, device="cpu")
+
+
+def test_a_file_that_is_written_while_it_is_read_is_refused(
+    tmp_path: Path, chest: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, chest)
+    acquire = BufferPool.acquire
+
+    def writing(pool: BufferPool, size_bytes: int) -> Buffer:
+        path.write_bytes(bytes(path.stat().st_size))
+        return acquire(pool, size_bytes)
+
+    monkeypatch.setattr(BufferPool, "acquire", writing)
+    with pytest.raises(UsageError, match="it was written while it was read"):
+        ctgpu.preprocess(path, SPACING_MM, SMALL, device="cpu")

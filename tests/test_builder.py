@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -165,6 +166,16 @@ def test_real_ct_is_within_the_contract_from_every_format(
         )
 
 
+def test_its_report_has_a_short_repr(tmp_path: Path, source: Path) -> None:
+    report = build(tmp_path / "out", source, samples_per_shard=2)
+    total = report.manifest["total_samples"]
+    assert repr(report) == (
+        f"BuildReport('{tmp_path / 'out'}': {total} of {total} planned samples in "
+        f"{report.manifest['total_shards']} shards, {total} of them written now, 0 failed)"
+    )
+    assert "0 of them written now" in repr(build(tmp_path / "out"))
+
+
 def test_a_finished_build_is_not_touched_again(tmp_path: Path, source: Path) -> None:
     build(tmp_path / "out", source)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("shard-*")}
@@ -284,6 +295,43 @@ def test_a_failing_sample_is_in_the_ledger_and_only_it_is_retried(
     assert (tmp_path / "out" / "shard-000001.tar").stat().st_ino == untouched
 
 
+def test_a_link_without_its_file_is_a_failed_sample_that_is_found_again(
+    tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(tmp_path / "whole", source)
+    (path,) = source.rglob("valid_2_a_1.nii.gz")
+    blob = tmp_path / "blob"
+    path.rename(blob)
+    path.symlink_to(blob)
+    blob.rename(tmp_path / "elsewhere")
+    events: list[Event] = []
+    report = build(tmp_path / "out", source, watch=events.append)
+    (planned,) = (event for event in events if isinstance(event, Planned))
+    assert (planned.samples, planned.counts["without a byte"]) == (6, 1)
+    assert report.exit_code == 1
+    (failure,) = report.failures
+    assert (failure["key"], failure["stage"]) == ("valid_2_a_1", "fetch")
+    assert f"is a link to {blob}, which is not there" in failure["message"]
+    assert "1 of 6 volumes cannot be looked at" in caplog.text
+    assert build(tmp_path / "out").exit_code == 1
+    assert build(tmp_path / "out", retry_failed=True).failures[0]["attempts"] == 2
+    (tmp_path / "elsewhere").rename(blob)
+    mended = build(tmp_path / "out", retry_failed=True)
+    assert (mended.exit_code, mended.written) == (0, 1)
+    volumes = {k: s.volume for k, s in read_samples(tmp_path / "out").items()}
+    assert volumes == {k: s.volume for k, s in read_samples(tmp_path / "whole").items()}
+
+
+def test_what_was_made_stays_when_its_file_is_gone_later(tmp_path: Path, source: Path) -> None:
+    whole = build(tmp_path / "whole", source)
+    (path,) = source.rglob("valid_2_a_1.nii.gz")
+    assert build(tmp_path / "out", source, shards=range(1)).exit_code == 0
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "nowhere")
+    assert build(tmp_path / "out").written == whole.written - 4
+    assert tar_bytes(tmp_path / "out") == tar_bytes(tmp_path / "whole")
+
+
 def test_a_missing_row_fails_its_sample_before_it_is_read(
     tmp_path: Path, phantoms: dict[str, Volume]
 ) -> None:
@@ -390,6 +438,15 @@ def test_too_little_space_is_said_before_anything_is_read(
     with pytest.raises(StorageError, match=r"0\.0 GB free and the build needs up to"):
         build(tmp_path / "out", source)
     assert not list((tmp_path / "out").glob("shard-*"))
+
+
+def test_where_the_free_space_is_not_known_the_build_goes_on_with_a_warning(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What some network file systems answer to statfs.
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
+    assert build(tmp_path / "out", source).exit_code == 0
+    assert "does not say how much is free; the build needs up to" in caplog.text
 
 
 @pytest.mark.parametrize("address", ["s3://bucket/shards", "gs://bucket", "hdfs:/data"])

@@ -9,6 +9,7 @@ import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,11 @@ import pytest
 import ctgpu
 from ctgpu.compare import Comparison, compare_samples, pick, ulp_distance
 from ctgpu.engines import Job, open_engine
-from ctgpu.errors import UsageError
+from ctgpu.errors import DeviceError, UsageError
+from ctgpu.extras import install_command
 from ctgpu.geometry import plan_volume
-from ctgpu.sources.tars import expand_pattern
+from ctgpu.shards.patterns import expand_pattern
+from ctgpu.sources.tar_samples import samples_of_tar
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 from ctgpu.testing.hub import LocalHub
@@ -211,6 +214,76 @@ def test_a_few_samples_are_spread_over_the_tars(built: Path) -> None:
     assert len(list(pick(tars, 1))) == 1
 
 
+def write_tars(folder: Path, counts: list[int]) -> list[Path]:
+    """Tars that hold so many samples each, named after tar and place."""
+    tars = []
+    for index, count in enumerate(counts):
+        tars.append(folder / f"shard-{index:06d}.tar")
+        with tarfile.open(tars[-1], "w") as archive:
+            for place in range(count):
+                archive.addfile(tarfile.TarInfo(f"t{index}_{place}.bin"))
+    return tars
+
+
+@pytest.mark.parametrize(
+    ("counts", "wanted", "taken"),
+    [
+        ([2, 1], 3, [2, 1]),
+        ([2, 1], 2, [1, 1]),
+        ([2, 1], 8, [2, 1]),
+        ([1, 9, 1], 8, [1, 6, 1]),
+        ([9, 1, 9, 2], 11, [4, 1, 4, 2]),
+        ([0, 5, 0, 0], 3, [0, 3, 0, 0]),
+        ([4, 4, 4], 8, [2, 3, 3]),
+        ([0, 0, 7], 1, [0, 0, 1]),
+        ([3], 2, [2]),
+    ],
+)
+def test_as_many_samples_are_picked_as_there_are(
+    tmp_path: Path, counts: list[int], wanted: int, taken: list[int]
+) -> None:
+    tars = write_tars(tmp_path, counts)
+    picked = [(tars.index(sample.tar), sample.key) for sample in pick(tars, wanted)]
+    assert len(set(picked)) == len(picked) == min(wanted, sum(counts))
+    assert [sum(tar == index for tar, _ in picked) for index in range(len(tars))] == taken
+    everything = [(tars.index(sample.tar), sample.key) for sample in pick(tars, None)]
+    assert picked == [sample for sample in everything if sample in picked]
+
+
+def test_no_more_tars_are_scanned_than_samples_are_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scanned: list[Path] = []
+
+    def counted(tar: Path) -> Any:
+        scanned.append(tar)
+        return samples_of_tar(tar)
+
+    monkeypatch.setattr("ctgpu.compare.samples_of_tar", counted)
+    tars = write_tars(tmp_path, [5] * 40)
+    assert len(list(pick(tars, 4))) == len(scanned) == len(set(scanned)) == 4
+    scanned.clear()
+    with tarfile.open(tars[5], "w"):
+        pass  # the first of the four is empty now
+    assert len(list(pick(tars, 4))) == 4
+    assert len(scanned) == len(set(scanned)) == 5
+
+
+@pytest.mark.parametrize("wanted", [None, 1, 8])
+def test_tars_without_a_sample_are_no_comparison(tmp_path: Path, wanted: int | None) -> None:
+    with pytest.raises(UsageError, match=r"shard-000000\.tar and the 2 tars.*nothing to compare"):
+        list(pick(write_tars(tmp_path, [0, 0, 0]), wanted))
+
+
+def test_three_samples_in_shards_of_two_and_one_are_all_compared(
+    tmp_path: Path, built: Path
+) -> None:
+    patterns = ("--preprocessed-pattern", built / "out" / "shard-{000000..000001}.tar")
+    answer = run(*patterns, "--source", built / "source", "--num-samples", 3)
+    assert answer.returncode == 0, answer.stderr
+    assert "3 of 3 samples passed" in answer.stdout
+
+
 def test_ulp_distance_counts_across_zero() -> None:
     tiny = np.float16(6e-8)
     made = np.array([0.0, -0.0, tiny, 1.0], np.float16)
@@ -244,3 +317,35 @@ def test_nothing_to_compare_with_is_said(tmp_path: Path, built: Path) -> None:
     (tmp_path / tar.name).symlink_to(tar)
     with pytest.raises(UsageError, match="no plan that names the originals"):
         list(compare_samples(tmp_path))
+
+
+def test_eighteen_nan_are_the_labels_of_an_original_that_has_none(
+    tmp_path: Path, built: Path, phantoms: dict[str, Volume]
+) -> None:
+    # As tars hold them that were made when every data set had CT-RATE's classes.
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for path in lay_out_ct_rate(tmp_path / "made", phantoms, tables=()).values():
+        path.rename(bare / path.name)
+    found = {}
+    for name, value in (("nan", np.nan), ("zero", 0.0)):
+        labels = np.full(18, value, "<f4").tobytes()
+        folder = rewrite(
+            built,
+            tmp_path / name,
+            lambda k, e, c, labels=labels: {"cls": labels, "txt": b""}.get(e, c),
+        )
+        (folder / "plan.json").unlink()
+        compared = compare_samples(folder, source=bare, num_samples=None)
+        found[name] = {fault for comparison in compared for fault in comparison.faults}
+    assert found == {"nan": set(), "zero": {"the labels are not those of its original"}}
+
+
+def test_without_torch_nothing_is_said_of_an_option_that_nobody_gave(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(DeviceError) as caught:
+        next(compare_samples(built / "out", source=built / "source"))
+    assert install_command("torch") in str(caught.value)
+    assert "--device" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import logging
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import webdataset
 
 import ctgpu
 from built import read_samples, tar_bytes
@@ -22,7 +24,8 @@ from ctgpu.compare import compare_samples
 from ctgpu.convert import convert_tars
 from ctgpu.errors import MismatchError, StorageError, UsageError
 from ctgpu.progress import Event, SampleWritten
-from ctgpu.sources.tars import expand_pattern
+from ctgpu.shards.integrity import verify_folder
+from ctgpu.shards.patterns import expand_pattern
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 
@@ -210,14 +213,21 @@ def test_nothing_is_deleted_for_a_shard_that_cannot_be_read_back(tmp_path: Path,
     assert len(list(raw.iterdir())) == 3
 
 
-def test_a_tar_that_changed_since_it_was_planned_is_noticed(tmp_path: Path, raw: Path) -> None:
+def test_a_tar_that_was_mended_since_is_taken_for_what_is_not_finished(
+    tmp_path: Path, raw: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "ctgpu")
     convert(raw, tmp_path / "out", shards=range(1))
     other = chest_phantom((50, 80, 60), SPACING_MM)
     write_tar(
         raw / "shard-000001.tar", {s: raw_sample(s, other, SPACING_MM, 0) for s in STUDIES[2:4]}
     )
-    with pytest.raises(MismatchError, match="is not the tar that was planned"):
-        convert(raw, tmp_path / "out")
+    assert convert(raw, tmp_path / "out").exit_code == 0
+    assert "2 volumes of another size than planned, taken as they are now" in caplog.text
+    assert list(verify_folder(tmp_path / "out")) == []
+    (raw / "shard-000002.tar").unlink()
+    with pytest.raises(MismatchError, match=r"1 volume gone, such as shard-000002\.tar/"):
+        convert(raw, tmp_path / "out", force=True)
 
 
 def test_a_repaired_tar_is_read_again_for_what_failed(tmp_path: Path, raw: Path) -> None:
@@ -321,3 +331,23 @@ def test_the_command_converts_and_says_how_it_went(tmp_path: Path, real_ct: Path
     result = subprocess.run(again, capture_output=True, text=True, check=True, timeout=60)
     assert "1 of 1 samples in 1 of 1 shards, 0 failed" in result.stdout
     assert (tmp_path / "out/manifest.json").read_bytes() == manifest
+
+
+def test_volumes_that_a_writer_gzipped_once_more_are_read(
+    tmp_path: Path, phantoms: dict[str, npt.NDArray[np.int16]]
+) -> None:
+    volumes = {study: Volume(v, SPACING_MM) for study, v in list(phantoms.items())[:2]}
+    paths = lay_out_ct_rate(tmp_path / "source", volumes)
+    (tmp_path / "raw").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "raw" / "x.tar")) as writer:
+        for study, path in paths.items():
+            writer.write({"__key__": study, "nii.gz": path.read_bytes()})
+    with tarfile.open(tmp_path / "raw" / "x.tar") as archive:
+        for info in archive:
+            stored = archive.extractfile(info)
+            assert stored is not None
+            assert gzip.decompress(stored.read())[:2] == b"\x1f\x8b"
+    assert convert(tmp_path / "raw", tmp_path / "out").exit_code == 0
+    ctgpu.build(tmp_path / "b", source=tmp_path / "source", spec=SPEC, device="cpu")
+    built, converted = read_samples(tmp_path / "b"), read_samples(tmp_path / "out")
+    assert {k: s.volume for k, s in converted.items()} == {k: s.volume for k, s in built.items()}

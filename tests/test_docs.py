@@ -16,7 +16,8 @@ import typer
 
 import ctgpu
 from built import read_samples
-from ctgpu.cli import app
+from common import REAL_CT_NAME
+from ctgpu.cli.commands import app
 from ctgpu.convert import convert_tars
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 from ctgpu.testing.hub import LocalHub
@@ -24,6 +25,7 @@ from test_convert import raw_sample, write_tar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+CONTRIBUTING = REPOSITORY / "CONTRIBUTING.md"
 SPACING_MM = (3.5, 3.0, 5.0)
 STUDY = "valid_1_a_1"
 
@@ -34,6 +36,59 @@ OLD_FLAGS = {
     "verify": "--original-pattern --preprocessed-pattern --num-samples",
     "inspect": "--num-samples",
 }
+
+
+FILE = re.compile(
+    r"[\w./*{}<>-]*\.(?:py|md|sh|sbatch|toml|txt|cfg|csv|json|jsonl|h|cpp|cu|png|idx|tar|npz|gz)\b"
+)
+#: Files that the tree need not have.
+ELSEWHERE = re.compile(
+    # What builds, previews and benchmarks leave behind.
+    r"(.*/)?shard-[^/]*\.(tar|json|idx)|(plan|manifest)\.json|failures\.jsonl|sheet\.png"
+    # Members of a sample, and kinds of files.
+    r"|(<key>)?(\.\w+)+|nii\.gz"
+    # What the reader has or writes.
+    r"|(train|valid)_\w+\.nii\.gz|scan(-\d+)?\.(npz|nii\.gz)|ctgpu\.sbatch|(OLD|NEW)\.json|\.gpu-check/result\.json"
+    # What a page says where to get.
+    rf"|{re.escape(REAL_CT_NAME)}"
+)
+NOT_OF_THE_TREE = {"build", "demo", "__pycache__"}
+
+
+def tree() -> Iterator[Path]:
+    """The files of the project, without what was built or installed in it."""
+    for folder, folders, files in os.walk(REPOSITORY):
+        folders[:] = [
+            name
+            for name in folders
+            if name == ".ci" or (name not in NOT_OF_THE_TREE and not name.startswith("."))
+        ]
+        yield from (Path(folder, name) for name in files)
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, CONTRIBUTING], ids=lambda path: path.name)
+def test_every_named_file_is_there(document: Path) -> None:
+    names = set(FILE.findall(document.read_text(encoding="utf-8")))
+    files = list(tree())
+    missing = [
+        name
+        for name in names
+        if not ELSEWHERE.fullmatch(name)
+        and not (document.parent / name).exists()
+        and not any(path.match(name.removeprefix("./")) for path in files)
+    ]
+    assert missing == []
+
+
+def test_every_link_leads_to_a_file() -> None:
+    links = [
+        (document, target)
+        for document in [*DOCUMENTS, CONTRIBUTING]
+        for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8"))
+        if "://" not in target
+    ]
+    assert links
+    assert [target for document, target in links if not (document.parent / target).exists()] == []
 
 
 def commands() -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -16,6 +17,8 @@ from ctgpu import doctor
 from ctgpu.engines import _cupy, cuda
 from ctgpu.engines.cpu import CpuEngine
 from ctgpu.errors import DeviceError
+from ctgpu.extras import install_command
+from ctgpu.testing.hub import LocalHub
 
 TOKEN = "hf_a-secret-of-nobody"
 
@@ -40,6 +43,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str | None]
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     yield Handler.seen
     server.shutdown()
     server.server_close()
@@ -59,6 +63,17 @@ def rendered(report: doctor.Report) -> str:
     text = io.StringIO()
     Console(file=text, width=200).print(report.to_table())
     return text.getvalue()
+
+
+@pytest.mark.usefixtures("no_driver", "hub")
+def test_a_file_system_that_does_not_say_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = SimpleNamespace(total=0, used=0, free=0)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: unknown)
+    disk = found(doctor.diagnose(tmp_path))["disk"]
+    assert (disk.status, disk.facts["free_bytes"]) == ("ok", None)
+    assert disk.text == f"the file system of {tmp_path} does not say how much is free"
 
 
 @pytest.mark.usefixtures("no_driver")
@@ -100,14 +115,84 @@ def test_no_engine_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     assert found(report)["CPU engine"].status == "failed"
 
 
+@pytest.mark.usefixtures("no_driver")
+def test_a_hub_that_must_not_be_asked(
+    hub: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    check = found(doctor.diagnose(tmp_path))["Hub"]
+    assert hub == []
+    assert check.status == "missing"
+    assert check.text.endswith("is not asked, as HF_HUB_OFFLINE is set")
+
+
+@pytest.mark.usefixtures("hub")
+@pytest.mark.parametrize("kind", ["a file in its way", "a folder that takes no file"])
+def test_a_kernel_cache_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    def refuse() -> None:
+        raise DeviceError("CuPy cannot keep compiled kernels")
+
+    (tmp_path / "file").touch()
+    folder = str(tmp_path / "file" / "kernels") if kind.startswith("a file") else "/proc/self/task"
+    monkeypatch.setenv("CUPY_CACHE_DIR", folder)
+    for module in (doctor, cuda):
+        monkeypatch.setattr(module, "import_cupy", refuse)
+    monkeypatch.setattr(doctor, "driver_cuda_version", lambda: 13000)
+    report = doctor.diagnose(tmp_path)
+    check = found(report)["kernel cache"]
+    assert check.status == "failed"
+    assert check.text.startswith(f"{folder} cannot be written (")
+    assert check.text.endswith("set CUPY_CACHE_DIR to a folder that can")
+    assert report.device == "cpu"
+
+
+def test_a_kernel_cache_that_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "new" / "kernels"))
+    assert doctor._kernel_cache().status == "ok"
+    monkeypatch.delenv("CUPY_CACHE_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert doctor._kernel_cache().text == str(tmp_path / ".cupy" / "kernel_cache")
+
+
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     check = doctor._endpoint()
     assert check.status == "missing"
     assert "http://127.0.0.1:9 cannot be reached" in check.text
-    monkeypatch.setenv("HF_ENDPOINT", "file:///etc/passwd")
-    assert doctor._endpoint().status == "failed"
+
+
+@pytest.mark.parametrize("stated", ["file:///etc/passwd", "http://hub:99999", "http://[::1"])
+def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch, stated: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", stated)
+    check = doctor._endpoint()
+    assert check.status == "failed"
+    assert check.text.startswith(f"HF_ENDPOINT is '{stated}', which is not an address")
+
+
+def test_a_hub_that_never_ends_its_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(doctor, "_HUB_TIMEOUT_S", 0.3)
+    with LocalHub(tmp_path) as local:
+        local.faults.answers = {"info": ["trickle_head"]}
+        monkeypatch.setenv("HF_ENDPOINT", f"{local.url}/api/datasets/{local.repo_id}/revision/main")
+        check = doctor._endpoint()
+    assert check.status == "missing"
+    assert "cannot be reached (no whole answer in time)" in check.text
+
+
+def test_a_proxy_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setenv("http_proxy", "socks5://user:secret@127.0.0.1:1")
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    check = doctor._endpoint()
+    assert check.status == "missing"
+    assert "the proxy socks5://127.0.0.1:1 " in check.text
+    assert "secret" not in check.text
 
 
 def test_a_driver_without_cupy_names_the_extra(
@@ -120,7 +205,7 @@ def test_a_driver_without_cupy_names_the_extra(
     monkeypatch.setattr(doctor, "import_cupy", refuse)
     monkeypatch.setattr(cuda, "import_cupy", refuse)
     report = doctor.diagnose(tmp_path)
-    assert found(report)["NVIDIA driver"].text.endswith("pip install 'ctgpu[cuda12]'")
+    assert found(report)["NVIDIA driver"].text.endswith(install_command("cuda12"))
     assert found(report)["GPU"].status == "failed"
     assert "'ctgpu[cuda12]'" in rendered(report)  # markup does not swallow it
     assert report.device == "cpu"

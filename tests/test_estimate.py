@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+import ctgpu
+from ctgpu.cli.plan import _show
 from ctgpu.estimate import StageEstimate, Storage, _Work, estimate_build
 from ctgpu.planning import Request
 from ctgpu.spec import Spec
@@ -83,6 +87,30 @@ def test_no_room_is_said_with_the_builds_exit_code(
     estimate = estimate_build(tmp_path, request(source), device="cpu", calibrate=0)
     assert not estimate.fits
     assert estimate.exit_code == 3
+
+
+def test_room_that_is_not_known_is_no_lack_of_it(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(0, 0, 0))
+    estimate = estimate_build(tmp_path, request(source), device="cpu", calibrate=0)
+    assert (estimate.free_bytes, estimate.fits, estimate.exit_code) == (None, True, 0)
+    assert json.loads(json.dumps(estimate.to_dict()))["free_bytes"] is None
+    table = io.StringIO()
+    _show(estimate, Console(file=table, width=120))
+    assert "unknown, for the file system does not say" in table.getvalue()
+
+
+def test_a_build_asks_for_the_space_that_the_plan_names(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    estimate = estimate_build(tmp_path / "out", request(source), device="cpu", calibrate=0)
+    needed_bytes = estimate.storage.needed_bytes
+    asked: list[int] = []
+    monkeypatch.setattr("ctgpu.builder.require_free_space", lambda f, needed: asked.append(needed))
+    ctgpu.build(tmp_path / "out", source=source, spec=SMALL, samples_per_shard=2, device="cpu")
+    assert asked == [needed_bytes]
 
 
 def test_workers_are_suggested_as_long_as_they_help(monkeypatch: pytest.MonkeyPatch) -> None:

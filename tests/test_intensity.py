@@ -155,9 +155,13 @@ def test_shares_are_of_what_is_not_padding():
     assert evidence == HuEvidence(0.5, 0.5, 0.25, 0.25, 0.0, 0.25)
 
 
-def test_a_volume_too_small_to_judge_is_accepted():
-    assert HuEvidence.measure(np.full((63, 64, 64), 5000, np.int16), HU) is None
-    check_hu(np.full((63, 64, 64), 5000, np.int16), HU)
+def test_shares_of_a_volume_too_small_to_judge_say_nothing():
+    shifted = np.random.default_rng(1).integers(5000, 6000, (63, 64, 64), np.int16)
+    assert HuEvidence.measure(shifted, HU) is None
+    check_hu(shifted, HU)
+    assert HuEvidence.measure(np.tile(shifted, (2, 1, 1)), HU) is not None
+    with pytest.raises(IntensityError, match="never rescaled"):
+        check_hu(np.tile(shifted, (2, 1, 1)), HU)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -165,7 +169,8 @@ def test_a_volume_too_small_to_judge_is_accepted():
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("place", [(0, 0, 0), (6, 8, 4), (3, 0, 2)])
 def test_voxels_that_are_not_finite_are_refused(value, dtype, order, place):
-    voxels = np.zeros((7, 9, 5), dtype, order=order)
+    noise = np.random.default_rng(1).normal(-400, 300, (7, 9, 5))
+    voxels = np.array(noise, dtype, order=order)
     check_hu(voxels, HU)
     voxels[place] = value
     for view in (voxels, voxels[::-1], voxels.transpose(1, 2, 0)):

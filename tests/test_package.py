@@ -22,6 +22,16 @@ def test_import_is_light_and_silent() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+def test_dir_lists_what_is_public_before_and_after_it_is_used() -> None:
+    code = (
+        "import ctgpu; assert dir(ctgpu) == sorted(ctgpu.__all__), dir(ctgpu); "
+        "[getattr(ctgpu, name) for name in dir(ctgpu)]; "
+        "assert {'build', 'preprocess', 'Spec', '__version__'} <= set(dir(ctgpu)); "
+        "assert dir(ctgpu) == sorted(ctgpu.__all__)"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
+
+
 def test_public_names_are_there() -> None:
     for name in ctgpu.__all__:
         assert getattr(ctgpu, name) is not None

@@ -13,7 +13,7 @@ import pytest
 
 from ctgpu.buffers import ByteBudget
 from ctgpu.errors import DecodeError, StorageError
-from ctgpu.pipeline import Failure, Pipeline, Stages, Workers
+from ctgpu.pipeline import Failure, Pipeline, PipelineReport, Stages, StageTime, Workers
 
 
 class Recorder:
@@ -210,3 +210,20 @@ def test_a_stopped_run_waits_for_what_is_being_written() -> None:
     finally:
         signal.signal(signal.SIGUSR1, usual)
         interrupter.join()
+
+
+def test_the_bottleneck_is_not_the_stage_that_was_done_first() -> None:
+    # Threads that end once all is fetched have never waited; one at the end waits for the first.
+    fetch, device = StageTime("fetch", 8, 0.4, 0.0), StageTime("device", 1, 0.2, 0.1)
+    assert fetch.utilisation > device.utilisation
+    assert PipelineReport(0.3, [fetch, device], 0, samples=8).bottleneck is device
+    # A single file is fetched by a single thread, however many there are.
+    assert PipelineReport(0.6, [fetch, device], 0, samples=1).bottleneck is fetch
+
+
+def test_pipelines_side_by_side_count_their_samples_together() -> None:
+    reports = [
+        Pipeline(Recorder().stages(), Workers(2, 1, 1), ByteBudget(1000)).run(range(count))
+        for count in (3, 4)
+    ]
+    assert PipelineReport.together(reports, 2, 1.0).samples == 7

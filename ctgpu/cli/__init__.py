@@ -2,56 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-import traceback
-from typing import Annotated
-
-import typer
-
-from ctgpu import __version__
-from ctgpu.cli import build, convert, demo, doctor, inspect, manifest, plan, verify
-from ctgpu.cli.options import RayCommand
-from ctgpu.errors import CtgpuError
-
-app = typer.Typer(
-    name="ctgpu",
-    help="3-D CT volumes from archives into training-ready WebDataset shards.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("build", cls=RayCommand)(build.command)
-app.command("demo")(demo.command)
-app.command("doctor")(doctor.command)
-app.command("inspect")(inspect.command)
-app.command("convert")(convert.command)
-app.command("manifest")(manifest.command)
-app.command("plan")(plan.command)
-app.command("verify")(verify.command)
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"ctgpu {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
-    ] = False,
-) -> None:
-    """Options that stand before the subcommand."""
 
 
 def main() -> None:
-    """Run the command line; an error of ours is one sentence and an exit code."""
+    """Run the command line."""
+    # Until a command has something to tidy up, Ctrl-C ends the process, imports included.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Nothing here multiplies large matrices; each thread of OpenBLAS costs memory and a place.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        app()
-    except CtgpuError as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        typer.echo(f"ctgpu: {error}", err=True)
-        sys.exit(error.exit_code)
+        from ctgpu.cli.exits import run
+    except (OSError, MemoryError) as error:  # not even the means to say it well can be loaded
+        print(f"ctgpu: too little memory or too few open files to begin: {error}", file=sys.stderr)
+        sys.exit(3)
+    run()

@@ -6,40 +6,35 @@ import contextlib
 import logging
 import os
 import shlex
-import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from ctgpu.builder import BuildReport, Executor, build
+from ctgpu.builder import Executor, build
 from ctgpu.cli.display import Display, show_summary
 from ctgpu.cli.options import (
+    Axes,
     Debug,
     Device,
-    LogFormat,
-    configure_logging,
+    HuGuard,
+    MaxTiltDegrees,
+    log_level,
     parse_numbers,
     parse_range,
     parse_size,
+    spec_of,
 )
+from ctgpu.cli.stopping import Stopped, stoppable
+from ctgpu.cli.terminal import Console, LogFormat, configure_logging
 from ctgpu.distribute.slurm import part_from_environment
-from ctgpu.errors import UsageError
 from ctgpu.planning import Part
+from ctgpu.report import BuildReport
 from ctgpu.sources import DEFAULT_REPO_ID
-from ctgpu.spec import PRESETS, Spec
+from ctgpu.spec import PRESETS
 
 log = logging.getLogger(__name__)
-
-
-class _Stopped(BaseException):
-    """SIGINT, or SIGTERM as a scheduler sends it."""
-
-    def __init__(self, number: int) -> None:
-        self.exit_code = 128 + number
 
 
 def command(
@@ -104,6 +99,9 @@ def command(
             help="header: take the file's spacing where the CSV has none. (default: fail)"
         ),
     ] = None,
+    axes: Axes = None,
+    max_tilt_degrees: MaxTiltDegrees = None,
+    hu_guard: HuGuard = None,
     preset: Annotated[
         str | None, typer.Option(help=f"Spec to start from: {', '.join(PRESETS)}.")
     ] = None,
@@ -142,7 +140,7 @@ def command(
     Run it again to go on where it stopped: what an earlier run was told need not be repeated.
     """
     console = Console(stderr=True)
-    configure_logging(log_format, debug, console)
+    configure_logging(log_format, log_level(debug), console)
     again = ["build", "--output-dir", str(output_dir)]
     again += ["--force"] * force + ["--retry-failed"] * retry_failed
     again += ["--ray", ray] if ray is not None else []
@@ -153,15 +151,21 @@ def command(
             source=source,
             repo_id=repo_id,
             revision=revision,
-            spec=_spec(
-                preset, spacing, shape, hu_window, layout=layout, intensity=intensity, clip=clip
+            spec=spec_of(
+                preset,
+                target_spacing_mm=spacing and parse_numbers(spacing, "--spacing", "0.75,0.75,1.5"),
+                shape_hwd=shape and parse_numbers(shape, "--shape", "480,480,240"),
+                hu_window=hu_window and parse_numbers(hu_window, "--hu-window", "-1000,1000"),
+                layout=layout,
+                intensity=intensity,
+                clip=clip,
             ),
             device=device,
             num_workers=num_workers,
-            memory_limit_bytes=parse_size(memory_limit) if memory_limit else None,
+            memory_limit_bytes=parse_size(memory_limit) if memory_limit is not None else None,
             temp_dir=temp_dir,
             samples_per_shard=samples_per_shard,
-            shards=parse_range(shards) if shards else None,
+            shards=parse_range(shards) if shards is not None else None,
             part=_part_of_job_array() if ray is None else None,
             limit=limit,
             recon=recon,
@@ -169,16 +173,20 @@ def command(
             seed=seed,
             keep_no_chest=keep_no_chest,
             spacing_fallback=spacing_fallback,
+            axes=axes,
+            max_tilt_degrees=max_tilt_degrees,
+            hu_guard=hu_guard,
             force=force,
             retry_failed=retry_failed,
             executor=_ray_executor(ray) if ray is not None else None,
             watch=display,
         )
+        display.finish(report)
     finish(report, log_format)
 
 
 def _part_of_job_array() -> Part | None:
-    part = part_from_environment(os.environ)
+    part = part_from_environment(os.environ, on_terminal=os.isatty(0))
     if part is not None:
         log.info("SLURM: this is part %d of %d", part.index + 1, part.count)
     return part
@@ -193,21 +201,15 @@ def _ray_executor(address: str) -> Executor:
 @contextlib.contextmanager
 def resumable(folder: Path, again: Sequence[str]) -> Iterator[None]:
     """Turn a signal into an exit that says with which arguments `folder` goes on."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _stop)
     try:
-        yield
-    except _Stopped as stopped:
-        typer.echo(
-            f"ctgpu: stopped; {folder} keeps every finished sample. "
-            f"Go on with: {shlex.join(['ctgpu', *again])}",
-            err=True,
+        # What comes after it is the summary; nothing is lost where that is cut short.
+        with stoppable():
+            yield
+    except Stopped as stopped:
+        stopped.sentence = (
+            f"stopped; {folder} keeps every finished sample. Go on with: {_shell(again)}"
         )
-        raise typer.Exit(stopped.exit_code) from None
-    finally:
-        # What comes now is the summary; nothing is lost where that is cut short.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        raise
 
 
 def finish(report: BuildReport, log_format: LogFormat) -> None:
@@ -219,30 +221,19 @@ def finish(report: BuildReport, log_format: LogFormat) -> None:
     raise typer.Exit(report.exit_code)
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    # A second signal ends the process at once, which a folder survives as well.
-    signal.signal(number, signal.SIG_DFL)
-    raise _Stopped(number)
+def _shell(arguments: Sequence[str]) -> str:
+    """A command that a shell takes, also where a name has to be written with escapes."""
+    return " ".join(("ctgpu", *map(_quoted, arguments)))
 
 
-def _spec(
-    preset: str | None,
-    spacing: str | None,
-    shape: str | None,
-    hu_window: str | None,
-    **choices: str | None,
-) -> Spec | None:
-    """The spec that the options describe; None where they say nothing."""
-    values: dict[str, object] = {k: v for k, v in choices.items() if v is not None}
-    if spacing is not None:
-        values["target_spacing_mm"] = parse_numbers(spacing, "--spacing")
-    if shape is not None:
-        values["shape_hwd"] = parse_numbers(shape, "--shape")
-    if hu_window is not None:
-        values["hu_window"] = parse_numbers(hu_window, "--hu-window")
-    if preset is None and not values:
-        return None
-    if preset is not None and preset not in PRESETS:
-        raise UsageError(f"--preset is {preset!r}; it is one of {', '.join(PRESETS)}")
-    base = PRESETS[preset or "ct-rate"].to_dict()
-    return Spec.from_dict(base | values)
+def _quoted(word: str) -> str:
+    if word.isprintable():
+        return shlex.quote(word)
+    # Bytes, for of characters a shell knows only those of its locale.
+    escaped = (
+        c
+        if c.isprintable() and c not in "\\'"
+        else "".join(f"\\x{byte:02x}" for byte in os.fsencode(c))
+        for c in word
+    )
+    return f"$'{''.join(escaped)}'"

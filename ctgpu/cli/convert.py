@@ -6,21 +6,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ctgpu.cli import build
 from ctgpu.cli.display import Display
 from ctgpu.cli.options import (
+    Axes,
     Debug,
     Device,
-    LogFormat,
-    configure_logging,
+    HuGuard,
+    MaxTiltDegrees,
+    log_level,
     parse_range,
     parse_size,
+    spec_of,
 )
+from ctgpu.cli.terminal import Console, LogFormat, configure_logging
 from ctgpu.convert import convert_tars
-from ctgpu.errors import UsageError
-from ctgpu.spec import PRESETS, Spec
+from ctgpu.spec import PRESETS
 
 
 def command(
@@ -45,6 +47,9 @@ def command(
     shards: Annotated[
         str | None, typer.Option(help="Do only shards A-B of the plan, both included.")
     ] = None,
+    axes: Axes = None,
+    max_tilt_degrees: MaxTiltDegrees = None,
+    hu_guard: HuGuard = None,
     preset: Annotated[
         str | None, typer.Option(help=f"What to make of raw volumes: {', '.join(PRESETS)}.")
     ] = None,
@@ -61,7 +66,15 @@ def command(
     delete_after: Annotated[
         bool,
         typer.Option(
-            "--delete-after", help="Delete a tar once all it holds is committed and verified."
+            "--delete-after",
+            help="Delete a tar once all that it says is in committed and verified shards; what is "
+            "kept is named.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Convert and delete nothing: say what --delete-after would delete."
         ),
     ] = False,
     log_format: Annotated[LogFormat, typer.Option(help="Log lines as text or json.")] = (
@@ -74,7 +87,7 @@ def command(
     Run it again to go on where it stopped.
     """
     console = Console(stderr=True)
-    configure_logging(log_format, debug, console)
+    configure_logging(log_format, log_level(debug), console)
     again = ["convert", "--input-pattern", input_pattern, "--output-dir", str(output_dir)]
     again += ["--force"] * force + ["--retry-failed"] * retry_failed
     again += ["--delete-after"] * delete_after
@@ -83,24 +96,20 @@ def command(
             input_pattern,
             output_dir,
             split=split,
-            spec=_spec(preset, intensity),
+            spec=spec_of(preset, intensity=intensity),
             device=device,
             num_workers=num_workers,
-            memory_limit_bytes=parse_size(memory_limit) if memory_limit else None,
+            memory_limit_bytes=parse_size(memory_limit) if memory_limit is not None else None,
             samples_per_shard=samples_per_shard,
-            shards=parse_range(shards) if shards else None,
+            shards=parse_range(shards) if shards is not None else None,
+            axes=axes,
+            max_tilt_degrees=max_tilt_degrees,
+            hu_guard=hu_guard,
             force=force,
             retry_failed=retry_failed,
             delete_after=delete_after,
+            dry_run=dry_run,
             watch=display,
         )
+        display.finish(report)
     build.finish(report, log_format)
-
-
-def _spec(preset: str | None, intensity: str | None) -> Spec | None:
-    if preset is None and intensity is None:
-        return None
-    if preset is not None and preset not in PRESETS:
-        raise UsageError(f"--preset is {preset!r}; it is one of {', '.join(PRESETS)}")
-    base = PRESETS[preset or "ct-rate"].to_dict()
-    return Spec.from_dict(base | ({"intensity": intensity} if intensity else {}))

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ctgpu.cli.display import Display, show_summary
-from ctgpu.cli.options import Debug, Device, LogFormat, configure_logging
+from ctgpu.cli.options import Debug, Device, log_level
+from ctgpu.cli.stopping import stoppable
+from ctgpu.cli.terminal import Console, LogFormat, configure_logging
 from ctgpu.demo import BuiltSample, read_back, run_demo
 
 
@@ -23,13 +24,15 @@ def command(
 ) -> None:
     """Make a small CT-RATE-like source of phantoms, build it, and show what came out."""
     errors, console = Console(stderr=True), Console()
-    configure_logging(LogFormat.text, debug, errors)
-    with Display(errors) as display:
+    configure_logging(LogFormat.text, log_level(debug), errors)
+    with stoppable(), Display(errors) as display:
         report = run_demo(output_dir, device=device, watch=display)
+        display.finish(report)
     console.print(_samples_table(read_back(report.folder)))
     show_summary(report, console)
+    console.print()
     console.print(
-        f"\nLook around: {output_dir}/source is what went in, {output_dir}/shards what came out."
+        f"Look around: {output_dir}/source is what went in, {output_dir}/shards what came out."
     )
     raise typer.Exit(report.exit_code)
 

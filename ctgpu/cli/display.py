@@ -8,7 +8,6 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
@@ -20,6 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from ctgpu.cli.terminal import Console
 from ctgpu.progress import (
     Event,
     Listing,
@@ -27,12 +27,13 @@ from ctgpu.progress import (
     SampleFailed,
     SampleWritten,
     ShardCommitted,
+    ShardDoneElsewhere,
     ShardElsewhere,
     ShardResumed,
 )
 
 if TYPE_CHECKING:
-    from ctgpu.builder import BuildReport
+    from ctgpu.report import BuildReport
 
 log = logging.getLogger(__name__)
 
@@ -44,30 +45,36 @@ class Display:
 
     Parameters
     ----------
-    console : rich.console.Console
+    console : Console
         Where to draw; its terminal or not decides which of the two.
     """
 
     def __init__(self, console: Console) -> None:
         self._live = console.is_terminal
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rates]}"),
+            TextColumn("{task.fields[rates]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[failures]}"),
+            TextColumn("{task.fields[failures]}", markup=False),
             console=console,
             disable=not self._live,
         )
         self._task = self._progress.add_task("listing", total=None, rates="", failures="")
         self._started = self._last_line = time.monotonic()
-        self._pending = self._kept = self._written = self._failed = self._bytes = 0
+        self._pending = self._kept = self._elsewhere = 0
+        self._written = self._failed = self._bytes = 0
+        self._makers: dict[int, str] = {}
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        try:
+            self._progress.start()
+        except BaseException:
+            self._progress.console.show_cursor(True)  # hidden before its thread is started
+            raise
         return self
 
     def __exit__(
@@ -78,8 +85,18 @@ class Display:
     ) -> None:
         self._progress.stop()
 
+    def finish(self, report: BuildReport) -> None:
+        """Show the rates that the summary states, which count the last commit in."""
+        if report.pipeline is not None:
+            self._progress.update(self._task, description="built", rates=rates_of(report))
+
     def __call__(self, event: Event) -> None:
         """Show one event."""
+        if not isinstance(event, Listing | Planned | ShardElsewhere) and (
+            # What was made elsewhere is finished there, or was taken over.
+            self._makers.pop(event.shard, None) is not None
+        ):
+            self._describe()
         match event:
             case Listing(source):
                 self._log(event, "listing %s %s", source["kind"], source["location"])
@@ -107,7 +124,13 @@ class Display:
                 self._kept += kept_samples
                 self._progress.update(self._task, advance=kept_samples)
             case ShardElsewhere(shard, holder):
-                self._log(event, "shard %06d is being built by %s", shard, holder)
+                self._log(event, "shard %06d is being made by %s", shard, holder)
+                self._makers[shard] = holder
+                self._describe()
+            case ShardDoneElsewhere(shard, samples):
+                self._log(event, "shard %06d was made by another process", shard)
+                self._elsewhere += samples
+                self._progress.update(self._task, advance=samples)
 
     def _planned(self, plan: Planned) -> None:
         self._pending = plan.pending_samples
@@ -124,20 +147,25 @@ class Display:
         )
         self._progress.update(self._task, description="building", total=plan.pending_samples)
 
+    def _describe(self) -> None:
+        """Say for whom the bar may stand still."""
+        makers = [f" ({who} makes shard {shard:06d})" for shard, who in self._makers.items()]
+        self._progress.update(self._task, description=f"building{makers[0] if makers else ''}")
+
     def _advance(self) -> None:
         done = self._written + self._failed
         seconds = max(time.monotonic() - self._started, 1e-9)
-        rates = f"{done / seconds:.2f} samples/s {self._bytes / seconds / 1e6:.0f} MB/s"
+        rates = _rates(self._written, self._bytes, seconds)
         failures = f"{self._failed} failed" if self._failed else ""
         self._progress.update(self._task, advance=1, rates=rates, failures=failures)
         now = time.monotonic()
         if not self._live and now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            left = self._pending - self._kept - done
+            left = self._pending - self._kept - self._elsewhere - done
             eta_s = left * seconds / done
             log.info(
                 "%d of %d samples, %s, eta %.0f s%s",
-                self._kept + done,
+                self._kept + self._elsewhere + done,
                 self._pending,
                 rates,
                 eta_s,
@@ -148,7 +176,7 @@ class Display:
                         "done": done,
                         "pending": self._pending,
                         "failed": self._failed,
-                        "samples_per_s": round(done / seconds, 3),
+                        "samples_per_s": round(self._written / seconds, 3),
                         "eta_s": round(eta_s),
                     }
                 },
@@ -160,12 +188,15 @@ class Display:
 
 
 def stage_table(report: BuildReport) -> Table:
-    """Where the time went: busy, waiting, share; the bottleneck marked."""
+    """Where the time went: busy, waiting, share, and what each stage takes by itself.
+
+    The longest of these is the bottleneck.
+    """
     table = Table(title="Where the time went", title_justify="left")
     table.add_column("stage")
-    for name in ("threads", "busy s", "waiting s", "busy share"):
+    for name in ("threads", "busy s", "waiting s", "busy share", "alone s"):
         table.add_column(name, justify="right")
-    table.add_column("")
+    table.add_column("bottleneck")
     assert report.pipeline is not None
     for stage in report.pipeline.stages:
         table.add_row(
@@ -174,9 +205,20 @@ def stage_table(report: BuildReport) -> Table:
             f"{stage.busy_s:.2f}",
             f"{stage.waiting_s:.2f}",
             f"{stage.utilisation:.0%}",
-            "bottleneck" if stage is report.pipeline.bottleneck else "",
+            f"{stage.alone_s(report.pipeline.samples):.2f}",
+            "yes" if stage is report.pipeline.bottleneck else "",
         )
     return table
+
+
+def rates_of(report: BuildReport) -> str:
+    """Samples and bytes a second of a run, as the bar and the summary show them."""
+    assert report.pipeline is not None
+    return _rates(report.written, report.stored_bytes, max(report.pipeline.wall_s, 1e-9))
+
+
+def _rates(samples: int, size_bytes: int, seconds: float) -> str:
+    return f"{samples / seconds:.2f} samples/s, {size_bytes / seconds / 1e6:.0f} MB/s"
 
 
 def show_summary(report: BuildReport, console: Console) -> None:
@@ -184,8 +226,7 @@ def show_summary(report: BuildReport, console: Console) -> None:
     if report.pipeline is not None and report.pipeline.stages and report.written:
         console.print(stage_table(report))
         console.print(
-            f"{report.written} samples in {report.pipeline.wall_s:.1f} s: "
-            f"{report.written / report.pipeline.wall_s:.2f} samples/s, "
+            f"{report.written} samples in {report.pipeline.wall_s:.1f} s: {rates_of(report)}, "
             f"{decimal(report.stored_bytes)} written, "
             f"at most {decimal(report.pipeline.peak_reserved_bytes)} in flight"
         )
@@ -202,10 +243,12 @@ def show_summary(report: BuildReport, console: Console) -> None:
             console.print(
                 f"  {failure['key']} ({failure['stage']}): {failure['message']}",
                 soft_wrap=True,
-                markup=False,
             )
         if len(report.failures) > 5:
             console.print(f"  … and {len(report.failures) - 5} more")
         console.print("re-do just those with the same command and --retry-failed")
     if manifest["total_samples"]:
-        console.print("\nFor a training config:\n" + report.training_yaml(), markup=False)
+        console.print()
+        console.print("For a training config:")
+        for line in report.training_yaml().splitlines():
+            console.print(line, soft_wrap=True)

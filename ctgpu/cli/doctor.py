@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ctgpu.cli.options import Debug, Device
+from ctgpu.cli.terminal import Console, say_json
 from ctgpu.doctor import diagnose
 
 
@@ -24,7 +23,7 @@ def command(
     """Say what this machine can do, and what stands in the way of a build."""
     report = diagnose(output_dir, device=device)
     if as_json:
-        typer.echo(json.dumps(report.to_dict()))
+        say_json(report.to_dict())
     else:
         Console().print(report.to_table())
     raise typer.Exit(report.exit_code)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 from ctgpu.cli.options import Debug
+from ctgpu.cli.terminal import Console, say_json
 from ctgpu.errors import UsageError
-from ctgpu.inspect import SampleFacts, draw_originals, draw_sheet, inspect_samples
+from ctgpu.inspect import (
+    SampleFacts,
+    View,
+    draw_originals,
+    draw_sheet,
+    inspect_samples,
+    label_words,
+    require_drawable,
+)
+from ctgpu.orientation import Orientation
+from ctgpu.printable import printable_lines, to_json
 
 
 def command(
@@ -23,7 +33,7 @@ def command(
             metavar="PATH|PATTERN|DIR", help="A data set, tars (braces and globs), or a volume."
         ),
     ],
-    num_samples: Annotated[int, typer.Option(help="Look at the first N samples.", min=1)] = 4,
+    num_samples: Annotated[int, typer.Option(help="Look at the first N samples.")] = 4,
     preview: Annotated[
         Path | None, typer.Option(help="Draw them here, such as sheet.png (needs matplotlib).")
     ] = None,
@@ -36,19 +46,22 @@ def command(
     """Show what is in a data set, in tars, or in a volume file."""
     if source is not None and preview is None:
         raise UsageError("--source is what --preview draws below each sample; give both")
+    if preview is not None:
+        require_drawable(preview)
     console = Console()
-    views = []
+    views: list[View] = []
+    drawn = (view.title for view in views)
+    originals = draw_originals(where, source, drawn) if source is not None else None
     for facts, view in inspect_samples(where, num_samples=num_samples):
         if as_json:
-            typer.echo(json.dumps(facts.to_dict()))
+            say_json(facts.to_dict())
         else:
             console.print(_table(facts))
         if preview is not None:
             views.append(view)
     if preview is None:
         return
-    if source is not None:
-        originals = draw_originals(where, source, [view.title for view in views])
+    if originals is not None:
         views = [view for pair in zip(views, originals, strict=True) for view in pair]
     draw_sheet(views, preview)
 
@@ -64,22 +77,27 @@ def _table(facts: SampleFacts) -> Table:
         ("spacing", " ".join(f"{s:g}" for s in facts.spacing_mm) + " mm")
         if facts.spacing_mm
         else ("spacing", "not stated"),
+        ("orientation", _orientation(facts.orientation)),
+        *(("contradiction", sentence) for sentence in facts.contradictions),
         ("labels", _labels(facts.labels)),
         ("report", facts.report or "none"),
     ]
     if facts.source:
-        rows.append(("source", json.dumps(facts.source)))
+        rows.append(("source", to_json(facts.source)))
     if facts.engine:
-        rows.append(("engine", facts.engine))
+        rows.append(("engine", to_json(facts.engine)))
     for name, text in rows:
-        table.add_row(name, text.replace("[", r"\["))
+        # In its box, a report may keep its lines.
+        table.add_row(name, Text(printable_lines(text)))
     return table
 
 
+def _orientation(orientation: Orientation | None) -> str:
+    if orientation is None:
+        return "not stated"
+    tilt, shear = orientation.tilt_degrees, orientation.shear_degrees
+    return f"{orientation.codes}, tilted by {tilt:g}°, sheared by {shear:g}°"
+
+
 def _labels(labels: dict[str, float] | None) -> str:
-    if labels is None:
-        return "none"
-    unknown = sum(value != value for value in labels.values())
-    if unknown:
-        return f"{unknown} of {len(labels)} not known"
-    return ", ".join(name for name, value in labels.items() if value > 0) or "none is positive"
+    return "none" if labels is None else ", ".join(label_words(labels))

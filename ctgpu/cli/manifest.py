@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ctgpu.cli.options import Debug
+from ctgpu.cli.terminal import say
 from ctgpu.shards.manifest import write_manifest
 
 
@@ -17,7 +18,7 @@ def command(
 ) -> None:
     """Derive manifest.json and failures.jsonl anew from the shards' records; no tar is read."""
     card = write_manifest(folder)
-    typer.echo(
+    say(
         f"{folder}: {card['total_samples']} of {card['planned_samples']} samples in "
         f"{card['total_shards']} of {card['planned_shards']} shards, "
         f"{card['failed_samples']} failed"

@@ -2,34 +2,66 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
-import sys
-from enum import StrEnum
+from dataclasses import replace
+from decimal import Decimal
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 from typer.core import TyperCommand
 
 from ctgpu.engines.registry import DEVICE_HELP
 from ctgpu.errors import UsageError
+from ctgpu.orientation import DEFAULT_MAX_TILT_DEGREES
+from ctgpu.spec import PRESETS, Spec
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-class LogFormat(StrEnum):
-    """How log lines look."""
-
-    text = "text"
-    json = "json"
-
+_SPEC_OPTIONS = {
+    "target_spacing_mm": "--spacing",
+    "shape_hwd": "--shape",
+    "hu_window": "--hu-window",
+    "layout": "--layout",
+    "intensity": "--intensity",
+    "clip": "--clip",
+}
 
 Debug = Annotated[bool, typer.Option("--debug", help="Log details; show tracebacks of errors.")]
+Axes = Annotated[
+    str | None,
+    typer.Option(
+        help="checked: refuse volumes whose third axis is not the patient's long one; stored: take "
+        "every volume as it lies. (default: checked)"
+    ),
+]
+MaxTiltDegrees = Annotated[
+    float | None,
+    typer.Option(
+        help="Refuse volumes whose axes are further than this from the patient's, or sheared by "
+        f"more. (default: {DEFAULT_MAX_TILT_DEGREES:g})"
+    ),
+]
+HuGuard = Annotated[
+    str | None,
+    typer.Option(
+        help="What to do about volumes that are not HU (normalised, grey values, labels, rescaled "
+        "twice or never): refuse, or warn and take them. (default: refuse)"
+    ),
+]
 Device = Annotated[str, typer.Option(help=f"Where to compute: {DEVICE_HELP}.")]
+
+
+def log_level(debug: bool) -> int:
+    """What ``--debug`` makes of the log."""
+    return logging.DEBUG if debug else logging.INFO
+
+
+def shorten(text: str) -> str:
+    """What was given, for a message, however long it is."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}…")
 
 
 class RayCommand(TyperCommand):
@@ -48,27 +80,66 @@ def parse_size(text: str) -> int:
     Raises
     ------
     UsageError
-        If it is none of these.
+        If it is none of these, or nothing at all.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(ib|b)?", text.strip().lower())
+    match = re.fullmatch(
+        r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([kmgt]?)(ib|b)?", text.strip().lower()
+    )
     if not match or (match[3] == "ib" and not match[2]):
-        raise UsageError(f"{text!r} is not a size; write 8G, 500M or 8GiB")
+        raise UsageError(f"--memory-limit: {shorten(text)} is not a size; write 8G, 500M or 8GiB")
     units = _BINARY_UNITS if match[3] == "ib" else _UNITS
-    return int(float(match[1]) * units[match[2]])
+    size_bytes = int(Decimal(match[1]) * units[match[2]])
+    if size_bytes < 1:
+        raise UsageError(f"--memory-limit: {text!r} is less than a byte; write 8G, 500M or 8GiB")
+    return size_bytes
 
 
-def parse_numbers(text: str, name: str) -> tuple[float, ...]:
-    """``0.75,0.75,1.5`` to numbers.
+def parse_numbers(text: str, name: str, example: str) -> tuple[float, ...]:
+    """``0.75,0.75,1.5`` to as many numbers as the example has.
 
     Raises
     ------
     UsageError
-        If a part is no number.
+        If there are more or fewer, or a part is no number.
     """
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{name} is {text!r}; write numbers with commas between them") from None
+        numbers = ()
+    count = len(example.split(","))
+    if len(numbers) != count:
+        raise UsageError(
+            f"{name} is {shorten(text)}; write {count} numbers with commas between them, such as "
+            f"{example}"
+        )
+    return numbers
+
+
+def spec_of(preset: str | None, **values: object) -> Spec | None:
+    """The spec that options describe; None where they say nothing.
+
+    Parameters
+    ----------
+    preset : str or None
+        Where to start from; by default CT-RATE's.
+    **values
+        Fields of the spec; None where the option was not given.
+
+    Raises
+    ------
+    UsageError
+        Naming the option, if a value cannot be.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"--preset is {shorten(preset)}; it is one of {', '.join(PRESETS)}")
+    given: dict[str, Any] = {name: v for name, v in values.items() if v is not None}
+    if preset is None and not given:
+        return None
+    try:
+        return replace(PRESETS[preset or "ct-rate"], **given)
+    except UsageError as error:
+        field, is_, rest = str(error).partition(" is ")
+        raise UsageError(_SPEC_OPTIONS.get(field, field) + is_ + rest) from None
 
 
 def parse_range(text: str) -> range:
@@ -79,38 +150,8 @@ def parse_range(text: str) -> range:
     UsageError
         If it is neither.
     """
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", text.strip())
+    match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", text.strip())
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if last < first:
-        raise UsageError(f"--shards is {text!r}; write A-B, both included, such as 0-9")
+        raise UsageError(f"--shards is {shorten(text)}; write A-B, both included, such as 0-9")
     return range(first, last + 1)
-
-
-class _JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname.lower(),
-            "message": record.getMessage(),
-        }
-        line |= getattr(record, "facts", {})
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def configure_logging(log_format: LogFormat, debug: bool, console: Console) -> None:
-    """Send log lines to standard error: above the live display on a terminal, else plain."""
-    handler: logging.Handler
-    if log_format is LogFormat.json:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(_JsonFormatter())
-    elif console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, markup=False)
-    else:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger = logging.getLogger("ctgpu")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.DEBUG if debug else logging.INFO)
-    logger.propagate = False

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
 from ctgpu.cli.display import Display
-from ctgpu.cli.options import Debug, Device, LogFormat, configure_logging, parse_size
+from ctgpu.cli.options import Axes, Debug, Device, HuGuard, MaxTiltDegrees, log_level, parse_size
+from ctgpu.cli.stopping import stoppable
+from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say_json
 from ctgpu.estimate import Estimate, estimate_build
 from ctgpu.planning import Request
 from ctgpu.spec import PRESETS
@@ -40,9 +40,12 @@ def command(
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first N samples.")] = None,
     recon: Annotated[str | None, typer.Option(help="all or first. (default: all)")] = None,
+    axes: Axes = None,
+    max_tilt_degrees: MaxTiltDegrees = None,
+    hu_guard: HuGuard = None,
     preset: Annotated[str, typer.Option(help=f"Spec: {', '.join(PRESETS)}.")] = "ct-rate",
     calibrate: Annotated[
-        int, typer.Option(help="Build so many samples to measure; 0 for none.", min=0)
+        int, typer.Option(help="Build so many samples to measure; 0 for none.")
     ] = 3,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
@@ -54,8 +57,8 @@ def command(
     if preset not in PRESETS:
         raise typer.BadParameter(f"it is one of {', '.join(PRESETS)}", param_hint="--preset")
     errors = Console(stderr=True)
-    configure_logging(LogFormat.text, debug, errors)
-    with Display(errors) as display:
+    configure_logging(LogFormat.text, log_level(debug), errors)
+    with stoppable(), Display(errors) as display:
         estimate = estimate_build(
             output_dir,
             Request(
@@ -65,16 +68,22 @@ def command(
                 revision=revision,
                 spec=PRESETS[preset],
                 samples_per_shard=samples_per_shard,
-                selection={"limit": limit, "recon": recon},
+                selection={
+                    "limit": limit,
+                    "recon": recon,
+                    "axes": axes,
+                    "max_tilt_degrees": max_tilt_degrees,
+                    "hu_guard": hu_guard,
+                },
             ),
             device=device,
             num_workers=num_workers,
-            memory_limit_bytes=parse_size(memory_limit) if memory_limit else None,
+            memory_limit_bytes=parse_size(memory_limit) if memory_limit is not None else None,
             calibrate=calibrate,
             watch=display,
         )
     if as_json:
-        typer.echo(json.dumps(estimate.to_dict()))
+        say_json(estimate.to_dict())
     else:
         _show(estimate, Console())
     raise typer.Exit(estimate.exit_code)
@@ -84,12 +93,15 @@ def _show(estimate: Estimate, console: Console) -> None:
     storage = estimate.storage
     table = Table(title="What the build would take", title_justify="left", show_header=False)
     room = "fits" if estimate.fits else "does not fit: free some, or build parts with --shards"
+    free = "unknown, for the file system does not say"
+    if estimate.free_bytes is not None:
+        free = f"{decimal(estimate.free_bytes)}: {room}"
     rows = [
         ("volumes", ", ".join(f"{n} {what}" for what, n in estimate.counts.items() if n)),
         ("shards", f"{storage.shards}, {decimal(storage.full_shard_bytes)} each when full"),
         ("to read", decimal(estimate.source_bytes)),
         ("to store", f"{decimal(storage.needed_bytes)}, {storage.sample_bytes:,} bytes a volume"),
-        ("free", f"{decimal(estimate.free_bytes)}: {room}"),
+        ("free", free),
         ("memory", f"up to {decimal(estimate.memory_bytes)} for volumes in flight"),
     ]
     for stage in estimate.stages:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import signal
+import re
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import Progress
 
-from ctgpu.cli.options import Debug
+from ctgpu.cli.options import Debug, shorten
+from ctgpu.cli.terminal import Console, say, say_json
 from ctgpu.compare import Comparison, compare_samples
 from ctgpu.errors import UsageError
 from ctgpu.verify import Finding, Verification, verify_folder
@@ -45,8 +44,6 @@ def command(
     --original-pattern or --num-samples, samples are derived again from their originals by the torch
     reference, and volume, labels and report compared. Exits with 0 only if nothing is wrong.
     """
-    # It only reads, so there is nothing to tidy up.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if folder is not None and preprocessed_pattern is not None:
         raise UsageError("DIR and --preprocessed-pattern both name what to look at; give one")
     if source is not None and original_pattern is not None:
@@ -63,7 +60,7 @@ def command(
 
     def show(finding: Finding) -> None:
         if not as_json:
-            typer.echo(f"{finding.file}: {finding.problem}")
+            say(f"{finding.file}: {finding.problem}")
 
     with progress:
         result = verify_folder(
@@ -71,7 +68,7 @@ def command(
             found=show,
             checked=lambda done, shards: progress.update(task, completed=done, total=shards),
         )
-    typer.echo(result.to_json() if as_json else _verdict(result))
+    say(result.to_json() if as_json else _verdict(result))
     raise typer.Exit(result.exit_code)
 
 
@@ -84,21 +81,23 @@ def _compare(
     for sample in compare_samples(where, source=source, num_samples=_count(num_samples or "8")):
         compared.append(sample)
         if not as_json:
-            typer.echo(_line(sample))
+            say(_line(sample))
     passed = sum(sample.passed for sample in compared)
     if as_json:
         samples = [sample.to_dict() for sample in compared]
-        typer.echo(json.dumps({"passed": passed == len(compared), "samples": samples}))
+        say_json({"passed": passed == len(compared), "samples": samples})
     else:
-        typer.echo(f"{passed} of {len(compared)} samples passed")
+        say(f"{passed} of {len(compared)} samples passed")
     raise typer.Exit(0 if passed == len(compared) else 1)
 
 
 def _count(text: str) -> int | None:
     if text == "all":
         return None
-    if not text.isdecimal() or int(text) < 1:
-        raise UsageError(f"--num-samples is {text!r}; it is a whole number from 1, or all")
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise UsageError(
+            f"--num-samples is {shorten(text)}; it is a whole number from 1 to 999999999, or all"
+        )
     return int(text)
 
 

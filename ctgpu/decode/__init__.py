@@ -8,6 +8,7 @@ from ctgpu.buffers import Buffer, BufferPool, Bytes
 from ctgpu.decode import nifti, npz
 from ctgpu.decode.inflate import InflateError, inflate_backend
 from ctgpu.decode.layout import MAX_VOLUME_BYTES, Layout
+from ctgpu.decode.mistaken import HEAD_BYTES, mistaken_for
 from ctgpu.decode.raw import decode_raw
 from ctgpu.errors import DecodeError
 from ctgpu.volume import RawVolume
@@ -89,8 +90,12 @@ def inflated_size(file_name: str, data: Bytes) -> int:
 
 def _read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
     lower = file_name.lower()
-    if lower.endswith(".npz"):
-        return npz.read_layout(file_name, data, limit_bytes)
-    if lower.endswith((".nii", ".nii.gz")):
-        return nifti.read_layout(file_name, data, limit_bytes)
-    raise DecodeError(f"{file_name} is no volume; wanted a name in .npz, .nii or .nii.gz")
+    if not lower.endswith((".npz", ".nii", ".nii.gz")):
+        raise DecodeError(f"{file_name} is no volume; wanted a name in .npz, .nii or .nii.gz")
+    read_layout = npz.read_layout if lower.endswith(".npz") else nifti.read_layout
+    try:
+        return read_layout(file_name, data, limit_bytes)
+    except DecodeError as error:
+        if (found := mistaken_for(data[:HEAD_BYTES].tobytes())) is not None:
+            raise DecodeError(f"{file_name} {found}") from error
+        raise

@@ -10,9 +10,11 @@ is used again and again, release the GIL, and verify every checksum:
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 from isal import isal_zlib
 
 from ctgpu.buffers import Bytes
@@ -25,6 +27,8 @@ _isal: Any = isal_zlib
 _ISAL_ERRORS = (_isal.IsalError, OSError, EOFError)
 # isal counts in 32 bits.
 _PIECE_BYTES = 1 << 30
+_STEP_BYTES = 1 << 20
+GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_HEADER = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
 
 
@@ -111,13 +115,63 @@ def _available() -> dict[str, Backend]:
 #: What can inflate here, fastest first.
 BACKENDS = _available()
 _FASTEST = next(iter(BACKENDS.values()))
-gzip_into = _FASTEST.gzip_into
 member_into = _FASTEST.member_into
 
 
 def inflate_backend() -> str:
     """Name of the library that inflates here: ``"libdeflate"`` or ``"isal"``."""
     return _FASTEST.name
+
+
+def gzip_into(data: Bytes, out: Bytes, *, most_surplus_bytes: int = 0) -> int:
+    """Fill `out` from the gzip members of `data`, as forgiving as gzip and nibabel are.
+
+    What follows the last member and is none itself is ignored: padding with zeros, and anything
+    else that does not begin as a member does.
+
+    Parameters
+    ----------
+    data : numpy.ndarray
+        The stream, shape (size,), uint8.
+    out : numpy.ndarray
+        Shape (size,), uint8.
+    most_surplus_bytes : int
+        So many bytes behind those of `out` are inflated too, to hold them against their checksum,
+        and dropped.
+
+    Returns
+    -------
+    int
+        How many bytes were dropped; one more than `most_surplus_bytes` where there are more, of
+        which the rest was not looked at.
+
+    Raises
+    ------
+    InflateError
+        If a member is damaged or cut, or `out` is not filled.
+    """
+    try:
+        _FASTEST.gzip_into(data, out)
+        return 0
+    except InflateError:
+        return _gzip_into_step_by_step(data, out, most_surplus_bytes)
+
+
+def _gzip_into_step_by_step(data: Bytes, out: Bytes, most_surplus_bytes: int) -> int:
+    """For streams that the backends refuse, which are few."""
+    filled = surplus = 0
+    for piece in _pieces(data, _STEP_BYTES):
+        kept = min(len(piece), len(out) - filled)
+        out[filled : filled + kept] = np.frombuffer(piece, np.uint8, kept)
+        filled += kept
+        surplus += len(piece) - kept
+        if surplus > most_surplus_bytes:
+            return most_surplus_bytes + 1
+    if filled < len(out):
+        raise InflateError(
+            f"it inflates to {filled:,} bytes and {len(out):,} are declared: it is cut short"
+        )
+    return surplus
 
 
 def gzip_head(data: Bytes, size_bytes: int) -> bytes:
@@ -128,13 +182,41 @@ def gzip_head(data: Bytes, size_bytes: int) -> bytes:
     InflateError
         If they cannot be inflated.
     """
-    reader, head = _isal._GzipReader(data.data), b""
-    try:
-        while len(head) < size_bytes and (more := reader.read(size_bytes - len(head))):
-            head += more
-    except _ISAL_ERRORS as error:
-        raise InflateError(f"its deflate stream is damaged ({error})") from error
-    return head
+    head = b""
+    for piece in _pieces(data, max(size_bytes, 1 << 12)):
+        head += piece
+        if len(head) >= size_bytes:
+            break
+    return head[:size_bytes]
+
+
+def _pieces(data: Bytes, step_bytes: int) -> Iterator[bytes]:
+    """What the members of a gzip stream inflate to, up to what is no member, piece by piece."""
+    position = 0
+    while bytes(data[position : position + 2]) == GZIP_MAGIC:
+        member = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        while not member.eof:
+            step = data[position : position + step_bytes].data
+            try:
+                piece = member.decompress(step, step_bytes)
+            except zlib.error as error:
+                raise InflateError(f"its deflate stream is damaged ({error})") from error
+            taken = len(step) - len(member.unconsumed_tail) - len(member.unused_data)
+            if not (taken or piece or member.eof):
+                raise InflateError("its deflate stream is damaged (it is cut short)")
+            position += taken
+            yield piece
+        position += _zeros_at(data[position:])
+
+
+def _zeros_at(data: Bytes) -> int:
+    """How many zeros `data` begins with."""
+    count = 0
+    while (step := data[count : count + _STEP_BYTES]).size:
+        if step.any():
+            return count + int((step != 0).argmax())
+        count += step.size
+    return count
 
 
 def check_crc32(data: Bytes, crc: int) -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ctgpu.buffers import Buffer, Bytes
 from ctgpu.decode.inflate import MAX_RATIO
 from ctgpu.errors import DecodeError
+from ctgpu.orientation import is_usable, settle_spacing
 from ctgpu.volume import RawVolume, Rescale, Spacing
 
 #: More than any CT scan: 1024 × 1024 × 2048 voxels of float64.
@@ -73,17 +74,16 @@ def check_voxels(name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> int
     ------
     DecodeError
         If the array is not three axes of 1 to 2^20 voxels, or its dtype is not an integer of at
-        most 32 bits or float16, float32 or float64.
+        most 64 bits or float16, float32 or float64.
     """
     if len(shape) != 3 or min(shape) < 1 or max(shape) > _LONGEST_AXIS:
         raise DecodeError(
             f"{name} has shape {str(shape)[:60]}; wanted three axes of 1 to {_LONGEST_AXIS} "
             "voxels: save one scan a file, without batch or channel axes"
         )
-    largest = {"i": 4, "u": 4, "f": 8}.get(dtype.kind, 0)
-    if dtype.itemsize > largest:
+    if dtype.kind not in "iuf" or dtype.itemsize > 8:
         raise DecodeError(
-            f"{name} holds {dtype}; wanted an integer of at most 32 bits or float16, float32 or "
+            f"{name} holds {dtype}; wanted an integer of at most 64 bits or float16, float32 or "
             "float64: save the scan as int16"
         )
     return math.prod(shape) * dtype.itemsize
@@ -118,12 +118,13 @@ def metadata_facts(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
         What messages call the file.
     metadata : dict
         ``XYSpacing`` (two numbers, also as text like ``"[0.7, 0.7]"``) and ``ZSpacing``, or
-        ``spacing_mm`` or ``spacing`` (three numbers: H, W, D), and ``affine`` (4 × 4) are used.
+        ``spacing_mm`` or ``spacing`` (three numbers: H, W, D), and ``affine`` (4 × 4, (H, W, D)
+        index to RAS+ millimetres) are used.  Without a spacing, the affine's serves.
 
     Raises
     ------
     DecodeError
-        If one of them is there but is not numbers of that shape.
+        If one of them is there but is not numbers of that shape, or the affine is none.
     """
     facts: dict[str, Any] = {"metadata": metadata}
     xy, z = metadata.get("XYSpacing"), metadata.get("ZSpacing")
@@ -138,6 +139,14 @@ def metadata_facts(name: str, metadata: dict[str, Any]) -> dict[str, Any]:
     if metadata.get("affine") is not None:
         affine = _numbers(name, "affine", metadata["affine"], (4, 4))
         facts["affine"] = check_affine(name, affine)
+        stated_mm = facts.get("spacing_mm", (math.nan,) * 3)
+        facts["spacing_mm"], facts["spacing_contradiction"] = settle_spacing(
+            name, stated_mm, affine
+        )
+        # What ctgpu itself wrote about a volume that states no orientation.
+        source = metadata.get("source")
+        if isinstance(source, dict) and source.get("affine_source") == "spacing":
+            facts["affine_source"] = "spacing"
     return facts
 
 
@@ -169,11 +178,14 @@ def check_affine(name: str, affine: npt.NDArray[np.float64]) -> npt.NDArray[np.f
     Raises
     ------
     DecodeError
-        If it holds a number that is not finite.
+        If it holds a number that is not finite, its axes span no volume, or its last row is not
+        that of an affine.
     """
-    if not np.isfinite(affine).all():
+    if not is_usable(affine) or affine[3].tolist() != [0, 0, 0, 1]:
         raise DecodeError(
-            f"{name} states an affine that is not finite: correct its header or metadata"
+            f"the metadata of {name} has an affine that maps no volume, {affine.tolist()}; wanted "
+            "4 × 4 finite numbers, the steps of H, W and D in its columns and 0, 0, 0, 1 in the "
+            "last row: correct the metadata"
         )
     return affine
 

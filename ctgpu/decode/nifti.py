@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ctgpu.buffers import Bytes
-from ctgpu.decode.inflate import InflateError, gzip_head, gzip_into
-from ctgpu.decode.layout import Layout, check_affine, check_plausible, check_voxels
+from ctgpu.decode.inflate import GZIP_MAGIC, InflateError, gzip_head, gzip_into
+from ctgpu.decode.layout import MAX_VOLUME_BYTES, Layout, check_plausible, check_voxels
+from ctgpu.decode.nifti_geometry import geometry_facts
 from ctgpu.errors import DecodeError
 from ctgpu.volume import Rescale
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _HEADER_BYTES = {348: "Nifti1Header", 540: "Nifti2Header"}
+# As much of a stream within a stream holds the header, however it was compressed.
+_MOST_HEAD_BYTES = 1 << 16
 _DTYPES = {
     2: "u1",
     4: "i2",
@@ -31,6 +33,8 @@ _DTYPES = {
     256: "i1",
     512: "u2",
     768: "u4",
+    1024: "i8",
+    1280: "u8",
 }
 
 
@@ -51,17 +55,13 @@ def read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
     DecodeError
         If the file is not a NIfTI volume that this package reads.
     """
-    compressed = bytes(data[:2]) == _GZIP_MAGIC
-    try:
-        head = gzip_head(data, max(_HEADER_BYTES)) if compressed else bytes(data[:540])
-    except InflateError as error:
-        raise DecodeError(f"{file_name} is not usable: {error}; fetch it again") from error
-    header, byte_order = _parse(file_name, head)
+    stream = _Stream.open(file_name, data)
+    header, byte_order = _parse(file_name, stream.head)
 
     code = int(header["datatype"])
     if code not in _DTYPES:
         raise DecodeError(
-            f"{file_name} has NIfTI datatype {code}; wanted int8 … int32, uint8 … uint32, float32 "
+            f"{file_name} has NIfTI datatype {code}; wanted int8 … int64, uint8 … uint64, float32 "
             "or float64: save the scan as int16"
         )
     dtype = np.dtype(byte_order + _DTYPES[code])
@@ -69,30 +69,90 @@ def read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
     voxel_bytes = check_voxels(file_name, shape, dtype)
     offset = _offset(file_name, header)
     size_bytes = offset + voxel_bytes
-    check_plausible(file_name, size_bytes, data.size, limit_bytes)
-    if not compressed and size_bytes != data.size:
-        raise DecodeError(
-            f"{file_name} has {data.size:,} bytes and its header declares {size_bytes:,}: it is "
-            "cut short or its header is damaged; fetch it again"
-        )
+    check_plausible(file_name, size_bytes, stream.stored_bytes, limit_bytes)
+    slice_bytes = voxel_bytes // shape[2]
+    if not stream.levels:
+        _check_end(file_name, size_bytes, data.size, slice_bytes)
     return Layout(
         shape=shape,
         dtype=dtype,
         order="F",
         offset=offset,
-        inflated_bytes=size_bytes if compressed else 0,
-        unpack=partial(gzip_into, data) if compressed else _nothing,
+        inflated_bytes=stream.memory_bytes(size_bytes),
+        unpack=partial(stream.unpack, size_bytes, slice_bytes),
         facts={
             "format": "nifti",
-            "spacing_mm": tuple(float(s) for s in header["pixdim"][1:4]),
-            "affine": _affine(file_name, header),
             "header_rescale": _rescale(file_name, header),
+            **geometry_facts(file_name, header),
         },
     )
 
 
-def _nothing(_: Bytes) -> None:
-    """A plain file has no checksum of its own."""
+class _Stream(NamedTuple):
+    """A NIfTI file as it is stored: plain, in gzip, or in gzip twice.
+
+    Twice is what ``webdataset.TarWriter`` makes of the bytes of a ``.nii.gz``.
+    """
+
+    name: str
+    data: Bytes
+    levels: int
+    head: bytes
+    #: Size where it was gzipped once, or not at all.
+    stored_bytes: int
+
+    @classmethod
+    def open(cls, name: str, data: Bytes) -> _Stream:
+        head_bytes = max(_HEADER_BYTES)
+        if bytes(data[:2]) != GZIP_MAGIC:
+            return cls(name, data, 0, bytes(data[:head_bytes]), data.size)
+        try:
+            head = gzip_head(data, head_bytes)
+            if head[:2] != GZIP_MAGIC:
+                return cls(name, data, 1, head, data.size)
+            inner = np.frombuffer(gzip_head(data, _MOST_HEAD_BYTES), np.uint8)
+            head = gzip_head(inner, head_bytes)
+        except InflateError as error:
+            raise DecodeError(f"{name} is not usable: {error}; fetch it again") from error
+        # A gzip stream ends with the size of what it holds.
+        stored_bytes = int.from_bytes(data[-4:].tobytes(), "little")
+        check_plausible(name, stored_bytes, data.size, MAX_VOLUME_BYTES)
+        return cls(name, data, 2, head, stored_bytes)
+
+    def memory_bytes(self, size_bytes: int) -> int:
+        """What inflating takes: the NIfTI file, and behind it the stream that it lies in."""
+        return (0, size_bytes, size_bytes + self.stored_bytes)[self.levels]
+
+    def unpack(self, size_bytes: int, slice_bytes: int, memory: Bytes) -> None:
+        """Fill the first `size_bytes` of memory.  A plain file has no checksum of its own."""
+        if not self.levels:
+            return
+        out, stream = memory[:size_bytes], self.data
+        if self.levels == 2:
+            stream = memory[size_bytes:]
+            if gzip_into(self.data, stream):
+                raise InflateError("it was gzipped twice and does not end with the inner size")
+        surplus_bytes = gzip_into(stream, out, most_surplus_bytes=slice_bytes)
+        _check_end(self.name, size_bytes, size_bytes + surplus_bytes, slice_bytes)
+
+
+def _check_end(file_name: str, size_bytes: int, found_bytes: int, slice_bytes: int) -> None:
+    """Refuse a file that holds less than its header declares, or more than some padding.
+
+    nibabel and ITK pass over whatever follows the voxels.  A slice may be one that the header
+    forgot.
+    """
+    if found_bytes < size_bytes:
+        raise DecodeError(
+            f"{file_name} has {found_bytes:,} bytes and its header declares {size_bytes:,}: it is "
+            "cut short or its header is damaged; fetch it again"
+        )
+    if found_bytes - size_bytes >= slice_bytes:
+        raise DecodeError(
+            f"{file_name} declares {size_bytes:,} bytes and goes on behind them for a slice "
+            f"({slice_bytes:,} bytes) or more: its header names too few slices, so correct it, or "
+            "cut the file to the size that it declares"
+        )
 
 
 def _parse(file_name: str, head: bytes) -> tuple[Nifti1Header, str]:
@@ -151,16 +211,3 @@ def _rescale(file_name: str, header: Nifti1Header) -> Rescale:
             "numbers: correct the header"
         )
     return Rescale(slope, intercept, "header")
-
-
-def _affine(file_name: str, header: Nifti1Header) -> Any:
-    from nibabel.spatialimages import HeaderDataError
-
-    try:
-        with np.errstate(all="ignore"):
-            affine = header.get_best_affine()  # type: ignore[no-untyped-call]
-    except (HeaderDataError, ValueError) as error:
-        raise DecodeError(
-            f"{file_name} states an orientation that cannot be read ({error}): correct its header"
-        ) from error
-    return check_affine(file_name, np.asarray(affine, np.float64))

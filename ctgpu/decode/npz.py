@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import struct
 import tokenize
 import warnings
@@ -15,7 +16,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,9 @@ from ctgpu.errors import DecodeError
 
 #: Arrays that are taken for the volume, best first; else the single 3-D one is.
 VOLUME_NAMES = ("volume", "data", "arr_0")
+# Arrays that serve where the metadata does not state the same, and their shapes.
+_FACT_SHAPES = {"spacing_mm": (3,), "spacing": (3,), "affine": (4, 4)}
+_SPACING_KEYS = ("ZSpacing", "spacing_mm", "spacing")
 
 _MAX_ARRAYS = 64
 _MAX_DIRECTORY_BYTES = 1 << 20
@@ -80,6 +84,7 @@ def read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
             f"{header.size_bytes + voxel_bytes:,}: the file is damaged; fetch it again"
         )
     metadata = _metadata(file_name, data, members)
+    facts = _facts_in_arrays(file_name, data, members, metadata) | metadata
     return Layout(
         shape=header.shape,
         dtype=header.dtype,
@@ -90,7 +95,8 @@ def read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
         facts={
             "format": "npz",
             "header_rescale": metadata_rescale(file_name, metadata),
-            **metadata_facts(file_name, metadata),
+            **metadata_facts(file_name, facts),
+            "metadata": metadata,
         },
     )
 
@@ -184,22 +190,39 @@ def _member(file_name: str, data: Bytes, info: zipfile.ZipInfo, end: int) -> _Me
 
 
 def _choose(file_name: str, data: Bytes, members: Mapping[str, _Member]) -> tuple[str, _Header]:
+    """The array that is the volume, by its name, or else because it is the only 3-D one."""
+    headers: dict[str, _Header] = {}
+
+    def read(name: str) -> _Header:
+        return _npy_header(_label(file_name, name), data, members[name])
+
     for name in VOLUME_NAMES:
         if name in members:
-            return name, _npy_header(_label(file_name, name), data, members[name])
-    headers = {
-        name: _npy_header(_label(file_name, name), data, member)
-        for name, member in members.items()
-        if name != "metadata"
-    }
-    volumes = [name for name, header in headers.items() if len(header.shape) == 3]
-    if len(volumes) != 1:
+            headers[name] = read(name)
+            # One of four axes is refused, and no mask beside it taken for it.
+            if len(headers[name].shape) >= 3 and not headers[name].dtype.hasobject:
+                return name, headers[name]
+    headers |= {n: read(n) for n in members if n != "metadata" and n not in headers}
+    pickled = [name for name, header in headers.items() if header.dtype.hasobject]
+    volumes = [n for n, header in headers.items() if len(header.shape) == 3 and n not in pickled]
+    # What bears the name of a volume, or might hold one, says best what is wrong.
+    chosen = volumes or [name for name in headers if name in VOLUME_NAMES or name in pickled]
+    if len(volumes) > 1 or not chosen:
         found = ", ".join(_label(file_name, name) for name in sorted(volumes)[:4])
         raise DecodeError(
             f"{file_name} holds {len(volumes)} 3-D arrays ({found or 'none'}); wanted an array "
             f"named {', '.join(VOLUME_NAMES)}, or a single 3-D one"
         )
-    return volumes[0], headers[volumes[0]]
+    _require_numbers(_label(file_name, chosen[0]), headers[chosen[0]])
+    return chosen[0], headers[chosen[0]]
+
+
+def _require_numbers(name: str, header: _Header) -> None:
+    if header.dtype.hasobject:
+        raise DecodeError(
+            f"{name} is a pickled array of Python objects, which is never opened; wanted plain "
+            "numbers: save the scan as int16, and metadata as JSON bytes"
+        )
 
 
 def _npy_header(name: str, data: Bytes, member: _Member) -> _Header:
@@ -221,11 +244,6 @@ def _npy_header(name: str, data: Bytes, member: _Member) -> _Header:
             f"{name} does not begin with a readable .npy header ({reason}): the file is damaged or "
             "no .npz; fetch it again"
         ) from error
-    if dtype.hasobject:
-        raise DecodeError(
-            f"{name} is a pickled array of Python objects, which is never opened; wanted plain "
-            "numbers: save the scan as int16, and metadata as JSON bytes"
-        )
     return _Header(shape, fortran_order, dtype, file.tell())
 
 
@@ -239,17 +257,10 @@ def _metadata(file_name: str, data: Bytes, members: Mapping[str, _Member]) -> di
         return {}
     name, member = f"{file_name}:metadata", members["metadata"]
     header = _npy_header(name, data, member)
+    _require_numbers(name, header)
     check_plausible(name, member.size_bytes, member.stop - member.start, _MAX_METADATA_BYTES)
-    body = data[member.start : member.stop]
-    inflated = np.empty(member.size_bytes if member.deflated else 0, np.uint8)
     try:
-        _unpack(data, member, inflated)
-        array: npt.NDArray[Any] = np.ndarray(
-            header.shape,
-            header.dtype,
-            (inflated if member.deflated else body).data,
-            header.size_bytes,
-        )
+        array = _array(data, member, header)
         text = str(array.item()) if array.dtype.kind == "U" else array.tobytes().rstrip(b"\0")
         metadata = json.loads(text, parse_constant=lambda _: None)
         if not isinstance(metadata, dict):
@@ -260,6 +271,43 @@ def _metadata(file_name: str, data: Bytes, members: Mapping[str, _Member]) -> di
             "numpy.frombuffer(json.dumps(...).encode(), numpy.uint8)"
         ) from error
     return metadata
+
+
+def _facts_in_arrays(
+    file_name: str, data: Bytes, members: Mapping[str, _Member], metadata: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Spacing and affine that lie in the archive as arrays of their own.
+
+    Where they are no finite numbers of their shape they say nothing, as arrays of other names.
+    """
+    facts: dict[str, Any] = {}
+    for key, shape in _FACT_SHAPES.items():
+        same_in_metadata = (key,) if key == "affine" else _SPACING_KEYS
+        if key not in members or any(metadata.get(k) is not None for k in same_in_metadata):
+            continue
+        name, member = _label(file_name, key), members[key]
+        header = _npy_header(name, data, member)
+        size_bytes = header.size_bytes + math.prod(shape) * header.dtype.itemsize
+        if header.shape != shape or header.dtype.kind not in "iuf":
+            continue
+        if member.size_bytes != size_bytes:
+            raise DecodeError(f"{name} is not as long as its header declares; fetch it again")
+        try:
+            numbers = _array(data, member, header).astype(np.float64)
+        except InflateError as error:
+            raise DecodeError(f"{name} is not usable: {error}; fetch it again") from error
+        if np.isfinite(numbers).all():
+            facts[key] = numbers.tolist()
+    return facts
+
+
+def _array(data: Bytes, member: _Member, header: _Header) -> npt.NDArray[Any]:
+    """A small array of plain numbers or text."""
+    inflated = np.empty(member.size_bytes if member.deflated else 0, np.uint8)
+    _unpack(data, member, inflated)
+    body = inflated if member.deflated else data[member.start : member.stop]
+    order: Literal["C", "F"] = "F" if header.fortran_order else "C"
+    return np.ndarray(header.shape, header.dtype, body.data, header.size_bytes, order=order)
 
 
 def _unpack(data: Bytes, member: _Member, out: Bytes) -> None:

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctgpu.pipeline import Failure
-from ctgpu.progress import SampleFailed, SampleWritten, ShardCommitted, ShardResumed, Watcher
+from ctgpu.progress import (
+    SampleFailed,
+    SampleWritten,
+    ShardCommitted,
+    ShardDoneElsewhere,
+    ShardResumed,
+    Watcher,
+)
 from ctgpu.shards.journal import JournalHeader, read_journal
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import journal_name, record_name
@@ -61,11 +68,12 @@ class Follower:
             return
         kept = {entry.key for entry in self._journal(index)}
         if retry_failed and (self._folder / record_name(index)).exists():
+            # What is good in it was not planned to be made.
             kept |= {sample.key for sample in self._record(index).samples}
+        elif kept:
+            self._watch(ShardResumed(index, len(kept)))
         self._told[index] = kept
         self._kept[index] = len(kept)
-        if kept:
-            self._watch(ShardResumed(index, len(kept)))
 
     def look(self, index: int) -> None:
         """Tell what has happened in shard `index` since the last look."""
@@ -85,6 +93,12 @@ class Follower:
         self.written += len(record.samples) - self._kept.pop(index)
         self._watch(ShardCommitted(index, len(record.samples), record.size_bytes))
 
+    def leave(self, index: int) -> None:
+        """Shard `index` was finished by another process; nothing more is told of it."""
+        told = len(self._told.pop(index, ()))
+        self._kept.pop(index, None)
+        self._watch(ShardDoneElsewhere(index, len(self._plan.samples_of(index)) - told))
+
     def _tell(self, index: int, entries: Sequence[SampleEntry | LedgerEntry]) -> None:
         told = self._told[index]
         source_bytes = {s.key: s.size_bytes for s in self._plan.samples_of(index)}
@@ -97,7 +111,11 @@ class Follower:
                 self._watch(SampleFailed(entry.key, index, entry.path, failure))
                 continue
             stored_bytes = entry.members["bin"].size_bytes
-            self._watch(SampleWritten(entry.key, index, source_bytes[entry.key], stored_bytes))
+            self._watch(
+                SampleWritten(
+                    entry.key, index, source_bytes[entry.key], stored_bytes, entry.orientation
+                )
+            )
 
     def _record(self, index: int) -> ShardRecord:
         return ShardRecord.load(self._folder / record_name(index))

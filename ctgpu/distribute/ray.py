@@ -15,22 +15,19 @@ progress is read off the journals.
 from __future__ import annotations
 
 import logging
-import os
 import secrets
-import signal
-import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 from ctgpu import __version__
-from ctgpu.builder import BuildJob, Executor
 from ctgpu.distribute.follow import Follower
+from ctgpu.distribute.ray_cluster import connect, first_line, import_ray
 from ctgpu.distribute.ray_task import ShardResult, make_shard
 from ctgpu.engines import Engine
 from ctgpu.errors import (
@@ -40,6 +37,7 @@ from ctgpu.errors import (
     StorageError,
     UsageError,
 )
+from ctgpu.executor import BuildJob, Executor
 from ctgpu.pipeline import PipelineReport
 from ctgpu.progress import ShardElsewhere, Watcher
 from ctgpu.shards.folder import is_committed
@@ -63,13 +61,6 @@ _RETRY_AFTER_S = 2.0
 _CANCEL_S = 15.0
 # A network file system may show a new file that late.
 _VISIBLE_WITHIN_S = 90.0
-_CONNECT_S = 10.0
-_NO_CLUSTER = (
-    "the Ray cluster at {} cannot be reached ({}): start one with `ray start --head`, and join it "
-    "with `ray start --address HOST:PORT` on every other node"
-)
-# Paths and records are all that goes through it; Ray would reserve a third of the memory.
-_OBJECT_STORE_BYTES = 100 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +89,8 @@ class RayExecutor(Executor):
     Parameters
     ----------
     address : str
-        ``HOST:PORT`` of the cluster, or ``"auto"``: the cluster that this machine or
-        ``RAY_ADDRESS`` belongs to, or else a new one on this machine alone.
+        As :func:`~ctgpu.distribute.ray_cluster.connect`; with ``"auto"`` the cluster of this
+        machine, or else a new one on it.
     """
 
     def __init__(self, address: str = "auto") -> None:
@@ -108,8 +99,9 @@ class RayExecutor(Executor):
 
     def open(self, job: BuildJob) -> None:
         self._ray = import_ray()
-        with _signals_deferred():
-            self._connect()
+        if not self._ray.is_initialized():
+            self._joined = True
+            connect(self._ray, self._address)
         nodes = self._ray.nodes()
         self._resources = task_resources(nodes, job.device, job.num_workers)
         self._job = _for_workers(job, self._resources)
@@ -135,77 +127,6 @@ class RayExecutor(Executor):
     def close(self) -> None:
         if self._joined:
             self._ray.shutdown()
-
-    def _connect(self) -> None:
-        ray = self._ray
-        if ray.is_initialized():
-            return
-        quiet: dict[str, Any] = {
-            "log_to_driver": log.isEnabledFor(logging.DEBUG),
-            "logging_level": logging.WARNING,
-        }
-        address = self._find()
-        if address == "local":
-            log.info("Ray: no cluster is running, so one is started on this machine")
-            quiet |= {"object_store_memory": _OBJECT_STORE_BYTES, "include_dashboard": False}
-        self._joined = True
-        try:
-            ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise EnvironmentFailure(_NO_CLUSTER.format(address, _first_line(error))) from error
-
-    def _find(self) -> str:
-        """Where the cluster is; ``"local"`` where one is to be started."""
-        named = self._address
-        if named == "auto":
-            named = os.environ.get("RAY_ADDRESS", "auto")
-        if named == "auto":
-            started_here = _last_started_here()
-            return started_here if started_here and _answers(started_here) else "local"
-        if named != "local" and not _answers(named):
-            raise EnvironmentFailure(_NO_CLUSTER.format(named, "nothing answers there"))
-        return named
-
-
-def import_ray() -> ModuleType:
-    """Ray.
-
-    Raises
-    ------
-    EnvironmentFailure
-        If it is not installed.
-    """
-    try:
-        import ray
-    except ImportError as error:
-        raise EnvironmentFailure(
-            "--ray needs Ray: install it on every node with `pip install 'ctgpu[ray]'`"
-        ) from error
-    module: ModuleType = ray
-    return module
-
-
-def _last_started_here() -> str | None:
-    """The cluster that ``ray start`` made on this machine, as Ray itself finds it."""
-    from ray._private.services import canonicalize_bootstrap_address
-
-    found: str | None = canonicalize_bootstrap_address("auto")
-    return found
-
-
-def _answers(address: str) -> bool:
-    """Whether anything listens there; Ray itself would try for many minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or "://" in address or not port.isdigit():
-        raise UsageError(
-            f"--ray is {address!r}; it takes HOST:PORT of a cluster that this machine is a node "
-            "of, since the output folder is shared with it"
-        )
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
-    except OSError:
-        return False
-    return True
 
 
 def task_resources(
@@ -359,6 +280,7 @@ class _Run:
                 continue
             elsewhere = index in self._told_held and not self._job.force
             if elsewhere and is_committed(self._job.folder, index):
+                self.follower.leave(index)
                 continue
             self.follower.begin(index, retry_failed=self._job.retry_failed)
             ref = self._task.remote(self._job, self._id, __version__, self._resources.cpus, index)
@@ -379,7 +301,7 @@ class _Run:
             except self._ray.exceptions.RayError as error:
                 # A worker or node that was lost too often, or a defect of ours.
                 cause = getattr(error, "cause", None) or error
-                self._failed(index, f"{type(cause).__name__}: {_first_line(cause)}")
+                self._failed(index, f"{type(cause).__name__}: {first_line(cause)}")
                 continue
             self._take(index, result)
         for index in self._running.values():
@@ -388,7 +310,7 @@ class _Run:
     def _take(self, index: int, result: ShardResult) -> None:
         error = result.error
         if result.held is not None or isinstance(error, LeaseLost):
-            self._held(index, result.held or str(error))
+            self._held(index, result.held or "another process")
         elif isinstance(error, UsageError | AccessError | StorageError):
             # It would be the same on every node.
             raise error
@@ -400,6 +322,8 @@ class _Run:
             if result.report is not None:
                 self.reports.append(result.report)
                 self.follower.finish(index)
+            else:
+                self.follower.leave(index)
 
     def _held(self, index: int, holder: str) -> None:
         if index not in self._told_held:
@@ -447,25 +371,3 @@ class _Run:
         while left and time.monotonic() < deadline:
             left = {index for index in left if is_leased(self._job.folder, index)}
             time.sleep(_POLL_S / 10)
-
-
-@contextmanager
-def _signals_deferred() -> Iterator[None]:
-    """Starting a cluster makes SIGTERM Ray's, and must not be broken off half way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    came: list[int] = []
-    handlers = {n: signal.signal(n, lambda n, _: came.append(n)) for n in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for late in came:
-            signal.raise_signal(late)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,8 +7,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from ctgpu import __version__
-from ctgpu.builder import BuildJob, unforeseen_os_errors
+from ctgpu.builder import unforeseen_os_errors
 from ctgpu.errors import CtgpuError, StorageError, UsageError
+from ctgpu.executor import BuildJob
 from ctgpu.limits import usable_cores
 from ctgpu.pipeline import PipelineReport, Workers
 from ctgpu.progress import Event, ShardCommitted
@@ -30,7 +31,7 @@ class ShardResult:
     report : PipelineReport or None
         What the shard cost; None where it was not made.
     held : str or None
-        Who else is making it.
+        Who else is making it, in words.
     error : CtgpuError or None
         Why it could not be made.
     node : str
@@ -69,15 +70,15 @@ class _Workplace:
         with ExitStack() as opened:
             engine = job.open_engine()
             opened.callback(engine.close)
-            source, sizes_now = job.open_source(plan)
-            opened.callback(source.close)
+            now = job.open_source(plan)
+            opened.callback(now.source.close)
             workers = Workers(
                 job.num_workers or max(_LEAST_FETCH_THREADS, cpus),
                 min(cpus, usable_cores()),
                 min(cpus, engine.concurrency),
                 engine.batch_size,
             )
-            maker = job.maker(plan, source, sizes_now, engine, workers, note)
+            maker = job.maker(plan, now.source, now.sizes_now, engine, workers, note)
             return cls(run_id, maker, committed, opened.pop_all())
 
 
@@ -116,7 +117,7 @@ def make_shard(job: BuildJob, run_id: str, version: str, cpus: int, index: int) 
             made = index in _workplace.committed
         return ShardResult(_node(), report=report if made else None)
     except LeaseHeld as error:
-        return ShardResult(_node(), held=str(error))
+        return ShardResult(_node(), held=error.holder)
     except CtgpuError as error:
         _close_workplace()
         return ShardResult(_node(), error=error)

@@ -6,22 +6,33 @@ A job array divides the plan among its elements, and each element again among th
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 
 from ctgpu.errors import UsageError
 from ctgpu.planning import Part
 
+log = logging.getLogger(__name__)
 
-def part_from_environment(environment: Mapping[str, str]) -> Part | None:
+
+def part_from_environment(
+    environment: Mapping[str, str], *, on_terminal: bool = False
+) -> Part | None:
     """The part of this process; None outside of job arrays and of steps with several tasks.
+
+    Of the tasks that ``srun --pty`` starts, only the first has a terminal, and the shells of the
+    others end at once: it takes over their parts.
 
     Parameters
     ----------
     environment : mapping of str to str
         ``SLURM_ARRAY_TASK_ID``, ``_COUNT``, ``_MIN``, ``_MAX`` and ``_STEP`` of a job array;
         ``SLURM_PROCID``, ``SLURM_STEP_NUM_TASKS``, ``SLURM_STEP_TASKS_PER_NODE`` and
-        ``SLURM_NODEID``, which only ``srun`` sets.
+        ``SLURM_NODEID``, which only ``srun`` sets, and with ``--pty`` ``SLURM_PTY_PORT``.
+    on_terminal : bool
+        Whether this process reads from a terminal: what ``srun`` starts within an interactive
+        shell has the shell's ``SLURM_PTY_PORT`` too, and no terminal.
 
     Raises
     ------
@@ -29,7 +40,7 @@ def part_from_environment(environment: Mapping[str, str]) -> Part | None:
         If the array is no regular range, so that an element cannot know its place in it.
     """
     element, elements = _array(environment)
-    task, tasks = 0, 1
+    task, tasks, on_node = 0, 1, 1
     if "SLURM_STEP_NUM_TASKS" in environment:
         tasks = _number(environment, "SLURM_STEP_NUM_TASKS")
         task = _number(environment, "SLURM_PROCID")
@@ -38,9 +49,14 @@ def part_from_environment(environment: Mapping[str, str]) -> Part | None:
             f"SLURM's variables say task {task} of {tasks} in array element {element} of "
             f"{elements}; start ctgpu with srun, or choose a part by hand with --shards A-B"
         )
+    if on_terminal and tasks > 1 and "SLURM_PTY_PORT" in environment:
+        log.info("SLURM: srun --pty has started %d tasks, and this one does the work of all", tasks)
+        task, tasks = 0, 1
+    else:
+        on_node = _tasks_on_node(environment)
     if elements * tasks == 1:
         return None
-    return Part(element * tasks + task, elements * tasks, _tasks_on_node(environment))
+    return Part(element * tasks + task, elements * tasks, on_node)
 
 
 def _array(environment: Mapping[str, str]) -> tuple[int, int]:

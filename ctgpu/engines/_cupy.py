@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+from collections.abc import Iterator
 from typing import Any
 
-from ctgpu.errors import DeviceError
+from ctgpu.errors import DeviceError, reason_of
+from ctgpu.extras import install_command
 
 #: Oldest CUDA that there is a CuPy extra for, as the driver counts versions.
 _OLDEST_CUDA = 12000
@@ -59,7 +63,7 @@ def import_cupy() -> Any:
             f"the NVIDIA driver supports CUDA {version_text(driver)} and "
             f"{version_text(_OLDEST_CUDA)} is needed: update the driver, {_OR_CPU}"
         )
-    install = f"pip install 'ctgpu[{fitting_extra(driver)}]'"
+    install = install_command(fitting_extra(driver))
     try:
         import cupy
     except ModuleNotFoundError as error:
@@ -69,8 +73,11 @@ def import_cupy() -> Any:
             f"CuPy is not installed; the driver supports CUDA {version_text(driver)}: {install}, "
             f"{_OR_CPU}"
         ) from error
-    except ImportError as error:
-        # CuPy frames its advice; the cause is the last line with words.
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise _no_kernel_cache(error) from error
+        # Whatever a broken installation raises.  CuPy frames its advice; the cause is the last line
+        # with words.
         lines = [line.strip() for line in str(error).splitlines() if any(map(str.isalpha, line))]
         raise DeviceError(
             f"CuPy cannot be imported ({lines[-1] if lines else 'no reason given'}): {install}, "
@@ -120,3 +127,92 @@ def count_devices(cupy: Any) -> int:
             f"CUDA_VISIBLE_DEVICES, {_OR_CPU}"
         )
     return count
+
+
+def kernel_cache_folder() -> str:
+    """Where CuPy keeps compiled kernels; it makes the folder when it is imported."""
+    return os.environ.get("CUPY_CACHE_DIR", os.path.expanduser("~/.cupy/kernel_cache"))
+
+
+def _no_kernel_cache(error: OSError) -> DeviceError:
+    folder, reason = kernel_cache_folder() or "no folder", reason_of(error)
+    return DeviceError(
+        f"CuPy cannot keep compiled kernels in {folder} ({reason}): set CUPY_CACHE_DIR to a folder "
+        f"that can be written, {_OR_CPU}"
+    )
+
+
+@contextlib.contextmanager
+def compiling(cupy: Any) -> Iterator[None]:
+    """What CuPy raises of its own accord while it compiles or loads a kernel, as one sentence.
+
+    CUDA's own errors pass.
+
+    Raises
+    ------
+    DeviceError
+        If the cache on disk cannot be written, or CuPy lacks something such as CUDA's headers.
+    """
+    cuda = cupy.cuda
+    try:
+        yield
+    except (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.nvrtc.NVRTCError):
+        raise
+    except OSError as error:
+        raise _no_kernel_cache(error) from error
+    except RuntimeError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise DeviceError(
+            f"CuPy cannot compile the kernel ({reason}): "
+            f"{install_command(fitting_extra(driver_cuda_version() or 0))} brings CUDA's headers, "
+            f"{_OR_CPU}"
+        ) from error
+
+
+def has_context(ordinal: int) -> bool:
+    """Whether this process already has a context on that device."""
+    flags, active = ctypes.c_uint(0), ctypes.c_int(0)
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+        failed = driver.cuDevicePrimaryCtxGetState(
+            ctypes.c_int(ordinal), ctypes.byref(flags), ctypes.byref(active)
+        )
+    except (OSError, AttributeError):
+        return False
+    return not failed and bool(active.value)
+
+
+@contextlib.contextmanager
+def on_device(cupy: Any, ordinal: int) -> Iterator[None]:
+    """Have this thread work on a device; afterwards it goes back to the one that it had.
+
+    From CUDA 12 on, choosing a device makes a context on it: hundreds of megabytes, and an error
+    where somebody else has the device for himself.  So a thread whose device holds no context of
+    this process stays where the work was.
+    """
+    runtime = cupy.cuda.runtime
+    before = runtime.getDevice()
+    if before != ordinal:
+        runtime.setDevice(ordinal)
+    try:
+        yield
+    finally:
+        if before != ordinal and has_context(before):
+            runtime.setDevice(before)
+
+
+class LentStream:
+    """A ``cudaStream_t`` of somebody else's, by the protocol that CuPy takes streams by."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._handle  # version of the protocol, stream
+
+
+def wait_for(cupy: Any, stream: Any) -> None:
+    """Sleep until what is queued on `stream` is done; ``stream.synchronize`` keeps a core busy."""
+    done = cupy.cuda.Event(block=True, disable_timing=True)
+    done.record(stream)
+    done.synchronize()

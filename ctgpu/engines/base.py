@@ -45,9 +45,12 @@ class Engine(ABC):
     ----------
     arithmetic : str
         Enters the fingerprint: engines with the same value give the same bits.
+    takes_hu : bool
+        Whether rescaled voxels must be HU; else they are volumes that were made already.
     """
 
     arithmetic: ClassVar[str] = "ctgpu"
+    takes_hu: ClassVar[bool] = True
 
     @property
     @abstractmethod

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from ctgpu.engines.base import Engine, Job
-from ctgpu.errors import DeviceError, UsageError
+from ctgpu.errors import DeviceError, UsageError, shortage
 from ctgpu.limits import usable_cores
 
 #: Environment variable that forces one variant: scalar, avx2, avx512 or neon.
@@ -26,7 +29,8 @@ class CpuEngine(Engine):
     Raises
     ------
     DeviceError
-        If the C++ engine was not built, or this CPU lacks what ``CTGPU_CPU`` asks for.
+        If the C++ engine was not built or cannot be loaded, or this CPU lacks what ``CTGPU_CPU``
+        asks for.
     UsageError
         If ``CTGPU_CPU`` is none of the known names.
     """
@@ -35,10 +39,7 @@ class CpuEngine(Engine):
         try:
             from ctgpu import _native
         except ImportError as error:
-            raise DeviceError(
-                "the C++ engine was not built (no compiler at install time); "
-                "install a C++ compiler and reinstall, or use --device reference"
-            ) from error
+            raise shortage(error) or DeviceError(_why_missing(error)) from error
         self._native = _native
         try:
             self._variant = _native.cpu_variant(os.environ.get(VARIANT_VARIABLE, ""))
@@ -67,6 +68,46 @@ class CpuEngine(Engine):
         }
 
 
+def _why_missing(error: ImportError) -> str:
+    """Where the compiled module is, or why there is none, and the way out."""
+    if find_spec("ctgpu._native") is not None:
+        return (
+            f"the C++ engine cannot be loaded ({error}): reinstall ctgpu on this machine, or use "
+            "--device reference"
+        )
+    package = Path(__file__).resolve().parents[1]
+    checkout = package.parent
+    if not (checkout / "CMakeLists.txt").exists():
+        return (
+            "the C++ engine was not built (no compiler at install time); "
+            "install a C++ compiler and reinstall, or use --device reference"
+        )
+    hidden = _compiled_package()
+    if hidden is not None and hidden != package:
+        return (
+            f"ctgpu was imported from the checkout in {checkout}, where the C++ engine was not "
+            f"built, and not from {hidden}, where it is installed: run in another folder and "
+            "without it in PYTHONPATH, build it with `pip install --editable`, or use --device "
+            "reference"
+        )
+    return (
+        f"ctgpu was imported from the checkout in {checkout}, where the C++ engine was not built: "
+        "build it with `pip install --editable`, or use --device reference"
+    )
+
+
+def _compiled_package() -> Path | None:
+    """The folder that an installation has put the compiled module in."""
+    try:
+        files = distribution("ctgpu").files or []
+    except PackageNotFoundError:
+        return None
+    for file in files:
+        if file.match("ctgpu/_native.*") and file.suffix != ".pyi":
+            return Path(str(file.locate())).resolve().parent
+    return None
+
+
 def preprocess(native: ModuleType, job: Job, *, variant: str, threads: int) -> None:
     """Hand one job to the compiled module.
 
@@ -91,6 +132,9 @@ def preprocess(native: ModuleType, job: Job, *, variant: str, threads: int) -> N
         raise ValueError(f"voxels have shape {voxels.shape}, their plan {plan.source_shape}")
     if job.out.shape != spec.stored_shape or job.out.dtype != np.float16:
         raise ValueError(f"out is not float16 of shape {spec.stored_shape}")
+    if voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 8:
+        # The first step of the arithmetic, too rarely of this type for a kernel of its own.
+        voxels = voxels.astype(np.float32, order="K")
     scale, offset = spec.scale_offset
     native.preprocess(
         address=voxels.__array_interface__["data"][0],

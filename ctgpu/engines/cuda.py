@@ -5,17 +5,17 @@ Nothing here imports CuPy before an engine is opened.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from ctgpu.buffers import PAGE_BYTES, Bytes, allocate_pages
+from ctgpu.buffers import Bytes, allocate_pages, allocate_pinned
 from ctgpu.engines._batch import (
     THREADS,
     VOLUME,
@@ -30,7 +30,15 @@ from ctgpu.engines._batch import (
     plan_batches,
     readable,
 )
-from ctgpu.engines._cupy import count_devices, import_cupy, version_text
+from ctgpu.engines._cupy import (
+    LentStream,
+    compiling,
+    count_devices,
+    import_cupy,
+    on_device,
+    version_text,
+    wait_for,
+)
 from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_options, kernel_source
 from ctgpu.engines.base import Engine, Job
 from ctgpu.errors import DeviceError
@@ -43,6 +51,7 @@ _LANES_PER_DEVICE = 3
 _SHARE_OF_FREE_MEMORY = 0.8
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _DLPACK_CUDA = 2
+_REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 # What nearly every build needs: int16 as NIfTI stores it, HU, to HWD.
 _USUAL_KERNEL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
 
@@ -90,9 +99,8 @@ class CudaEngine(Engine):
             limits = {n: self._open(n, memory_limit_bytes) for n in self.ordinals}
             for _ in range(_LANES_PER_DEVICE):
                 for ordinal, limit in limits.items():
-                    self._lanes.put(
-                        _Lane(self._cupy, self._kernels, ordinal, limit // _LANES_PER_DEVICE)
-                    )
+                    share = limit // _LANES_PER_DEVICE
+                    self._lanes.put(_Lane(self._cupy, self._kernels, self.allocate, ordinal, share))
 
     @property
     def name(self) -> str:
@@ -135,41 +143,53 @@ class CudaEngine(Engine):
             If the device fails or its memory does not suffice.
         """
         cupy = self._cupy
-        voxels = self._device_array(job.voxels)
-        ordinal = self.ordinals[0] if voxels is None else voxels.device.id
-        with self._device_errors(), cupy.cuda.Device(ordinal):
+        there = self._device_of(job.voxels)
+        ordinal = self.ordinals[0] if there is None else there
+        with self._device_errors(), on_device(cupy, ordinal):
             work_on = (
                 cupy.cuda.get_current_stream()
                 if stream is None
-                else cupy.cuda.ExternalStream(stream)
+                else cupy.cuda.Stream.from_external(LentStream(stream))
             )
             with work_on:
-                on_device = Job(
-                    job.voxels if voxels is None else voxels, job.rescale, job.plan, job.out
-                )
+                voxels = job.voxels
+                if there is not None and not isinstance(voxels, cupy.ndarray):
+                    # Whoever lends them has CuPy's current stream wait for what they still write.
+                    voxels = cupy.from_dlpack(voxels)
                 try:
-                    result = self._queue(on_device, ordinal, work_on.ptr)
+                    result = self._queue(
+                        Job(voxels, job.rescale, job.plan, job.out), ordinal, work_on.ptr
+                    )
                 except cupy.cuda.memory.OutOfMemoryError as error:
                     raise DeviceError(
                         f"cuda:{ordinal} has no memory for a volume of shape "
                         f"{job.plan.source_shape}: free GPU memory, or use device='cpu'"
                     ) from error
-                if voxels is None:
-                    work_on.synchronize()  # the caller may change its host memory now
+                if there is None:
+                    wait_for(cupy, work_on)  # the caller may change its host memory now
                 return result
 
     def allocate(self, size_bytes: int) -> Bytes:
         """Page-aligned pinned host memory, which the device copies from and to by itself."""
-        rounded = -(-size_bytes // PAGE_BYTES) * PAGE_BYTES
-        pinned = self._cupy.cuda
+        runtime = self._cupy.cuda.runtime
+
+        def register(address: int, pinned_bytes: int) -> None:
+            with on_device(self._cupy, self.ordinals[0]):
+                runtime.hostRegister(address, pinned_bytes, _REGISTER_PORTABLE)
+
+        def unregister(address: int) -> None:
+            # A lost device has nothing registered.
+            with (
+                contextlib.suppress(runtime.CUDARuntimeError),
+                on_device(self._cupy, self.ordinals[0]),
+            ):
+                runtime.hostUnregister(address)
+
         try:
-            memory = pinned.PinnedMemory(rounded + PAGE_BYTES, pinned.runtime.hostAllocPortable)
-        except pinned.runtime.CUDARuntimeError as error:
-            log.warning("%d MiB of host memory cannot be pinned: %s", rounded >> 20, error)
+            return allocate_pinned(size_bytes, register, unregister)
+        except runtime.CUDARuntimeError as error:
+            log.warning("%d MiB of host memory cannot be pinned: %s", size_bytes >> 20, error)
             return allocate_pages(size_bytes)
-        array = np.frombuffer(pinned.PinnedMemoryPointer(memory, 0), np.uint8)
-        skip = -array.ctypes.data % PAGE_BYTES
-        return array[skip : skip + rounded]
 
     def describe(self) -> dict[str, Any]:
         runtime = self._cupy.cuda.runtime
@@ -201,12 +221,12 @@ class CudaEngine(Engine):
 
     def _open(self, ordinal: int, limit_bytes: int | None) -> int:
         """Bytes of this device to use; also proves that it runs what NVRTC compiles."""
-        with self._cupy.cuda.Device(ordinal):
+        with on_device(self._cupy, ordinal):
             self._kernels.get(ordinal, _USUAL_KERNEL)
             free, _ = self._cupy.cuda.runtime.memGetInfo()
         return limit_bytes or int(free * _SHARE_OF_FREE_MEMORY)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _device_errors(self) -> Iterator[None]:
         """CUDA's errors as one sentence; after one, the context is beyond use."""
         if self._failure is not None:
@@ -231,15 +251,13 @@ class CudaEngine(Engine):
             )
             raise DeviceError(self._failure) from error
 
-    def _device_array(self, voxels: Any) -> Any:
-        """A CUDA array of any framework as a CuPy array; None where the voxels are on the host."""
+    def _device_of(self, voxels: Any) -> int | None:
+        """The device that a CUDA array of any framework lies on; None for the host."""
         if isinstance(voxels, self._cupy.ndarray):
-            return voxels
+            return int(voxels.device.id)
         where = getattr(voxels, "__dlpack_device__", None)
-        if where is None or where()[0] != _DLPACK_CUDA:
-            return None
-        with self._cupy.cuda.Device(where()[1]):
-            return self._cupy.from_dlpack(voxels)
+        kind, ordinal = (None, 0) if where is None else where()
+        return int(ordinal) if kind == _DLPACK_CUDA else None
 
     def _queue(self, job: Job, ordinal: int, stream: int) -> Any:
         cupy = self._cupy
@@ -280,10 +298,11 @@ class _Kernels:
         with self._lock:
             kernel = self._compiled.get((ordinal, key))
             if kernel is None:
-                module = self._cupy.RawModule(
-                    code=kernel_source(), options=kernel_options(key), backend="nvrtc"
-                )
-                kernel = self._compiled[ordinal, key] = module.get_function(KERNEL_NAME)
+                with compiling(self._cupy):
+                    module = self._cupy.RawModule(
+                        code=kernel_source(), options=kernel_options(key), backend="nvrtc"
+                    )
+                    kernel = self._compiled[ordinal, key] = module.get_function(KERNEL_NAME)
             return kernel
 
     def launch(self, ordinal: int, launches: Sequence[Any], header_address: int) -> None:
@@ -297,18 +316,27 @@ class _Kernels:
 class _Lane:
     """A stream of one device, with the device memory that its batches use."""
 
-    def __init__(self, cupy: Any, kernels: _Kernels, ordinal: int, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        cupy: Any,
+        kernels: _Kernels,
+        allocate: Callable[[int], Bytes],
+        ordinal: int,
+        limit_bytes: int,
+    ) -> None:
         self._cupy = cupy
         self._kernels = kernels
+        self._allocate = allocate
         self._ordinal = ordinal
         self._limit_bytes = limit_bytes
         self._memory: Any = None
-        with cupy.cuda.Device(ordinal):
-            self._stream = cupy.cuda.Stream(non_blocking=True)
+        self._header: Bytes | None = None
+        with on_device(cupy, ordinal):
+            self._stream: Any = cupy.cuda.Stream(non_blocking=True)
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Fill every job's `out`, in batches that fit."""
-        with self._cupy.cuda.Device(self._ordinal), self._stream:
+        with on_device(self._cupy, self._ordinal), self._stream:
             while True:
                 try:
                     for batch in plan_batches(jobs, self._limit_bytes):
@@ -325,8 +353,9 @@ class _Lane:
                     )
 
     def close(self) -> None:
-        """Give the memory back."""
-        self._memory = None
+        """Give everything back, on the device that it belongs to."""
+        with on_device(self._cupy, self._ordinal):
+            self._memory = self._header = self._stream = None
 
     def _run_batch(self, batch: Sequence[Piece]) -> None:
         held = [readable(piece.voxels) if piece.voxels.size else piece.voxels for piece in batch]
@@ -345,9 +374,10 @@ class _Lane:
             )
         ]
         header, launches = pack(placed, base)
+        pinned = self._pinned(header)
         stream = self._stream.ptr
         try:
-            _upload(self._cupy, base, address_of(header), header.nbytes, stream)
+            _upload(self._cupy, base, address_of(pinned), header.nbytes, stream)
             for span, source in zip(spans, sources, strict=True):
                 if span.size_bytes:
                     _upload(self._cupy, base + source, span.address, span.size_bytes, stream)
@@ -356,7 +386,14 @@ class _Lane:
                 self._download(piece, base + out)
         finally:
             # Also on an error: nothing may touch the caller's memory after this returns.
-            self._stream.synchronize()
+            wait_for(self._cupy, self._stream)
+
+    def _pinned(self, header: Bytes) -> Bytes:
+        """The header in the lane's pinned memory: one that is not holds the host up."""
+        if self._header is None or len(self._header) < header.nbytes:
+            self._header = self._allocate(_with_room(header.nbytes))
+        self._header[: header.nbytes] = header
+        return self._header
 
     def _download(self, piece: Piece, address: int) -> None:
         runtime, stream = self._cupy.cuda.runtime, self._stream.ptr
@@ -380,18 +417,29 @@ class _Lane:
         )
 
     def _reserve(self, size_bytes: int) -> int:
-        """The address of the lane's memory, grown to `size_bytes`."""
+        """The address of the lane's memory, grown to `size_bytes` and a quarter more.
+
+        To free and to allocate waits for the whole device, so it shall not happen at every volume
+        that is a little larger than those before.
+        """
         if self._memory is None or self._memory.size < size_bytes:
             self._memory = None
+            roomy = max(size_bytes, min(_with_room(size_bytes), self._limit_bytes))
             try:
-                self._memory = self._cupy.cuda.Memory(size_bytes)
-            except self._cupy.cuda.memory.OutOfMemoryError as error:
-                raise _DeviceMemoryError(size_bytes) from error
-            except self._cupy.cuda.runtime.CUDARuntimeError as error:
-                if error.status != _OUT_OF_MEMORY:
-                    raise
-                raise _DeviceMemoryError(size_bytes) from error
+                self._memory = self._allocate_on_device(roomy)
+            except _DeviceMemoryError:
+                self._memory = self._allocate_on_device(size_bytes)
         return int(self._memory.ptr)
+
+    def _allocate_on_device(self, size_bytes: int) -> Any:
+        try:
+            return self._cupy.cuda.Memory(size_bytes)
+        except self._cupy.cuda.memory.OutOfMemoryError as error:
+            raise _DeviceMemoryError(size_bytes) from error
+        except self._cupy.cuda.runtime.CUDARuntimeError as error:
+            if error.status != _OUT_OF_MEMORY:
+                raise
+            raise _DeviceMemoryError(size_bytes) from error
 
 
 class _DeviceMemoryError(Exception):
@@ -400,6 +448,10 @@ class _DeviceMemoryError(Exception):
     def __init__(self, size_bytes: int) -> None:
         super().__init__(size_bytes)
         self.size_bytes = size_bytes
+
+
+def _with_room(size_bytes: int) -> int:
+    return size_bytes + size_bytes // 4
 
 
 def _upload(cupy: Any, to: int, address: int, size_bytes: int, stream: int) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from ctgpu.engines.base import Engine, Job
-from ctgpu.errors import DeviceError
+from ctgpu.errors import DeviceError, shortage
+from ctgpu.extras import install_command
+from ctgpu.limits import usable_cores
+from ctgpu.threads import require_threads
 
 
 class ReferenceEngine(Engine):
@@ -29,8 +32,9 @@ class ReferenceEngine(Engine):
         try:
             import torch
         except ImportError as error:
-            raise DeviceError(
-                "--device reference needs torch: install it with `pip install 'ctgpu[torch]'`"
+            raise shortage(error) or DeviceError(
+                "the reference engine is torch, which is not installed here: "
+                f"{install_command('torch')}"
             ) from error
         self._torch = torch
 
@@ -43,6 +47,8 @@ class ReferenceEngine(Engine):
         return 1
 
     def run(self, jobs: Sequence[Job], *, threads: int = 1) -> None:
+        # Where torch's OpenMP cannot start its threads, it ends the process, and with 1.
+        require_threads(usable_cores())
         for job in jobs:
             self._run_one(job)
 
@@ -56,7 +62,7 @@ class ReferenceEngine(Engine):
     def _run_one(self, job: Job) -> None:
         torch = self._torch
         spec, axes = job.plan.spec, job.plan.axes
-        x = torch.from_numpy(np.ascontiguousarray(job.voxels, np.float32))
+        x = torch.from_numpy(np.require(job.voxels, np.float32, ["C", "W"]))
         if not job.rescale.is_identity:
             x = x * np.float32(job.rescale.slope) + np.float32(job.rescale.intercept)
         lo, hi = spec.hu_window

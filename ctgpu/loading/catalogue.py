@@ -1,33 +1,38 @@
-"""Which shards a folder or a pattern names, and what their records say about them."""
+"""Which shards folders and patterns name, and what their records say about them."""
 
 from __future__ import annotations
 
-import glob
-import itertools
-import json
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
-from ctgpu.errors import MismatchError, StorageError, UsageError
-from ctgpu.shards.folder import committed_shards
+from ctgpu.errors import CtgpuError, MismatchError, StorageError, UsageError, reason_of
+from ctgpu.shards.folder import committed_shards, summaries
 from ctgpu.shards.names import MANIFEST_NAME, parse_shard_name, record_name, shard_name
+from ctgpu.shards.patterns import expand_paths
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import SampleEntry, ShardRecord
+from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, Count, Fingerprint, Text, decode, read_file
 from ctgpu.spec import Spec
 
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+log = logging.getLogger(__name__)
+
+Named = str | PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What all samples of a data set share."""
+    """What all samples of a data set share, and how many it shall have; None if it does not say."""
 
     spec: Spec
     fingerprint: str
     class_names: tuple[str, ...]
+    planned_shards: int | None = field(default=None, compare=False)
+    planned_samples: int | None = field(default=None, compare=False)
 
     @classmethod
     def load(cls, folder: Path) -> Card:
@@ -41,41 +46,79 @@ class Card:
         path = folder / MANIFEST_NAME
         if not path.exists():
             plan = Plan.load(folder)
-            return cls(plan.spec, plan.fingerprint, plan.class_names)
-        try:
-            values = json.loads(path.read_bytes())
             return cls(
-                Spec.from_dict(values["spec"]), values["fingerprint"], tuple(values["class_names"])
+                plan.spec, plan.fingerprint, plan.class_names, plan.shards, len(plan.samples)
+            )
+        try:
+            stored = decode(read_file(path, JSON_LIMIT_BYTES), _StoredCard)
+            return cls(
+                Spec.from_dict(stored.spec),
+                stored.fingerprint,
+                tuple(stored.class_names),
+                stored.planned_shards,
+                stored.planned_samples,
             )
         except OSError as error:
-            raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StorageError(
+                f"{path} cannot be read: {reason_of(error)}; `ctgpu manifest {folder}` derives it "
+                "again"
+            ) from error
+        except (UsageError, ValueError) as error:
             raise UsageError(
-                f"{path} is not the manifest of a ctgpu data set ({error!r}); "
-                f"`ctgpu manifest {folder}` derives it anew"
+                f"{path} is not the manifest of a ctgpu data set ({error}); "
+                f"`ctgpu manifest {folder}` derives it again"
             ) from error
 
 
 @dataclass(frozen=True, slots=True)
+class _StoredCard:
+    """What a manifest states of it."""
+
+    spec: dict[str, Any]
+    fingerprint: Fingerprint
+    class_names: list[Text]
+    planned_shards: Count | None = None
+    planned_samples: Count | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
-    """One committed shard: its tar and the samples in it."""
+    """One committed shard: its tar, and those of its samples that are in a data set.
+
+    Attributes
+    ----------
+    path : Path
+        Of the tar.
+    samples : tuple of SampleEntry
+        In the order of the tar.
+    whole : bool
+        Whether these are all that the tar holds.
+    """
 
     path: Path
     samples: tuple[SampleEntry, ...]
+    whole: bool = True
 
 
-def find_shards(dir_or_pattern: str | PathLike[str]) -> tuple[Card, list[Shard]]:
-    """The shards of a folder or of a pattern, in natural order, and what they share.
+def find_shards(named: Named | Sequence[Named]) -> tuple[Card, list[Shard]]:
+    """The shards that folders and patterns name, each once, and what they share.
+
+    A folder that lacks shards of its plan is named in a warning in the log.
 
     Parameters
     ----------
-    dir_or_pattern : path
+    named : path or sequence of path
         As :class:`ctgpu.loading.VolumeDataset` takes it.
+
+    Returns
+    -------
+    Card, list of Shard
+        Shards in natural order; those of a sequence in the order of the sequence.
 
     Raises
     ------
     UsageError
-        If it names no shard, or one that is not committed.
+        If one names no shard, or one that is not committed.
     MismatchError
         If the shards were not made to one spec, or a record contradicts it.
     StorageError
@@ -83,16 +126,11 @@ def find_shards(dir_or_pattern: str | PathLike[str]) -> tuple[Card, list[Shard]]
     """
     shards: list[Shard] = []
     cards: dict[Path, Card] = {}
-    for path in _tar_paths(str(dir_or_pattern)):
+    for path in _each_once(_as_names(named)):
         folder = path.parent
         if folder not in cards:
             cards[folder] = Card.load(folder)
         shards.append(_load_shard(path, cards[folder]))
-    if not shards:
-        raise UsageError(
-            f"{dir_or_pattern} names no finished shard; give the folder that `ctgpu build` wrote, "
-            "or a pattern such as 'DIR/shard-*.tar'"
-        )
     (first, card), *others = cards.items()
     for folder, other in others:
         if other != card:
@@ -100,7 +138,61 @@ def find_shards(dir_or_pattern: str | PathLike[str]) -> tuple[Card, list[Shard]]
                 f"{first} and {folder} were not made to the same spec and class names, so their "
                 "samples do not fit one batch; load them apart, or build one of them again"
             )
+    for folder, own in cards.items():
+        _warn_if_unfinished(folder, own)
     return card, shards
+
+
+def _as_names(named: Named | Sequence[Named]) -> Sequence[Named]:
+    names = [named] if isinstance(named, str | PathLike) else named
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str | PathLike) for n in names):
+        raise UsageError(
+            f"{named!r} is neither a path nor a list of paths; give folders that `ctgpu build` "
+            "wrote, or patterns such as 'DIR/shard-*.tar'"
+        )
+    if not names:
+        raise UsageError("the list of folders is empty; give one that `ctgpu build` wrote")
+    return names
+
+
+def _each_once(names: Iterable[Named]) -> Iterable[Path]:
+    """The tars that they name, however often, and by whichever way there."""
+    found: dict[str, Path] = {}
+    for name in names:
+        paths = _tar_paths(name)
+        if not paths:
+            raise _names_nothing(name)
+        for path in paths:
+            found.setdefault(os.path.realpath(path), path)
+    return found.values()
+
+
+def _names_nothing(name: Named) -> UsageError:
+    try:
+        planned = Card.load(Path(name)).planned_samples
+    except CtgpuError:
+        planned = None
+    if planned:
+        return UsageError(
+            f"{name} names no finished shard, for none of its {planned} planned samples is built "
+            "yet; wait for the build, or run the command that began it again"
+        )
+    return UsageError(
+        f"{name} names no finished shard; give the folder that `ctgpu build` wrote, or a pattern "
+        "such as 'DIR/shard-*.tar'"
+    )
+
+
+def _warn_if_unfinished(folder: Path, card: Card) -> None:
+    if card.planned_shards is None or len(committed_shards(folder)) >= card.planned_shards:
+        return
+    log.warning(
+        "%s is not finished: it holds %d of %s planned samples; run the command that began it "
+        "again to go on, and open the data set again afterwards",
+        folder,
+        sum(shard.num_samples for shard in summaries(folder)),
+        card.planned_samples,
+    )
 
 
 def _load_shard(path: Path, card: Card) -> Shard:
@@ -108,11 +200,12 @@ def _load_shard(path: Path, card: Card) -> Shard:
     if index is None or index[1] != "tar":
         raise UsageError(f"{path} is not named as a shard of ctgpu (shard-000000.tar)")
     record_path = path.with_name(record_name(index[0]))
-    if not path.exists() or not record_path.exists():
-        missing = record_path if path.exists() else path
+    # Other readers than ours are given these paths, and wait for what a pipe brings.
+    if not path.is_file() or not record_path.is_file():
+        missing = record_path if path.is_file() else path
         raise UsageError(
-            f"{missing} is not there, so shard {index[0]} is not finished; finish the build with "
-            f"`ctgpu build`, or leave the shard out"
+            f"{missing} is not there, or no file, so shard {index[0]} is not finished; finish the "
+            "build with `ctgpu build`, or leave the shard out"
         )
     record = ShardRecord.load(record_path)
     if record.fingerprint != card.fingerprint:
@@ -134,27 +227,18 @@ def _load_shard(path: Path, card: Card) -> Shard:
     return Shard(path, tuple(record.samples))
 
 
-def _tar_paths(named: str) -> list[Path]:
-    folder = Path(named)
-    if folder.is_dir():
-        return [folder / shard_name(index) for index in committed_shards(folder)]
+def _tar_paths(named: str | PathLike[str]) -> list[Path]:
     found: set[Path] = set()
-    for pattern in _expand_ranges(named):
-        if glob.has_magic(pattern):
-            matches = (Path(match) for match in glob.glob(pattern))
-            # `shard-*` finds records and indices too.
-            found.update(m for m in matches if (parse_shard_name(m.name) or (0, ""))[1] == "tar")
+    for path in expand_paths(named, _is_shard_name):
+        # The working directory may be another one, and another process's, when samples are read.
+        path = path.absolute()
+        if os.path.isdir(path):
+            found.update(path / shard_name(index) for index in committed_shards(path))
         else:
-            found.add(Path(pattern))
+            found.add(path)
     return sorted(found, key=lambda p: (p.parent, parse_shard_name(p.name) or (0, ""), p))
 
 
-def _expand_ranges(pattern: str) -> Iterator[str]:
-    """``shard-{000000..000002}.tar`` to its three names."""
-    parts = _RANGE.split(pattern)
-    ranges = [
-        [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
-        for first, last in zip(parts[1::3], parts[2::3], strict=True)
-    ]
-    for numbers in itertools.product(*ranges):
-        yield "".join(itertools.chain(*itertools.zip_longest(parts[::3], numbers, fillvalue="")))
+def _is_shard_name(name: str) -> bool:
+    shard = parse_shard_name(name)
+    return shard is not None and shard[1] == "tar"

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from os import PathLike
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ctgpu.errors import DeviceError, UsageError
+from ctgpu.extras import install_command
+from ctgpu.loading.catalogue import Named, Shard
 from ctgpu.loading.dataset import VolumeDataset
+from ctgpu.shards.index import index_text
 from ctgpu.shards.names import index_name, parse_shard_name
+from ctgpu.shards.record import ShardRecord
 
 _SHUFFLE_BYTES = 2 << 30
 
 
 def pipeline(
-    dataset: VolumeDataset | str | PathLike[str],
+    dataset: VolumeDataset | Named | Sequence[Named],
     batch_size: int = 1,
     *,
     device_id: int | None = None,
@@ -34,8 +40,9 @@ def pipeline(
 
     Parameters
     ----------
-    dataset : VolumeDataset or path
-        The samples.  DALI verifies no checksums: ``ctgpu verify`` does.
+    dataset : VolumeDataset, path or list of path
+        The samples; of what ``select`` chose, those.  DALI verifies no checksums: ``ctgpu verify``
+        does.
     batch_size : int
         Samples of one batch.
     device_id : int, optional
@@ -58,25 +65,24 @@ def pipeline(
     DeviceError
         If DALI is not installed.
     UsageError
-        If a shard has no index.
+        If a shard has no index, or the data set is in another order than its shards.
     """
     try:
         from nvidia.dali import fn, pipeline_def, types
     except ImportError as error:
         raise DeviceError(
-            "the DALI pipeline needs nvidia-dali: install it with `pip install 'ctgpu[dali]'`"
+            f"the DALI pipeline needs nvidia-dali: install it with `{install_command('dali')}`"
         ) from error
     if not isinstance(dataset, VolumeDataset):
         dataset = VolumeDataset(dataset)
     spec = dataset.spec
-    tars = [shard.path for shard in dataset.shards if shard.samples]
-    indices = [
-        tar.with_name(index_name((parse_shard_name(tar.name) or (0, ""))[0])) for tar in tars
-    ]
-    if missing := [str(index) for index in indices if not index.exists()]:
+    shards = [shard for shard in dataset.shards if shard.samples]
+    if not shards:
+        raise UsageError(f"{dataset!r} has no samples to load")
+    if not dataset.in_stored_order:
         raise UsageError(
-            f"{missing[0]} is not there, and DALI would scan the tar without it; run `ctgpu build` "
-            "again on the folder, or copy the indices along with the tars"
+            f"{dataset!r} is in another order than its shards, or has samples more than once, and "
+            "DALI reads shards as they are; choose samples with select, not take"
         )
 
     @pipeline_def(  # type: ignore[untyped-decorator]
@@ -86,9 +92,9 @@ def pipeline(
         seed=seed,
         prefetch_queue_depth=prefetch_queue_depth,
     )
-    def volumes() -> tuple[Any, ...]:
+    def volumes(indices: Sequence[Path]) -> tuple[Any, ...]:
         volume, labels, report, metadata = fn.readers.webdataset(
-            paths=[str(tar) for tar in tars],
+            paths=[str(shard.path) for shard in shards],
             index_paths=[str(index) for index in indices],
             ext=["bin", "cls", "txt", "json"],
             dtypes=[types.FLOAT16, types.FLOAT, types.UINT8, types.UINT8],
@@ -109,6 +115,29 @@ def pipeline(
             volume = fn.reshape(volume, src_dims=[-1, 0, 1, 2], layout="CDHW")
         return volume, labels, report, metadata
 
-    built = volumes()
-    built.build()
+    with tempfile.TemporaryDirectory(prefix="ctgpu-dali-") as folder:
+        parts = [Path(folder, f"{number}.idx") for number in range(len(shards))]
+        built = volumes(indices=list(map(_index, shards, parts)))
+        built.build()  # DALI reads the indices here
     return built
+
+
+def _index(shard: Shard, part: Path) -> Path:
+    """The shard's own index, or one written to `part`, of the samples that were selected from it.
+
+    Raises
+    ------
+    UsageError
+        If the shard has none.
+    """
+    number, _ = parse_shard_name(shard.path.name) or (0, "")
+    path = shard.path.with_name(index_name(number))
+    if not path.is_file():
+        raise UsageError(
+            f"{path} is not there, or no file, and DALI would scan the tar without it; run `ctgpu "
+            "build` again on the folder, or copy the indices along with the tars"
+        )
+    if shard.whole:
+        return path
+    part.write_bytes(index_text(ShardRecord(number, "", 0, shard.samples)))
+    return part

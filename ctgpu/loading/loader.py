@@ -1,102 +1,116 @@
-"""Batches for training: threads read straight into reused batch buffers, ahead of the consumer."""
+"""The loader: epochs of batches for training."""
 
 from __future__ import annotations
 
 import logging
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from os import PathLike
-from typing import TYPE_CHECKING, Any, Literal
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import xxhash
 
-from ctgpu.buffers import Buffer, BufferPool
-from ctgpu.errors import DeviceError, MismatchError, SampleError, UsageError
+from ctgpu.errors import DeviceError, MismatchError, UsageError
+from ctgpu.extras import install_command
 from ctgpu.limits import usable_cores
-from ctgpu.loading.dataset import Labels, Volume, VolumeDataset
-from ctgpu.loading.order import EpochOrder, Indices, Share
-from ctgpu.loading.region import Shape, random_start, stored_order
+from ctgpu.loading.catalogue import Named
+from ctgpu.loading.dataset import VolumeDataset
+from ctgpu.loading.iteration import Iteration, Progress
+from ctgpu.loading.opening import open_samples
+from ctgpu.loading.order import EpochOrder, Share
+from ctgpu.loading.reading import Batch, BatchReader
+from ctgpu.loading.region import stored_order
 from ctgpu.loading.targets import CudaTarget, HostTarget, Target
 from ctgpu.loading.window import rewindow
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils.data import Subset
 
 log = logging.getLogger(__name__)
 
-Batch = dict[str, Any]
 Transform = Callable[[Batch], Batch]
 
-# A batch stays valid until the next but one is asked for.
-_VALID_BATCHES = 2
 # More threads than this do not make one machine's memory or disks faster.
 _MOST_THREADS = 8
-
-
-@dataclass(frozen=True, slots=True)
-class _Pending:
-    """A batch being read, and the memory it is read into."""
-
-    batch: Future[Batch]
-    buffer: Buffer
+# In a state: which shard each sample is in.  Those of the first release do not have it.
+_SHARDS = "shards"
 
 
 class VolumeLoader:
     """Endless epochs of batches; made by :func:`make_loader`, which says what it does.
 
-    ``for batch in loader`` gives one epoch, and the next one another order.  Iterate it in one
-    thread at a time.
+    ``for batch in loader`` gives one epoch, and the next one another order.  The iteration that
+    began last is the one that counts: an earlier one that is asked for more raises UsageError.
     """
 
     def __init__(
         self,
         dataset: VolumeDataset,
+        reader: BatchReader,
         *,
         batch_size: int,
         order: EpochOrder,
         drop_last: bool,
         target: Target,
-        prefetch_batches: int,
-        threads: int,
-        skip_bad: bool,
-        box: Shape | None,
         transform: Transform | None,
         place: tuple[int, int] | None,
     ) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self._reader = reader
         self._order = order
         self._target = target
-        self._prefetch_batches = prefetch_batches
-        self._threads = threads
-        self._skip_bad = skip_bad
-        self._box = box
         self._transform = transform
-        self._place = place
-        self._pool = BufferPool(allocate=target.allocate)
-        self._lent: deque[Buffer] = deque()
-        self._epoch = 0
-        self._position = 0
-        self._resumed = False
+        self._given_place = place
+        self._progress = Progress()
+
+    def __getstate__(self) -> NoReturn:
+        raise UsageError(
+            "a loader has threads and buffers of its own, and cannot be pickled or copied; make it "
+            "in each process, of a data set, which can"
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"VolumeLoader({self.dataset!r}, batch_size={self.batch_size}, "
+            f"shuffle={self._order.shuffle})"
+        )
 
     @property
     def epoch(self) -> int:
         """The epoch that is being read, or comes next."""
-        return self._epoch
+        return self._progress.place.epoch
 
     @property
-    def sampler(self) -> VolumeLoader:
-        """Itself: Lightning calls ``loader.sampler.set_epoch``."""
-        return self
+    def sampler(self) -> Any:
+        """Whose ``set_epoch`` Lightning, and many a training loop, calls.
+
+        Itself if it shuffles, else a ``torch.utils.data.SequentialSampler``, by which Lightning
+        tells, for ``overfit_batches``, that nothing is shuffled.
+        """
+        return self if self._order.shuffle else self._in_order
+
+    @cached_property
+    def _in_order(self) -> Any:
+        from ctgpu.loading.in_order import InOrder
+
+        return InOrder(self.dataset, self._progress)
+
+    @property
+    def batch_sampler(self) -> None:
+        """None: Lightning asks for it where it validates."""
+        return None
 
     @property
     def buffer_bytes(self) -> int:
-        """Host memory that the batch buffers take now; it grows no more after the first epoch."""
-        return self._pool.lent_bytes + self._pool.idle_bytes
+        """Host memory of the loader's own; what batches were given with ``copy=True`` is not.
+
+        It grows no more after the first epoch.
+        """
+        return self._reader.buffer_bytes
 
     def __len__(self) -> int:
         """Steps of a whole epoch: the same number on every rank."""
@@ -105,31 +119,29 @@ class VolumeLoader:
     def set_epoch(self, epoch: int) -> None:
         """Have the next iteration begin `epoch`; one that :meth:`load_state_dict` restored goes on.
 
-        Epochs count on by themselves; this is for those who count them too.
+        Epochs count on by themselves; this is for those who count them too.  An iteration under way
+        ends with it.
 
         Raises
         ------
         UsageError
             If it is negative.
         """
-        if epoch < 0:
-            raise UsageError(f"epoch is {epoch}; epochs count from 0")
-        if not (self._resumed and epoch == self._epoch):
-            self._epoch, self._position, self._resumed = epoch, 0, False
+        self._progress.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where it is: JSON-ready, the same on every rank, exact at every step.
 
-        It counts what was handed out, not what was read ahead.
+        It counts what was handed out: neither what was read ahead, nor a batch that an error or a
+        transform that raised kept from being handed out.
         """
-        return {
-            "epoch": self._epoch,
-            "position": self._position,
-            **self._identity(),
-        }
+        place = self._progress.place
+        return {"epoch": place.epoch, "position": place.position, **self._identity()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called, also on another number of ranks.
+
+        An iteration under way ends with it.
 
         Parameters
         ----------
@@ -150,7 +162,7 @@ class VolumeLoader:
         if other := [
             f"{name}: found {state.get(name)!r}, wanted {value!r}"
             for name, value in self._identity().items()
-            if state.get(name) != value
+            if state.get(name) != value and (name in state or name != _SHARDS)
         ]:
             raise MismatchError(
                 f"the state is that of another loader ({'; '.join(other)}): make the loader with "
@@ -160,129 +172,39 @@ class VolumeLoader:
             raise UsageError("this is not the state of a ctgpu loader")
         if not 0 <= position <= len(self.dataset):
             raise UsageError(f"the state's position {position} is not within the data set")
-        self._epoch, self._position, self._resumed = epoch, position, True
+        self._progress.resume(epoch, position)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the current epoch, or what :meth:`load_state_dict` left of it.
 
+        Nothing is decided or read before the first is asked for: Lightning makes iterators that it
+        never uses.  An epoch that was given up begins anew.
+
         Raises
         ------
         UsageError
-            If the samples do not fill one step.
+            If the samples do not fill one step; and when an iteration is asked for a batch by
+            another thread or process than the one that began it, or after a newer one began.
         FetchError, StorageError
-            If a sample is damaged, or its shard is gone; at its batch.
+            If a sample is damaged, or its shard is gone; at its batch.  Asked again, the iteration
+            tries that batch again.
         """
-        share, total = self._share(), len(self.dataset)
-        if share.steps(total) == 0:
-            raise UsageError(
-                f"{total} samples do not fill one step of {share.world_size} ranks × "
-                f"{share.batch_size}; choose a smaller batch_size, or drop_last=False"
-            )
-        # Decided at the first batch, not earlier: Lightning makes iterators that it never uses.
-        if not self._resumed:
-            # Those who count steps by len() never ask for what comes after the last.
-            if share.steps(total - self._position) == 0:
-                self._epoch += 1
-            self._position = 0
-        self._resumed = False
-        order = self._order.of(self._epoch)
-        steps = iter(_positions(share, total, self._position))
-        readers = ThreadPoolExecutor(self._threads, "ctgpu-read")
-        assembler = ThreadPoolExecutor(1, "ctgpu-assemble")
-        ahead: deque[_Pending] = deque()
-
-        def read_next() -> None:
-            if (position := next(steps, None)) is not None:
-                ahead.append(self._begin(readers, assembler, order, share.batch(total, position)))
-
-        try:
-            for _ in range(self._prefetch_batches):
-                read_next()
-            while ahead:
-                while len(self._lent) >= _VALID_BATCHES:
-                    self._lent.popleft().release()
-                read_next()
-                batch = ahead[0].batch.result()
-                done = ahead.popleft()
-                if self._target.shares_memory:
-                    self._lent.append(done.buffer)
-                self._target.hand_over(batch["volume"], batch["labels"])
-                self._position = share.after(total, self._position)
-                yield batch if self._transform is None else self._transform(batch)
-            self._epoch, self._position = self._epoch + 1, 0
-        finally:
-            readers.shutdown(cancel_futures=True)
-            assembler.shutdown(cancel_futures=True)
-            for pending in ahead:
-                pending.buffer.release()
-
-    def _begin(
-        self,
-        readers: ThreadPoolExecutor,
-        assembler: ThreadPoolExecutor,
-        order: Indices,
-        positions: range,
-    ) -> _Pending:
-        """Have one batch read and assembled."""
-        box = self._box or self.dataset.spec.stored_shape
-        # Smaller batches take the memory of a whole one, so that the pool keeps to one size.
-        buffer = self._pool.acquire(2 * self.batch_size * int(np.prod(box)))
-        stored = buffer.array((len(positions), *box), "<f2")
-        reads = [
-            readers.submit(self._read, order, position, self._epoch, stored[row])
-            for row, position in enumerate(positions)
-        ]
-        return _Pending(assembler.submit(self._assemble, buffer, stored, reads), buffer)
-
-    def _read(
-        self, order: Indices, position: int, epoch: int, out: Volume
-    ) -> tuple[str, Labels, str]:
-        """Read the sample at `position`, or the next good one of the order."""
-        attempts = len(order) if self._skip_bad else 1
-        for step in range(attempts):
-            index = int(order[(position + step) % len(order)])
-            start = (
-                random_start(
-                    self.dataset.spec.stored_shape,
-                    self._box,
-                    seed=self._order.seed,
-                    epoch=epoch,
-                    index=index,
-                )
-                if self._box
-                else (0, 0, 0)
-            )
-            try:
-                return self.dataset.study_ids[index], *self.dataset.read_into(index, out, start)
-            except SampleError as error:
-                if step == attempts - 1:
-                    raise
-                log.warning("%s; the next sample takes its place in this epoch", error)
-        raise AssertionError("unreachable")
-
-    def _assemble(
-        self, buffer: Buffer, stored: Volume, reads: list[Future[tuple[str, Labels, str]]]
-    ) -> Batch:
-        # All are waited for: none may still be reading when the buffer is used again.
-        samples = [read.result() for read in reads]
-        volume, labels = self._target.place(stored, np.stack([labels for _, labels, _ in samples]))
-        if not self._target.shares_memory:
-            buffer.release()
-        return {
-            "volume": volume,
-            "labels": labels,
-            "report": [report for _, _, report in samples],
-            "study_id": [study_id for study_id, _, _ in samples],
-        }
+        return Iteration(self._progress, self._reader, self._share, self._hand_over)
 
     def _share(self) -> Share:
-        rank, world_size = self._place or _distributed_place()
+        rank, world_size = self._given_place or _distributed_place()
         return Share(self.batch_size, rank, world_size, self.drop_last)
+
+    def _hand_over(self, batch: Batch) -> Batch:
+        self._target.hand_over(batch["volume"], batch["labels"])
+        return batch if self._transform is None else self._transform(batch)
 
     def _identity(self) -> dict[str, Any]:
         keys = "\n".join(self.dataset.study_ids)
+        places = [len(self.dataset.shards), *self.dataset.shard_of]
         return {
             "samples": xxhash.xxh3_128_hexdigest(keys.encode()),
+            _SHARDS: xxhash.xxh3_128_hexdigest(np.array(places, "<i8").tobytes()),
             "shuffle": self._order.shuffle,
             "seed": self._order.seed,
             "shuffle_window_bytes": self._order.window_bytes,
@@ -290,7 +212,7 @@ class VolumeLoader:
 
 
 def make_loader(
-    dataset: VolumeDataset | str | PathLike[str],
+    dataset: VolumeDataset | Subset[Any] | Named | Sequence[Named],
     batch_size: int = 1,
     *,
     shuffle: bool = False,
@@ -300,7 +222,8 @@ def make_loader(
     device: str | torch.device = "cpu",
     prefetch_bytes: int | None = None,
     num_threads: int | None = None,
-    copy: bool = False,
+    copy: bool = True,
+    labelled_only: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     window: str | tuple[float, float] | None = None,
     random_crop_hwd: tuple[int, int, int] | None = None,
@@ -311,9 +234,8 @@ def make_loader(
     """A loader for training with torch.
 
     A batch is a dictionary: ``volume`` (B, 1, D, H, W) float16, ``labels`` (B, classes) float32,
-    ``report`` and ``study_id``, lists of B texts.  On the host the volume is a view of memory that
-    is used again: **it is valid until the next but one batch is asked for**, unless `copy` is set.
-    On a GPU it is a tensor of its own.
+    ``report`` and ``study_id``, lists of B texts.  Labels are NaN where a study has no label row;
+    a warning in the log says of how many.
 
     The order depends on `seed` and the epoch alone, not on the number of ranks: step by step, the
     batches of all ranks together are the order.  Every rank has the same number of steps, and of
@@ -321,8 +243,9 @@ def make_loader(
 
     Parameters
     ----------
-    dataset : VolumeDataset or path
-        The samples; a path is opened with ``verify="first"``.
+    dataset : VolumeDataset, torch.utils.data.Subset of one, path or list of path
+        The samples; paths are opened with ``verify="first"``.  A Subset, of which ``random_split``
+        makes several, is read in the order of its indices.
     batch_size : int
         Samples of one batch of one rank.
     shuffle : bool
@@ -345,7 +268,12 @@ def make_loader(
     num_threads : int, optional
         Reader threads; default one for each usable core, at most 8.
     copy : bool
-        Give each batch on the host memory of its own.
+        Give each batch on the host memory of its own.  False reads into a few buffers again and
+        again, which saves a reader thread about 10 ms of fresh pages for 110 MB: a batch is
+        then **valid until the next but one is asked for**.  On a GPU batches always are tensors of
+        their own.
+    labelled_only : bool
+        Leave out the samples that have no label row.
     on_error : {"raise", "skip"}
         A sample that is damaged raises FetchError, or is left out with a warning in the log; the
         next good one of the order takes its place, so that batches keep their size.  A shard that
@@ -353,7 +281,8 @@ def make_loader(
     window : str or tuple of float, optional
         Map another HU window to [-1, 1]: a name of :data:`ctgpu.loading.WINDOWS`, or (lo, hi).
     random_crop_hwd : tuple of int, optional
-        A random box of this many voxels (H, W, D) instead of the whole volume.  Once a volume is
+        A random box of this many voxels (H, W, D) instead of the whole volume; it depends on the
+        seed, the epoch and the sample's number in the data set alone.  Once a volume is
         verified, only the rows of the box are read.
     transform : callable, optional
         Takes each batch and returns what the consumer gets; on a GPU it runs there, on the
@@ -369,10 +298,7 @@ def make_loader(
         cannot be opened.
     """
     torch = _import_torch()
-    if not isinstance(dataset, VolumeDataset):
-        dataset = VolumeDataset(dataset)
-    if len(dataset) == 0:
-        raise UsageError("the data set has no samples to load")
+    dataset = open_samples(dataset, labelled_only=labelled_only)
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("seed", seed, 0),
@@ -405,31 +331,33 @@ def make_loader(
         else CudaTarget(where, spec.layout, scaling)
     )
     order = EpochOrder(
-        [len(shard.samples) for shard in dataset.shards],
+        np.bincount(dataset.shard_of, minlength=len(dataset.shards)).tolist(),
         spec.size_bytes,
         shuffle,
         seed,
         shuffle_window_bytes,
+        np.argsort(dataset.shard_of, kind="stable"),
     )
-    return VolumeLoader(
+    reader = BatchReader(
         dataset,
+        order,
+        target,
         batch_size=batch_size,
-        order=order,
-        drop_last=drop_last,
-        target=target,
         prefetch_batches=2 if prefetch_bytes is None else max(1, prefetch_bytes // batch_bytes),
         threads=num_threads or min(_MOST_THREADS, usable_cores()),
         skip_bad=on_error == "skip",
         box=box,
+    )
+    return VolumeLoader(
+        dataset,
+        reader,
+        batch_size=batch_size,
+        order=order,
+        drop_last=drop_last,
+        target=target,
         transform=transform,
         place=_given_place(rank, world_size),
     )
-
-
-def _positions(share: Share, total: int, position: int) -> list[int]:
-    """Where in the order each step that is left begins."""
-    steps = share.steps(total - position)
-    return [position + step * share.step_samples for step in range(steps)]
 
 
 def _given_place(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
@@ -447,7 +375,20 @@ def _distributed_place() -> tuple[int, int]:
 
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
+    rank, world_size = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
+    if rank != "0" or world_size != "1":
+        _warn_of_ranks(rank, world_size)
     return 0, 1
+
+
+@cache  # once
+def _warn_of_ranks(rank: str, world_size: str) -> None:
+    log.warning(
+        "RANK is %s and WORLD_SIZE %s, but torch.distributed is not initialised: every rank reads "
+        "everything; call torch.distributed.init_process_group first, or give make_loader rank "
+        "and world_size",
+        *(rank, world_size),
+    )
 
 
 def _import_torch() -> Any:
@@ -455,7 +396,7 @@ def _import_torch() -> Any:
         import torch
     except ImportError as error:
         raise DeviceError(
-            "make_loader needs torch: install it with `pip install 'ctgpu[torch]'`; VolumeDataset "
+            f"make_loader needs torch: install it with `{install_command('torch')}`; VolumeDataset "
             "and the webdataset and DALI adapters do without"
         ) from error
     return torch

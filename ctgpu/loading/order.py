@@ -29,6 +29,8 @@ class EpochOrder:
     window_bytes : int or None
         Shards are drawn at random, as many at a time as have this many bytes of volumes together,
         one at least, and the samples of these are mixed.  None mixes the whole data set.
+    numbers : array of int, optional
+        Number of each sample, shard by shard; default those that count them in that order.
     """
 
     shard_samples: Sequence[int]
@@ -36,6 +38,7 @@ class EpochOrder:
     shuffle: bool
     seed: int
     window_bytes: int | None
+    numbers: Indices | None = None
 
     def of(self, epoch: int) -> Indices:
         """Numbers of all samples, each once, in the order of `epoch`."""
@@ -52,7 +55,8 @@ class EpochOrder:
                 [np.arange(ends[s] - self.shard_samples[s], ends[s]) for s in group]
             )
             mixed.append(samples[np.argsort(draws.random_raw(len(samples)), kind="stable")])
-        return np.concatenate(mixed)
+        places = np.concatenate(mixed)
+        return places if self.numbers is None else self.numbers[places]
 
     def _groups(self, shards: npt.NDArray[Any]) -> Iterator[list[int]]:
         group: list[int] = []

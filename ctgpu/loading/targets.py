@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy.typing as npt
 
-from ctgpu.buffers import Bytes, allocate_pages
+from ctgpu.buffers import Bytes, allocate_pages, allocate_pinned
 from ctgpu.errors import DeviceError
 from ctgpu.loading.region import to_dhw
 from ctgpu.loading.window import apply_window
@@ -15,6 +16,8 @@ from ctgpu.spec import Layout
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 # torch's annotations of its CUDA functions are incomplete, hence Any below.
 Window = tuple[float, float]
@@ -24,8 +27,10 @@ Tensors = tuple["torch.Tensor", "torch.Tensor"]
 class Target(Protocol):
     """Makes tensors of what was read."""
 
-    #: Whether the tensor is a view of the memory that was read into.
-    shares_memory: bool
+    #: What becomes of the memory that was read into.  ``"lent"``: the tensor is a view of it, until
+    #: it is read into again.  ``"given"``: the same, and it is not.  ``"kept"``: the tensor is
+    #: another's memory, so that it may be read into at once.
+    memory: Literal["lent", "given", "kept"]
 
     def allocate(self, size_bytes: int) -> Bytes:
         """Memory to read into."""
@@ -38,12 +43,12 @@ class Target(Protocol):
 
 
 class HostTarget:
-    """Views of the memory that was read into, or copies."""
+    """Views of the memory that was read into, which the consumer keeps or gets for a while."""
 
     def __init__(self, layout: Layout, window: Window | None, *, copy: bool) -> None:
         self._layout = layout
         self._window = window
-        self.shares_memory = not copy
+        self.memory: Literal["lent", "given", "kept"] = "given" if copy else "lent"
 
     def allocate(self, size_bytes: int) -> Bytes:
         return allocate_pages(size_bytes)
@@ -52,8 +57,6 @@ class HostTarget:
         import torch
 
         volume = torch.from_numpy(stored)
-        if not self.shares_memory:
-            volume = volume.clone()
         if self._window:
             apply_window(volume, *self._window)
         return to_dhw(volume, self._layout).unsqueeze(1), torch.from_numpy(labels)
@@ -71,7 +74,7 @@ class CudaTarget:
         If torch finds no such device.
     """
 
-    shares_memory = False
+    memory: Literal["lent", "given", "kept"] = "kept"
 
     def __init__(self, device: torch.device, layout: Layout, window: Window | None) -> None:
         import torch
@@ -96,18 +99,30 @@ class CudaTarget:
 
     def allocate(self, size_bytes: int) -> Bytes:
         # torch's own pinned allocations are rounded up to a power of two.
-        memory = allocate_pages(size_bytes)
         runtime = self._cuda.cudart()
-        with self._cuda.device(self._device):
-            status = int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
-        if status:
-            raise DeviceError(
-                f"{memory.nbytes >> 20} MiB of host memory cannot be pinned (CUDA error {status}); "
-                "choose a smaller prefetch_bytes or batch_size, or raise `ulimit -l`"
+
+        def register(address: int, pinned_bytes: int) -> None:
+            with self._cuda.device(self._device):
+                status = int(runtime.cudaHostRegister(address, pinned_bytes, 0))
+            if status:
+                raise _NotPinnedError(status)
+
+        def unregister(address: int) -> None:
+            with self._cuda.device(self._device):
+                runtime.cudaHostUnregister(address)
+
+        try:
+            return allocate_pinned(size_bytes, register, unregister)
+        except _NotPinnedError as error:
+            log.warning(
+                "%d MiB of host memory cannot be pinned (CUDA error %d), so uploads are slower and "
+                "keep a core busy: choose a smaller prefetch_bytes or batch_size, or raise "
+                "`ulimit -l`",
+                size_bytes >> 20,
+                error.status,
             )
-        # The registration ends before the pages are given back: they outlive `memory`.
-        weakref.finalize(memory, _unpin, runtime, memory.ctypes.data, memory.base)
-        return memory
+            self._forget_error()
+            return allocate_pages(size_bytes)
 
     def place(self, stored: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Tensors:
         import torch
@@ -117,9 +132,12 @@ class CudaTarget:
             volume = to_dhw(uploaded, self._layout).contiguous()
             if self._window:
                 apply_window(volume, *self._window)
-            classes = torch.from_numpy(labels).to(self._device)
+            classes = torch.from_numpy(labels).to(self._device, non_blocking=True)
         # The memory is free for the next read, and any stream may use the tensors, from here on.
-        self._stream.synchronize()
+        # A blocking event sleeps; to synchronise the stream would keep a core busy.
+        done = self._cuda.Event(blocking=True)
+        done.record(self._stream)
+        done.synchronize()
         return volume.unsqueeze(1), classes
 
     def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
@@ -129,6 +147,17 @@ class CudaTarget:
         volume.record_stream(stream)
         labels.record_stream(stream)
 
+    def _forget_error(self) -> None:
+        """Have torch report what failed here: else this thread's next kernel would be blamed."""
+        import torch
 
-def _unpin(runtime: Any, address: int, pages: object) -> None:
-    runtime.cudaHostUnregister(address)
+        with contextlib.suppress(RuntimeError):
+            torch.ones(1, device=self._device)
+
+
+class _NotPinnedError(Exception):
+    """The CUDA runtime refused to register memory."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status

@@ -28,8 +28,8 @@ def decoder(sample: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``volume`` (1, D, H, W) float16 and ``labels`` (classes,) float32, read-only views of the
-        bytes; ``report`` and ``study_id``, text.
+        ``volume`` (1, D, H, W) float16 and ``labels`` (classes,) float32, copied out of the bytes,
+        which may not be written to; ``report`` and ``study_id``, text.
 
     Raises
     ------
@@ -43,10 +43,10 @@ def decoder(sample: Mapping[str, Any]) -> dict[str, Any]:
         facts = json.loads(sample["json"])
         shape, dtype, layout = tuple(facts["shape"]), facts["dtype"], facts["layout"]
         study_id = facts["study_id"]
-        volume = np.frombuffer(sample["bin"], "<f2").reshape(shape)
+        volume = np.frombuffer(sample["bin"], "<f2").reshape(shape).copy()
         if dtype != "float16" or layout not in ("HWD", "DHW"):
             raise ValueError(f"it is {dtype} {layout}")
-        labels = np.frombuffer(sample["cls"], "<f4")
+        labels = np.frombuffer(sample["cls"], "<f4").copy()
         report = sample["txt"].decode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DecodeError(

@@ -9,10 +9,12 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ctgpu.errors import StorageError
+from ctgpu.errors import StorageError, reason_of
 from ctgpu.shards.names import TEMPORARY_SUFFIX
 
 _STALE_TEMPORARY_S = 3600.0
+_CHUNK_BYTES = 16 << 20
+_NO_COPY_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)
 
 _RESUME = "then run the same command again: finished samples are kept"
 _WAYS_OUT = {
@@ -36,12 +38,12 @@ def storage_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _WAYS_OUT.get(error.errno or 0, error.strerror or str(error))
+        reason = _WAYS_OUT.get(error.errno or 0, reason_of(error))
         raise StorageError(f"{path} cannot be written: {reason}") from error
 
 
 def write_all(
-    fd: int, data: bytes | memoryview, offset: int, *, chunk_bytes: int = 16 << 20
+    fd: int, data: bytes | memoryview, offset: int, *, chunk_bytes: int = _CHUNK_BYTES
 ) -> None:
     """Write `data` at `offset`, however many calls it takes; the GIL is released in each."""
     view = memoryview(data).cast("B")
@@ -139,14 +141,61 @@ def create_exclusively(
         except FileExistsError:
             return False
         except OSError as error:
+            if error.errno == errno.ENOENT and path.exists():
+                return False
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                 raise
             with lock():
                 if path.exists():
                     return False
-                os.rename(temporary, path)
+                # One that had the lock before, and comes back too late, finds nothing to rename.
+                for other in path.parent.glob(f".{path.name}.*{TEMPORARY_SUFFIX}"):
+                    if other != temporary:
+                        remove(other)
+                try:
+                    os.rename(temporary, path)
+                except FileNotFoundError:
+                    return False
         sync_folder(path.parent)
         return True
+
+
+def rename(old: Path, new: Path) -> None:
+    """Give `old` the name `new`, whatever bore it."""
+    os.rename(old, new)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that does not exist."""
+    os.mkdir(path)
+
+
+def copy_prefix(source_fd: int, target_fd: int, size_bytes: int) -> None:
+    """Copy the first `size_bytes` of one file to another; shared where the file system can.
+
+    Raises
+    ------
+    OSError
+        If the source is shorter, or the target cannot be written.
+    """
+    done = 0
+    in_kernel = hasattr(os, "copy_file_range")
+    while done < size_bytes:
+        if in_kernel:
+            try:
+                count = os.copy_file_range(source_fd, target_fd, size_bytes - done, done, done)
+            except OSError as error:
+                if error.errno not in _NO_COPY_IN_KERNEL:
+                    raise
+                in_kernel = False
+                continue
+        else:
+            part = os.pread(source_fd, min(_CHUNK_BYTES, size_bytes - done), done)
+            write_all(target_fd, part, done)
+            count = len(part)
+        if not count:
+            raise OSError(errno.EIO, "it became shorter while it was copied")
+        done += count
 
 
 def remove(path: Path) -> bool:
@@ -168,5 +217,9 @@ def remove_stale_temporaries(folder: Path) -> None:
             now = probe.stat().st_mtime
         for entry in left:
             with contextlib.suppress(FileNotFoundError):
-                if now - entry.stat().st_mtime > _STALE_TEMPORARY_S:
+                # Folders are writers' own: see :mod:`ctgpu.shards.fence`.
+                if (
+                    not entry.is_dir(follow_symlinks=False)
+                    and now - entry.stat().st_mtime > _STALE_TEMPORARY_S
+                ):
                     os.unlink(entry.path)

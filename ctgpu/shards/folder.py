@@ -7,11 +7,14 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctgpu.errors import StorageError
+from ctgpu.errors import StorageError, reason_of
 from ctgpu.shards import disk
+from ctgpu.shards.fence import remove_fences
+from ctgpu.shards.lease import is_leased
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import (
     journal_name,
+    parse_fence_name,
     parse_shard_name,
     record_name,
     shard_name,
@@ -37,7 +40,7 @@ def is_committed(folder: Path, index: int) -> bool:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what runs left that were killed: journals of committed shards, temporary files.
+    """Remove what runs left that were killed: what belongs to committed shards, temporary files.
 
     Raises
     ------
@@ -48,6 +51,9 @@ def remove_leftovers(folder: Path) -> None:
     with disk.storage_errors(folder):
         for index in (files["journal"] & files["json"] & files["tar"]) - files["tar.partial"]:
             disk.remove(folder / journal_name(index))
+        for index in files["fence"] & files["json"] & files["tar"]:
+            if not is_leased(folder, index):
+                remove_fences(folder, index)
         disk.remove_stale_temporaries(folder)
 
 
@@ -94,7 +100,14 @@ def _shard_files(folder: Path) -> dict[str, set[int]]:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if shard := parse_shard_name(entry.name):
+                    if shard[1] in ("tar", "json") and not entry.is_file():
+                        raise StorageError(
+                            f"{entry.path} is no file, nor a link to one, and a shard's {shard[1]} "
+                            "is wanted there; remove it, or put that back"
+                        )
                     files[shard[1]].add(shard[0])
+                elif (index := parse_fence_name(entry.name)) is not None:
+                    files["fence"].add(index)
     except OSError as error:
-        raise StorageError(f"{folder} cannot be read: {error.strerror}") from error
+        raise StorageError(f"{folder} cannot be read: {reason_of(error)}") from error
     return files

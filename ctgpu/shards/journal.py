@@ -7,12 +7,14 @@ here: after a loss of power the checksums in the lines decide.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 
@@ -20,15 +22,17 @@ from ctgpu.shards import disk
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.plan import PlannedSample
 from ctgpu.shards.record import SampleEntry, checksum
+from ctgpu.shards.tar import key_fault
+from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, Count, decode, read_file
 
-_DIGITS = 16
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class JournalHeader:
     """Which shard of which plan a journal belongs to."""
 
-    shard_index: int
+    shard_index: Count
     fingerprint: str
     samples: str
 
@@ -57,13 +61,7 @@ class Journal:
 
     def begin(self, header: JournalHeader) -> None:
         """Write the first line."""
-        self._append(
-            {
-                "shard_index": header.shard_index,
-                "fingerprint": header.fingerprint,
-                "samples": header.samples,
-            }
-        )
+        self._append(asdict(header))
 
     def append(self, entry: SampleEntry | LedgerEntry) -> None:
         """Add a line for a sample that is complete, or has failed."""
@@ -92,6 +90,21 @@ class JournalLine:
     end: int
 
 
+@dataclass(frozen=True, slots=True)
+class _StoredLine:
+    sample: SampleEntry | None = None
+    failure: LedgerEntry | None = None
+
+    @property
+    def entry(self) -> SampleEntry | LedgerEntry:
+        if self.sample is not None:
+            self.sample.check()
+            return self.sample
+        if self.failure is None or key_fault(self.failure.key):
+            raise ValueError("it is neither a sample nor a failure")
+        return self.failure
+
+
 def read_journal(path: Path, header: JournalHeader) -> tuple[int, list[JournalLine]]:
     """The intact lines of a journal.
 
@@ -108,43 +121,36 @@ def read_journal(path: Path, header: JournalHeader) -> tuple[int, list[JournalLi
         Size of the first line; 0 if the journal is missing, damaged or another shard's.
     list of JournalLine
         What follows, up to the first line that is not intact.
+
+    Raises
+    ------
+    OSError
+        If there is a file that cannot be read, or something else has its place.
     """
     try:
-        content = path.read_bytes()
+        file = io.BytesIO(read_file(path, JSON_LIMIT_BYTES))
     except FileNotFoundError:
         return 0, []
-    first, *rest = content.splitlines(keepends=True) or [b""]
-    expected = {
-        "shard_index": header.shard_index,
-        "fingerprint": header.fingerprint,
-        "samples": header.samples,
-    }
-    if _unseal(first) != expected:
+    lines: list[JournalLine] = []
+    try:
+        if _unseal(file.readline(), JournalHeader) != header:
+            return 0, []
+    except ValueError:
         return 0, []
-    lines = []
-    end = len(first)
-    for line in rest:
-        values = _unseal(line)
-        end += len(line)
-        try:
-            if values is None:
-                break
-            if "sample" in values:
-                lines.append(JournalLine(SampleEntry.from_dict(values["sample"]), end))
-            else:
-                lines.append(JournalLine(LedgerEntry.from_dict(values["failure"]), end))
-        except (ValueError, KeyError):
-            break
-    return len(first), lines
+    header_bytes = file.tell()
+    with contextlib.suppress(ValueError):
+        for line in iter(file.readline, b""):
+            lines.append(JournalLine(_unseal(line, _StoredLine).entry, file.tell()))
+    return header_bytes, lines
 
 
 def _seal(text: bytes) -> bytes:
     return xxhash.xxh3_64_hexdigest(text).encode() + b" " + text + b"\n"
 
 
-def _unseal(line: bytes) -> dict[str, Any] | None:
+def _unseal(line: bytes, kind: type[_T]) -> _T:
+    """What a line holds; a ValueError if it is torn or holds something else."""
     digest, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or xxhash.xxh3_64_hexdigest(text).encode() != digest:
-        return None
-    values = json.loads(text)
-    return values if isinstance(values, dict) else None
+        raise ValueError("it does not have its checksum")
+    return decode(text, kind)

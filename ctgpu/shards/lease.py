@@ -16,6 +16,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import secrets
 import socket
 import threading
@@ -27,9 +28,10 @@ from typing import Any, Self
 
 import psutil
 
-from ctgpu.errors import EnvironmentFailure, StorageError
+from ctgpu.errors import EnvironmentFailure, StorageError, reason_of
 from ctgpu.shards import disk
 from ctgpu.shards.names import PLAN_NAME, lease_name, parse_lease_name, session_name, shard_name
+from ctgpu.shards.untrusted import parse_json, read_file
 
 log = logging.getLogger(__name__)
 
@@ -37,14 +39,46 @@ BEAT_EVERY_S = 10.0
 STALE_AFTER_S = 60.0
 # One would do but for a taker that dies in its turn.
 _SLOTS = 4
+_LEASE_LIMIT_BYTES = 1 << 16
+_SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class LeaseHeld(EnvironmentFailure):
-    """Another process writes the shard."""
+    """Another process writes the shard.
+
+    Parameters
+    ----------
+    path : Path
+        What is being written.
+    holder : str
+        Who writes it, in words, such as ``process 17 on node3``.
+    """
+
+    def __init__(self, path: Path, holder: str) -> None:
+        super().__init__(path, holder)
+        self.path, self.holder = path, holder
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} is being written by {self.holder}; "
+            "let it finish, or stop it and run the same command again"
+        )
 
 
 class LeaseLost(StorageError):
     """Another process took this one for dead and has the shard now."""
+
+    @classmethod
+    def of(cls, path: Path) -> LeaseLost:
+        """For the file that the lease was on."""
+        return cls(
+            f"{path}: another process took this one for dead and has gone on with it; its work is "
+            "kept, run the same command again to take part"
+        )
+
+
+class LeasesBlocked(StorageError):
+    """Every slot is taken by a process that is gone, so nobody can have the lease."""
 
 
 class Lease:
@@ -71,14 +105,11 @@ class Lease:
                 # Where the folder itself is gone, nobody has taken anything over.
                 os.stat(self._path.parent)
         if found != self._content:
-            raise LeaseLost(
-                f"{self._path.parent / self.name}: another process took this one for dead and has "
-                "gone on with it; its work is kept, run the same command again to take part"
-            )
+            raise LeaseLost.of(self._path.parent / self.name)
 
     def release(self) -> None:
         """Give the lease back; doing so twice is harmless."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, StorageError):
             if _read(self._path) == self._content:
                 disk.remove(self._path)
 
@@ -132,7 +163,11 @@ class LeaseSession:
         self._alive = folder / session_name(self._id)
         with disk.storage_errors(folder):
             disk.write_new_file(self._alive, _beat(0))
-            self._clear_dead()
+            try:
+                self._clear_dead()
+            except BaseException:
+                disk.remove(self._alive)
+                raise
         self._heart = threading.Thread(target=self._keep_beating, name="ctgpu-lease", daemon=True)
         self._heart.start()
 
@@ -143,6 +178,8 @@ class LeaseSession:
         ------
         LeaseHeld
             If another process has it, or has not been seen dead for long enough.  Try again later.
+        LeasesBlocked
+            If dead processes have left a lease in every slot.
         StorageError
             If the folder cannot be written.
         """
@@ -194,9 +231,14 @@ class LeaseSession:
                 raise _held(self._folder / name, alive[0])
             free = [slot for slot in range(_SLOTS) if slot not in dead]
             if not free:
-                raise _held(self._folder / name, dead[0])
+                files = ", ".join(lease_name(name, slot) for slot in dead)
+                raise LeasesBlocked(
+                    f"{self._folder / name} cannot be claimed: {files} are leases of processes "
+                    "that are gone; see that nothing builds in this folder, remove these files "
+                    "and run the same command again"
+                )
             path = self._folder / lease_name(name, free[0])
-            content = json.dumps({**_identity(), "session": self._id, "id": secrets.token_hex(8)})
+            content = json.dumps({**identity(), "session": self._id, "id": secrets.token_hex(8)})
             try:
                 disk.write_new_file(path, content.encode())
             except FileExistsError:
@@ -217,14 +259,15 @@ class LeaseSession:
 
     def _is_dead(self, content: str) -> bool:
         owner = _parse(content)
-        here = _identity()
-        if owner.get("host") == here["host"]:
-            pid = owner.get("pid")
-            if isinstance(pid, int) and process_start(pid) == owner.get("started"):
-                self._proved_alive.add(content)
-                return False
-            return True
-        beat = _read(self._folder / session_name(str(owner.get("session"))))
+        if owner.get("host") == _host():
+            if is_surely_gone(owner):
+                return True
+            self._proved_alive.add(content)
+            return False
+        session = owner.get("session")
+        # What is no session's name is no path either.
+        known = isinstance(session, str) and _SESSION.fullmatch(session) is not None
+        beat = _read(self._folder / session_name(str(session))) if known else None
         now = self._clock()
         last, since = self._seen.setdefault(content, (beat, now))
         if beat != last:
@@ -236,7 +279,7 @@ class LeaseSession:
     def _clear_dead(self) -> None:
         names = {parse_lease_name(entry.name) for entry in os.scandir(self._folder)}
         for name in names - {None}:
-            with contextlib.suppress(LeaseHeld):
+            with contextlib.suppress(LeaseHeld, LeasesBlocked):
                 self._acquire(str(name)).release()
 
     def _keep_beating(self) -> None:
@@ -249,7 +292,7 @@ class LeaseSession:
                     os.pwrite(fd, _beat(beat), 0)
                     os.fsync(fd)
                 except OSError as error:
-                    log.warning("the heartbeat in %s failed: %s", self._folder, error.strerror)
+                    log.warning("the heartbeat in %s failed: %s", self._folder, reason_of(error))
         finally:
             os.close(fd)
 
@@ -283,14 +326,26 @@ def process_start(pid: int) -> str | None:
             return None
         try:
             return str(psutil.Process(pid).create_time())
-        except (psutil.Error, ValueError):
+        except (psutil.Error, ValueError, OverflowError):
             return None
     state, *fields = stat.rpartition(")")[2].split()
     return None if state in "ZX" else fields[18]
 
 
-def _identity() -> dict[str, Any]:
+def identity() -> dict[str, Any]:
+    """This process, as leases name it."""
     return {"host": _host(), "pid": os.getpid(), "started": process_start(os.getpid())}
+
+
+def is_surely_gone(owner: Any) -> bool:
+    """Whether the process with this :func:`identity` ran on this host and has ended.
+
+    Of a process on another host nothing is sure.
+    """
+    if not isinstance(owner, dict) or owner.get("host") != _host():
+        return False
+    pid = owner.get("pid")
+    return type(pid) is not int or process_start(pid) != owner.get("started")
 
 
 def _host() -> str:
@@ -308,24 +363,28 @@ def _beat(count: int) -> bytes:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_text(errors="replace")
+        return read_file(path, _LEASE_LIMIT_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be read: {reason_of(error)}; if nothing builds in this folder, "
+            "remove it"
+        ) from error
 
 
 def _parse(content: str) -> dict[str, Any]:
     try:
-        owner = json.loads(content)
+        owner = parse_json(content)
     except ValueError:
-        # Created, and not yet written.
+        # Created, and not yet written; or no lease of ours.
         return {}
     return owner if isinstance(owner, dict) else {}
 
 
 def _held(path: Path, content: str) -> LeaseHeld:
     owner = _parse(content)
-    host = str(owner.get("host", "another host")).split(" ")[0]
-    return LeaseHeld(
-        f"{path} is being written by process {owner.get('pid', 'of unknown number')} on {host}; "
-        "let it finish, or stop it and run the same command again"
-    )
+    host, pid = owner.get("host"), owner.get("pid")
+    who = f"process {pid}" if type(pid) is int else "a process of unknown number"
+    where = host.split(" ")[0] if isinstance(host, str) else "another host"
+    return LeaseHeld(path, f"{who} on {where}")

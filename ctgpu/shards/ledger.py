@@ -10,6 +10,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
+
+from ctgpu.shards.untrusted import Count, Text
+
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
@@ -27,12 +31,12 @@ class LedgerEntry:
         Runs that have tried the sample.
     """
 
-    key: str
-    path: str
-    stage: str
-    error_class: str
+    key: Text
+    path: Text
+    stage: Text
+    error_class: Text
     message: str
-    attempts: int = 1
+    attempts: Count = 1
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -47,8 +51,4 @@ class LedgerEntry:
         ValueError
             If it is anything else.
         """
-        entry = cls(**{name: values.get(name) for name in cls.__slots__})  # type: ignore[arg-type]
-        texts = (entry.key, entry.path, entry.stage, entry.error_class, entry.message)
-        if not all(isinstance(text, str) for text in texts) or type(entry.attempts) is not int:
-            raise ValueError("not a ledger entry")
-        return entry
+        return msgspec.convert(values, cls)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def manifest(folder: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _manifest(plan: Plan, shards: Sequence[ShardSummary]) -> dict[str, Any]:
+    orientations = _count_orientations(shards)
     return {
         "dataset": plan.dataset,
         "split": plan.split,
@@ -37,6 +39,7 @@ def _manifest(plan: Plan, shards: Sequence[ShardSummary]) -> dict[str, Any]:
         "planned_samples": len(plan.samples),
         "failed_samples": sum(shard.num_failed for shard in shards),
         "unlabelled_samples": sum(shard.num_unlabelled for shard in shards),
+        **({"orientations": orientations} if orientations else {}),
         "sample_shape": list(plan.spec.stored_shape),
         "layout": plan.spec.layout,
         "sample_dtype": "float16",
@@ -58,6 +61,14 @@ def _manifest(plan: Plan, shards: Sequence[ShardSummary]) -> dict[str, Any]:
             for shard in shards
         ],
     }
+
+
+def _count_orientations(shards: Iterable[ShardSummary]) -> dict[str, int]:
+    """How many samples are stored in which orientation, most frequent first; the known ones."""
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        counts.update(shard.orientations)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def failures_text(folder: Path) -> bytes:

@@ -11,8 +11,10 @@ FAILURES_NAME = "failures.jsonl"
 #: Whatever ends so is rubbish once it has not been touched for an hour.
 TEMPORARY_SUFFIX = ".ctgpu-tmp"
 
-_LEASE = re.compile(r"(.+)\.lease\.\d")
-_SHARD = re.compile(r"shard-(\d{6,})\.(tar|json|idx|tar\.partial|journal)")
+_LEASE = re.compile(r"(.+)\.lease\.[0-9]")
+_FENCE = re.compile(r"\.shard-([0-9]{6,})\.[0-9a-f]+\.fence" + re.escape(TEMPORARY_SUFFIX))
+_SHARD = re.compile(r"shard-([0-9]{6}|[1-9][0-9]{6,})\.(tar|json|idx|tar\.partial|journal)")
+_MOST_DIGITS = 1000
 
 
 def shard_name(index: int) -> str:
@@ -56,6 +58,17 @@ def session_name(session: str) -> str:
     return f".session-{session}{TEMPORARY_SUFFIX}"
 
 
+def fence_name(index: int, writer: str) -> str:
+    """The folder of one writer of shard `index`; ``*`` for `writer` matches those of all."""
+    return f".shard-{index:06d}.{writer}.fence{TEMPORARY_SUFFIX}"
+
+
+def parse_fence_name(name: str) -> int | None:
+    """The shard whose writer's folder this is; None for any other file."""
+    match = _FENCE.fullmatch(name)
+    return int(match[1]) if match else None
+
+
 def parse_shard_name(name: str) -> tuple[int, str] | None:
     """``shard-000012.idx`` to ``(12, "idx")``; None for any other file.
 
@@ -63,3 +76,12 @@ def parse_shard_name(name: str) -> tuple[int, str] | None:
     """
     match = _SHARD.fullmatch(name)
     return (int(match[1]), match[2]) if match else None
+
+
+def natural_key(path: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key under which ``valid_2`` comes before ``valid_10``."""
+    return tuple(
+        # No file is named with more digits; a member of a tar may be, and is refused later.
+        (0, int(part[:_MOST_DIGITS]), part) if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", path)
+    )

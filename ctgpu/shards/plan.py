@@ -6,13 +6,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
-from ctgpu.errors import MismatchError, UsageError
+import msgspec
+
+from ctgpu.errors import MismatchError, UsageError, reason_of
 from ctgpu.shards import disk
 from ctgpu.shards.lease import plan_lock
 from ctgpu.shards.names import PLAN_NAME
-from ctgpu.shards.tar import check_key, check_payload
+from ctgpu.shards.tar import check_payload, key_fault
+from ctgpu.shards.untrusted import (
+    JSON_LIMIT_BYTES,
+    Count,
+    Fingerprint,
+    Scalar,
+    Text,
+    decode,
+    read_file,
+)
 from ctgpu.sources.base import Provenance
 from ctgpu.spec import Spec
 
@@ -122,11 +133,18 @@ class Plan:
         Raises
         ------
         UsageError
-            If a key or the volume's size does not fit the format, or two samples share a key.
+            If a key, a path or the volume's size does not fit the format, or two samples share a
+            key.
         StorageError
             If the folder cannot be written.
         """
-        plan._check()
+        if plan.samples_per_shard < 1:
+            raise UsageError(
+                f"samples_per_shard is {plan.samples_per_shard}; a shard takes one sample at least"
+            )
+        check_payload(plan.spec.size_bytes)
+        if fault := _fault(plan.samples):
+            raise UsageError(f"{fault}; rename the file")
         path = folder / PLAN_NAME
         if not path.exists() and disk.create_exclusively(
             path, plan.to_json(), lambda: plan_lock(folder)
@@ -145,23 +163,22 @@ class Plan:
         """
         path = folder / PLAN_NAME
         try:
-            text = path.read_bytes()
+            return cls._from_json(read_file(path, JSON_LIMIT_BYTES))
         except FileNotFoundError:
+            if path.is_symlink():
+                raise UsageError(
+                    f"{path} is a link to {path.readlink()}, which is not there; bring that back, "
+                    "or build into another folder"
+                ) from None
             raise UsageError(
                 f"{folder} holds no {PLAN_NAME}, so it is not a folder that `ctgpu build` began"
             ) from None
         except OSError as error:
-            raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-        try:
-            return cls._from_json(text)
-        except (
-            UsageError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            RecursionError,
-        ) as error:
+            raise UsageError(
+                f"{path} cannot be read: {reason_of(error)}; mend that, or build into another "
+                "folder"
+            ) from error
+        except (UsageError, ValueError) as error:
             raise UsageError(
                 f"{path} is damaged or of another version ({error}); bring it back from a copy, "
                 "or build into another folder"
@@ -225,22 +242,29 @@ class Plan:
         return text.encode()
 
     @classmethod
-    def _from_json(cls, text: bytes) -> Plan:
-        values = json.loads(text)
-        if values["format"] != FORMAT or values["columns"] != _COLUMNS:
+    def _from_json(cls, content: bytes) -> Plan:
+        stored = decode(content, _StoredPlan)
+        if stored.format != FORMAT or stored.columns != _COLUMNS:
             raise ValueError(f"its format is not {FORMAT}")
+        if not stored.samples_per_shard:
+            raise ValueError("samples_per_shard is 0")
+        msgspec.convert(stored.source, _Source)
+        msgspec.convert(stored.selection, _Selection)
         plan = cls(
-            **{
-                name: values[name]
-                for name in ("dataset", "split", "arithmetic", "fingerprint", "source", "selection")
-            },
-            spec=Spec.from_dict(values["spec"]),
-            samples_per_shard=values["samples_per_shard"],
-            class_names=tuple(values["class_names"]),
-            samples=[PlannedSample(*row) for row in values["samples"]],
+            dataset=stored.dataset,
+            split=stored.split,
+            spec=Spec.from_dict(stored.spec),
+            arithmetic=stored.arithmetic,
+            fingerprint=stored.fingerprint,
+            source=stored.source,
+            selection=stored.selection,
+            samples_per_shard=stored.samples_per_shard,
+            class_names=tuple(stored.class_names),
+            samples=[PlannedSample(*row) for row in stored.samples],
         )
-        if type(plan.samples_per_shard) is not int or plan.samples_per_shard < 1:
-            raise ValueError("samples_per_shard is not a number above zero")
+        check_payload(plan.spec.size_bytes)
+        if fault := _fault(plan.samples):
+            raise ValueError(fault)
         return plan
 
     def _head(self) -> dict[str, Any]:
@@ -257,21 +281,68 @@ class Plan:
             "class_names": list(self.class_names),
         }
 
-    def _check(self) -> None:
-        if self.samples_per_shard < 1:
-            raise UsageError(
-                f"samples_per_shard is {self.samples_per_shard}; a shard takes one sample at least"
-            )
-        check_payload(self.spec.size_bytes)
-        seen: dict[str, str] = {}
-        for sample in self.samples:
-            check_key(sample.key, sample.path)
-            other = seen.setdefault(sample.key, sample.path)
-            if other is not sample.path:
-                raise UsageError(
-                    f"{other} and {sample.path} would share the key {sample.key!r} (dots and "
-                    "slashes become '_'); rename one of the files"
-                )
+
+@dataclass(frozen=True, slots=True)
+class _StoredPlan:
+    """The content of ``plan.json``."""
+
+    format: str
+    dataset: Text
+    split: Text
+    spec: dict[str, Any]
+    arithmetic: Text
+    fingerprint: Fingerprint
+    source: dict[str, Text | dict[str, Text]]
+    selection: dict[str, Scalar]
+    samples_per_shard: Count
+    class_names: list[Text]
+    columns: list[str]
+    samples: list[tuple[str, str, str, Count, str | None, Provenance]]
+
+
+class _Source(TypedDict):
+    """What every plan states about its source, and what some do."""
+
+    kind: Literal["hub", "folder", "tars"]
+    location: str
+    revision: str
+    path: NotRequired[str]
+    root: NotRequired[str]
+    requested_revision: NotRequired[str]
+
+
+class _Selection(TypedDict, total=False):
+    """What a plan may state about its selection; later versions state more."""
+
+    recon: str | None
+    order: str | None
+    seed: int | None
+    limit: int | None
+    keep_no_chest: bool | None
+    spacing_fallback: str | None
+    axes: str | None
+    max_tilt_degrees: float | None
+    hu_guard: str | None
+
+
+def _fault(samples: Sequence[PlannedSample]) -> str | None:
+    """Why no plan may have these samples; None if it may.
+
+    Keys become names in tars, and paths are opened: a plan may come from anywhere.
+    """
+    seen: dict[str, str] = {}
+    for sample in samples:
+        key, path = sample.key, sample.path
+        if fault := key_fault(key):
+            return f"{path}: its key {key!r} {fault}"
+        if not path or path[0] == "/" or (".." in path and ".." in path.split("/")):
+            return f"{path!r} is no path inside a source"
+        if "\0" in path or "\0" in sample.study_id:
+            return f"{path!r} holds the character NUL"
+        other = seen.setdefault(key, path)
+        if other is not path:
+            return f"{other} and {path} would share the key {key!r} (dots and slashes become '_')"
+    return None
 
 
 def _flatten(prefix: str, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

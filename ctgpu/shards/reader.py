@@ -11,10 +11,11 @@ from typing import Self
 import xxhash
 
 from ctgpu.buffers import Bytes
-from ctgpu.errors import FetchError, StorageError
+from ctgpu.errors import FetchError, StorageError, reason_of
 from ctgpu.shards.names import parse_shard_name, record_name
 from ctgpu.shards.record import SampleEntry, ShardRecord
 from ctgpu.shards.scan import TarMember, scan_tar
+from ctgpu.shards.untrusted import open_regular
 from ctgpu.shards.writer import PackedSample
 
 # Hashed while it still is in the processor's cache: a fraction of the cost of hashing it later.
@@ -38,9 +39,9 @@ class ShardReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY)
+            self._fd = open_regular(path)
         except OSError as error:
-            raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
+            raise StorageError(f"{path} cannot be opened: {reason_of(error)}") from error
 
     @cached_property
     def record(self) -> ShardRecord:
@@ -63,8 +64,13 @@ class ShardReader:
         ------
         DecodeError
             If the tar is truncated, damaged or hostile.
+        StorageError
+            If it cannot be read.
         """
-        return list(scan_tar(self._fd, self._path))
+        try:
+            return list(scan_tar(self._fd, self._path))
+        except OSError as error:
+            raise StorageError(f"{self._path} cannot be read: {reason_of(error)}") from error
 
     def read_into(
         self, entry: SampleEntry, extension: str, out: memoryview, *, verify: bool = True
@@ -136,7 +142,7 @@ class ShardReader:
                 )
             except OSError as error:
                 raise FetchError(
-                    f"{self._path}: {entry.key}.{extension} cannot be read: {error.strerror}"
+                    f"{self._path}: {entry.key}.{extension} cannot be read: {reason_of(error)}"
                 ) from error
             if count == 0:
                 raise FetchError(f"{self._path} ends within {entry.key}.{extension}")
@@ -144,7 +150,11 @@ class ShardReader:
 
     def read(self, entry: SampleEntry, extension: str) -> bytes:
         """One small member, verified; as :meth:`read_into`."""
-        data = bytearray(entry.members[extension].size_bytes)
+        member = entry.members[extension]
+        # A record may claim anything, and memory is taken for what the tar has at most.
+        if member.offset + member.size_bytes > os.fstat(self._fd).st_size:
+            raise FetchError(f"{self._path} ends within {entry.key}.{extension}")
+        data = bytearray(member.size_bytes)
         self.read_into(entry, extension, memoryview(data))
         return bytes(data)
 
@@ -169,7 +179,11 @@ class ShardReader:
             entry.key,
             buffer,
             payload.xxh3_128,
-            *(self.read(entry, extension) for extension in ("cls", "txt", "json")),
+            self.read(entry, "cls"),
+            self.read(entry, "txt"),
+            self.read(entry, "json"),
+            entry.orientation,
+            entry.source_bytes,
         )
 
     def close(self) -> None:

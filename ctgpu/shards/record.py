@@ -4,20 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import xxhash
 
-from ctgpu.errors import StorageError
+from ctgpu.errors import StorageError, reason_of
 from ctgpu.shards import disk
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import parse_shard_name, record_name, shard_name
-from ctgpu.shards.tar import BLOCK_BYTES, EXTENSIONS, Layout, lay_out
+from ctgpu.shards.tar import (
+    BLOCK_BYTES,
+    END_OF_ARCHIVE,
+    EXTENSIONS,
+    Layout,
+    key_fault,
+    lay_out,
+)
+from ctgpu.shards.untrusted import (
+    JSON_LIMIT_BYTES,
+    Count,
+    Digest,
+    Fingerprint,
+    Stated,
+    Text,
+    decode,
+    open_regular,
+    read_file,
+)
 
 FORMAT = "ctgpu-shard-1"
+_SUMMARY_LIMIT_BYTES = 4096
+
+#: As :attr:`ctgpu.orientation.Orientation.codes`.
+Codes = Annotated[str, msgspec.Meta(pattern=r"\A[LRAPSI]{3}\Z")]
 
 
 def checksum(data: bytes | memoryview | Any) -> str:
@@ -25,13 +50,12 @@ def checksum(data: bytes | memoryview | Any) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(msgspec.Struct, frozen=True, array_like=True):
     """Where one member's data is in the tar, in bytes, and its XXH3-128."""
 
-    offset: int
-    size_bytes: int
-    xxh3_128: str
+    offset: Count
+    size_bytes: Count
+    xxh3_128: Digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +72,21 @@ class SampleEntry:
         By extension: ``bin``, ``cls``, ``txt``, ``json``.
     labelled : bool
         False where the tables have no label row for it, so that ``.cls`` is all NaN.
+    orientation : str or None
+        How its source is stored, such as ``"LPS"``; None where the source does not state it, or
+        the entry is of a ctgpu that did not record it.
+    source_bytes : int or None
+        Size of the file that it was made of, where that was not the planned one any more.
     """
 
     key: str
-    study_id: str
-    start: int
-    end: int
+    study_id: Text
+    start: Count
+    end: Count
     members: Mapping[str, Member]
     labelled: bool = True
+    orientation: Codes | None = None
+    source_bytes: Count | None = None
 
     def layout(self) -> Layout:
         """Its bytes around the data, recomputed.
@@ -83,6 +114,8 @@ class SampleEntry:
                 extension: [member.offset, member.size_bytes, member.xxh3_128]
                 for extension, member in self.members.items()
             },
+            **({} if self.orientation is None else {"orientation": self.orientation}),
+            **({} if self.source_bytes is None else {"source_bytes": self.source_bytes}),
         }
 
     @classmethod
@@ -94,38 +127,42 @@ class SampleEntry:
         ValueError
             If it is anything else.
         """
-        try:
-            entry = cls(
-                values["key"],
-                values["study_id"],
-                values["start"],
-                values["end"],
-                {extension: Member(*values["members"][extension]) for extension in EXTENSIONS},
-                values["labelled"],
-            )
-            numbers = [entry.start, entry.end]
-            for member in entry.members.values():
-                numbers += [member.offset, member.size_bytes]
-            if not all(type(n) is int and n >= 0 for n in numbers) or entry.start % BLOCK_BYTES:
-                raise ValueError("offsets and sizes are whole numbers from 0, in whole blocks")
-            if not isinstance(entry.key, str) or not isinstance(entry.study_id, str):
-                raise ValueError("key and study_id are text")
-            entry.layout()
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a sample entry: {error}") from error
+        entry = msgspec.convert(values, cls)
+        entry.check()
         return entry
+
+    def check(self) -> None:
+        """Hold what was read, and is of the right types, against the format.
+
+        Raises
+        ------
+        ValueError
+            If it is not what the format says.
+        """
+        if fault := key_fault(self.key):
+            raise ValueError(f"the key {self.key!r} {fault}")
+        if tuple(self.members) != EXTENSIONS:
+            raise ValueError(f"the members of {self.key} are not {', '.join(EXTENSIONS)}")
+        if self.start % BLOCK_BYTES:
+            raise ValueError(f"{self.key} does not start with a block")
+        self.layout()
 
 
 @dataclass(frozen=True, slots=True)
 class ShardSummary:
-    """The first line of a record: all that a re-run needs to know about a finished shard."""
+    """The first line of a record: all that a re-run needs to know about a finished shard.
 
-    shard_index: int
-    fingerprint: str
-    size_bytes: int
-    num_samples: int
-    num_unlabelled: int
-    num_failed: int
+    `orientations` counts how the sources of its samples are stored, in the order of the codes;
+    those that are not known are left out.
+    """
+
+    shard_index: Count
+    fingerprint: Fingerprint
+    size_bytes: Count
+    num_samples: Count
+    num_unlabelled: Count
+    num_failed: Count
+    orientations: Mapping[Codes, Count] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> ShardSummary:
@@ -134,19 +171,28 @@ class ShardSummary:
         Raises
         ------
         StorageError
-            If it cannot be read or is no record.
+            If it cannot be read or is no record, or is that of another shard.
         """
-        with _reading(path), path.open("rb") as file:
-            return cls._from_dict(json.loads(file.readline(4096).rstrip(b",\n") + b"}"))
+        with _reading(path), os.fdopen(open_regular(path), "rb") as file:
+            line = file.readline(_SUMMARY_LIMIT_BYTES)
+            return cls._of(line.rstrip(b",\n") + b"}", path)
 
     @classmethod
-    def _from_dict(cls, values: Mapping[str, Any]) -> ShardSummary:
-        if values["format"] != FORMAT:
+    def _of(cls, content: bytes, path: Path) -> ShardSummary:
+        if decode(content, _Formatted).format != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        numbers = [values[name] for name in cls.__slots__ if name != "fingerprint"]
-        if not all(type(n) is int and n >= 0 for n in numbers):
-            raise ValueError("its counts are not whole numbers")
-        return cls(**{name: values[name] for name in cls.__slots__})
+        summary = decode(content, cls)
+        if parse_shard_name(path.name) != (summary.shard_index, "json"):
+            raise ValueError(f"it is the record of shard {summary.shard_index}")
+        return summary
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        if not self.orientations:
+            # As in the records of before: nothing is known.
+            del values["orientations"]
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +232,7 @@ class ShardRecord:
             len(self.samples),
             sum(not sample.labelled for sample in self.samples),
             len(self.failures),
+            dict(sorted(Counter(s.orientation for s in self.samples if s.orientation).items())),
         )
 
     def save(self, folder: Path) -> None:
@@ -208,30 +255,29 @@ class ShardRecord:
             If it cannot be read or is no record, or is that of another shard.
         """
         with _reading(path):
-            values = json.loads(path.read_bytes())
-            summary = ShardSummary._from_dict(values)
+            content = read_file(path, JSON_LIMIT_BYTES)
+            summary = ShardSummary._of(content, path)
+            stored = decode(content, _StoredRecord)
             record = cls(
                 summary.shard_index,
                 summary.fingerprint,
                 summary.size_bytes,
-                [SampleEntry.from_dict(sample) for sample in values["samples"]],
-                [LedgerEntry.from_dict(failure) for failure in values["failures"]],
-                dict(values["run"]),
+                stored.samples,
+                stored.failures,
+                stored.run,
             )
             if record.summary != summary:
                 raise ValueError("its first line contradicts the rest")
-            if parse_shard_name(path.name) != (record.shard_index, "json"):
-                raise ValueError(f"it is the record of shard {record.shard_index}")
+            record._check()
             return record
 
     def to_json(self) -> bytes:
         """One JSON object: a line of summary, and a line for each sample and failure."""
         dumps = json.JSONEncoder(separators=(",", ":")).encode
-        summary = self.summary
         head = {
             "format": FORMAT,
             "filename": shard_name(self.shard_index),
-            **{name: getattr(summary, name) for name in ShardSummary.__slots__},
+            **self.summary.to_dict(),
         }
         samples = ",\n".join(dumps(sample.to_dict()) for sample in self.samples)
         failures = ",\n".join(dumps(failure.to_dict()) for failure in self.failures)
@@ -240,14 +286,47 @@ class ShardRecord:
             f'"run":{json.dumps(self.run, sort_keys=True)}}}\n'
         ).encode()
 
+    def _check(self) -> None:
+        """Hold what was read against the format: each byte of the tar is accounted for once."""
+        end = 0
+        for sample in self.samples:
+            sample.check()
+            if sample.start != end:
+                raise ValueError(f"it leaves a gap before {sample.key}")
+            end = sample.end
+        if self.size_bytes != end + len(END_OF_ARCHIVE):
+            raise ValueError(f"its samples end at byte {end} of {self.size_bytes}")
+        for failure in self.failures:
+            if fault := key_fault(failure.key):
+                raise ValueError(f"the key {failure.key!r} {fault}")
+        keys = Counter([s.key for s in self.samples] + [f.key for f in self.failures])
+        if doubled := [key for key, count in keys.items() if count > 1]:
+            raise ValueError(f"it has {doubled[0]} twice")
+
+
+@dataclass(frozen=True, slots=True)
+class _Formatted:
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredRecord:
+    """What a record holds beside its summary."""
+
+    samples: list[SampleEntry]
+    failures: list[LedgerEntry]
+    run: dict[str, Stated]
+
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise StorageError(
+            f"{path} cannot be read: {reason_of(error)}; mend that and run the same command again"
+        ) from error
+    except ValueError as error:
         raise StorageError(
             f"{path} is not the record of its shard ({error}); remove it and run the build again, "
             "which makes the shard anew"

@@ -17,6 +17,7 @@ from ctgpu.shards.tar import BLOCK_BYTES, padding_bytes
 EXTENDED_LIMIT_BYTES = 1 << 20
 
 _FILES = b"0\x007"
+_USED = {b"path", b"size"}
 _REFUSED = {
     b"1": "a hard link",
     b"2": "a symbolic link",
@@ -93,7 +94,9 @@ def scan_tar(fd: int, path: str | os.PathLike[str]) -> Iterator[TarMember]:
                 )
             content = os.pread(fd, size, data)
             if kind == b"x":
-                extended |= _records(content, data, path)
+                # Nothing else is kept: there may be as many of them as the file is long.
+                records = _records(content, data, path)
+                extended |= {name: records[name] for name in _USED & records.keys()}
             elif kind == b"L":
                 extended[b"path"] = content.rstrip(b"\0")
             continue

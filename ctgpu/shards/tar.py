@@ -8,6 +8,8 @@ comes first, whose ``comment`` record has exactly the missing size.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +28,7 @@ KEY_LIMIT_BYTES = 100 - len(".json")
 MEMBER_LIMIT_BYTES = 8**11 - 1
 
 _PAX_NAME = "././@PaxHeader"
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,95}")
 
 
 def member_names(key: str) -> tuple[str, ...]:
@@ -128,31 +131,43 @@ def lay_out(start: int, key: str, sizes: Mapping[str, int]) -> Layout:
 
 
 def check_key(key: str, path: str) -> None:
-    """Refuse a key that a tar, a WebDataset or a DALI index could not carry.
+    """Refuse a key that has a :func:`key_fault`.
 
     Raises
     ------
     UsageError
-        If it is empty, longer than 95 bytes, not UTF-8, or holds dots, slashes, white space or
-        control characters.
+        If it has.
     """
+    if fault := key_fault(key):
+        raise UsageError(f"{path}: its key {key!r} {fault}; rename the file")
+
+
+def key_fault(key: str) -> str | None:
+    """Why a tar, a WebDataset or a DALI index could not carry a key; None if they can.
+
+    It is empty, longer than 95 bytes, not UTF-8, or holds dots, slashes, white space or control
+    characters.
+    """
+    if _PLAIN_KEY.fullmatch(key):
+        return None
     try:
         size = len(key.encode())
     except UnicodeEncodeError:
-        raise UsageError(
-            f"{path!r}: the file name is not UTF-8, which a sample's key must be; rename the file"
-        ) from None
+        return "is not UTF-8"
     if not 0 < size <= KEY_LIMIT_BYTES:
-        raise UsageError(
-            f"{path}: its key {key!r} has {size} bytes, and a tar member takes 1 to "
-            f"{KEY_LIMIT_BYTES}; rename the file"
-        )
+        return f"has {size} bytes, and a tar member takes 1 to {KEY_LIMIT_BYTES}"
     # DALI splits a name at its first dot, and the words of its index at white space.
-    if any(c in "./\\" or c.isspace() or not c.isprintable() for c in key):
-        raise UsageError(
-            f"{path}: its key {key!r} holds a dot, a slash, white space or a control character, "
-            "which WebDataset readers cannot tell apart from their own; rename the file"
+    if any(c in "./\\" or c.isspace() or _is_control(c) for c in key):
+        return (
+            "holds a dot, a slash, white space or a control character, which WebDataset readers "
+            "cannot tell apart from their own"
         )
+    return None
+
+
+def _is_control(c: str) -> bool:
+    # A character without a name in this Python's Unicode may have one where the plan was made.
+    return not c.isprintable() and unicodedata.category(c) != "Cn"
 
 
 def check_payload(size_bytes: int) -> None:

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ctgpu.buffers import BufferPool
 from ctgpu.errors import FetchError, StorageError
+from ctgpu.shards import disk
+from ctgpu.shards.fence import Fence
+from ctgpu.shards.folder import is_committed
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import record_name, shard_name
 from ctgpu.shards.plan import Plan, PlannedSample
 from ctgpu.shards.reader import ShardReader
-from ctgpu.shards.record import SampleEntry, ShardRecord
-from ctgpu.shards.writer import PackedSample, ShardWriter
+from ctgpu.shards.record import SampleEntry, ShardRecord, ShardSummary
+from ctgpu.shards.tar import EXTENSIONS
+from ctgpu.shards.writer import IsCurrent, PackedSample, ShardWriter
+
+
+def samples_to_make(
+    folder: Path, plan: Plan, index: int, *, force: bool, retry_failed: bool
+) -> int:
+    """How many samples of a shard are made, those that an interrupted run left included.
+
+    Raises
+    ------
+    StorageError
+        If the shard is committed, its failures are to be retried, and its record cannot be read.
+    """
+    if retry_failed and not force and is_committed(folder, index):
+        return ShardSummary.load(folder / record_name(index)).num_failed
+    return len(plan.samples_of(index))
 
 
 class ShardWork(ABC):
@@ -64,8 +84,12 @@ class NewShard(ShardWork):
     ----------
     folder, plan, index
         Which shard of which data set.
+    confirm : callable
+        Raises unless the lease is still held.
     replace : bool
         It is committed and shall be made again.
+    is_current : callable
+        As :class:`~ctgpu.shards.writer.ShardWriter` takes it.
 
     Raises
     ------
@@ -73,7 +97,16 @@ class NewShard(ShardWork):
         If the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, plan: Plan, index: int, *, replace: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        index: int,
+        confirm: Callable[[], None],
+        *,
+        replace: bool = False,
+        is_current: IsCurrent = lambda planned, entry: True,
+    ) -> None:
         self.index = index
         self._writer = ShardWriter(
             folder,
@@ -81,6 +114,8 @@ class NewShard(ShardWork):
             samples=plan.samples_of(index),
             fingerprint=plan.fingerprint,
             replace=replace,
+            confirm=confirm,
+            is_current=is_current,
         )
         self.todo = list(self._writer.pending)
 
@@ -107,6 +142,8 @@ class RetriedShard(ShardWork):
     ----------
     folder, plan, index
         Which shard of which data set.
+    confirm : callable
+        Raises unless the lease is still held.
     pool : BufferPool
         Lends the memory through which good samples are copied.
 
@@ -116,9 +153,16 @@ class RetriedShard(ShardWork):
         If the shard's record or tar cannot be read.
     """
 
-    def __init__(self, folder: Path, plan: Plan, index: int, pool: BufferPool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        index: int,
+        confirm: Callable[[], None],
+        pool: BufferPool,
+    ) -> None:
         self.index = index
-        self._folder, self._plan, self._pool = folder, plan, pool
+        self._folder, self._plan, self._confirm, self._pool = folder, plan, confirm, pool
         self._old = ShardRecord.load(folder / record_name(index))
         self._good: Mapping[str, SampleEntry] = {entry.key: entry for entry in self._old.samples}
         self._attempts = {failure.key: failure.attempts for failure in self._old.failures}
@@ -141,6 +185,8 @@ class RetriedShard(ShardWork):
                 samples=self._plan.samples_of(self.index),
                 fingerprint=self._plan.fingerprint,
                 replace=True,
+                confirm=self._confirm,
+                is_current=self._is_current,
             )
         self._copy_up_to(self._writer, result.key)
         # An interrupted retry may have written this very sample already.
@@ -150,7 +196,12 @@ class RetriedShard(ShardWork):
     def finish(self, run: Mapping[str, Any]) -> ShardRecord:
         if self._writer is None:
             record = replace(self._old, failures=list(self._failed.values()))
-            record.save(self._folder)
+            with disk.storage_errors(self._folder):
+                fence = Fence(self._folder, self.index, self._confirm)
+                try:
+                    fence.write(record_name(self.index), record.to_json())
+                finally:
+                    fence.close()
         else:
             self._copy_up_to(self._writer, None)
             record = self._writer.commit(run)
@@ -162,6 +213,12 @@ class RetriedShard(ShardWork):
             self._writer.abandon()
         self._reader.close()
 
+    def _is_current(self, planned: PlannedSample, entry: SampleEntry | LedgerEntry) -> bool:
+        if isinstance(entry, LedgerEntry):
+            return False  # It is to be tried again.
+        good = self._good.get(planned.key)
+        return good is None or is_same(good, entry)
+
     def _copy_up_to(self, writer: ShardWriter, key: str | None) -> None:
         """Copy or skip what stands before the sample `key`, or all that is left."""
         stop = self._position[key] if key is not None else len(self._position)
@@ -170,13 +227,34 @@ class RetriedShard(ShardWork):
             if planned.key in self._failed:
                 writer.skip(self._failed[planned.key])
                 continue
-            entry = self._good[planned.key]
-            with self._pool.acquire(entry.members["bin"].size_bytes) as buffer:
-                try:
-                    sample = self._reader.copy_sample(entry, buffer.bytes)
-                except FetchError as error:
-                    raise StorageError(
-                        f"{error}; remove {shard_name(self.index)} and {record_name(self.index)} "
-                        "and run the build again, which makes the shard anew"
-                    ) from error
+            with good_sample(
+                self._reader, self._good[planned.key], self._pool, self.index
+            ) as sample:
                 writer.append(sample)
+
+
+def is_same(one: SampleEntry, other: SampleEntry) -> bool:
+    """Whether the members of two entries have the same bytes, wherever they are."""
+    return all(one.members[e].xxh3_128 == other.members[e].xxh3_128 for e in EXTENSIONS)
+
+
+@contextlib.contextmanager
+def good_sample(
+    reader: ShardReader, entry: SampleEntry, pool: BufferPool, index: int
+) -> Iterator[PackedSample]:
+    """A sample of the committed shard `index` to be written again, every byte of it checked.
+
+    Raises
+    ------
+    StorageError
+        If it is not as it was written.
+    """
+    with pool.acquire(entry.members["bin"].size_bytes) as buffer:
+        try:
+            sample = reader.copy_sample(entry, buffer.bytes)
+        except FetchError as error:
+            raise StorageError(
+                f"{error}; remove {shard_name(index)} and {record_name(index)} and run the build "
+                "again, which makes the shard anew"
+            ) from error
+        yield sample

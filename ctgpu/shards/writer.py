@@ -5,7 +5,9 @@
     .tar.partial + .journal ──► both synced ──► .tar ──► .idx ──► .json: committed ──► no journal
 
 A kill at any point leaves a state from which :class:`ShardWriter` goes on: it re-reads what the
-journal promises, from the disk itself, and drops everything from the first broken promise on.
+journal promises, from the disk itself, and drops everything from the first broken promise on.  One
+that stood still at any point, and comes back when another has gone on without it, changes nothing
+any more: see :mod:`ctgpu.shards.fence`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from typing import Any
 from ctgpu.buffers import Bytes
 from ctgpu.shards import disk
 from ctgpu.shards.check import Checker
+from ctgpu.shards.fence import Fence
 from ctgpu.shards.index import index_text
 from ctgpu.shards.journal import Journal, JournalHeader, read_journal
 from ctgpu.shards.ledger import LedgerEntry
@@ -29,8 +32,11 @@ from ctgpu.shards.names import index_name, journal_name, partial_name, record_na
 from ctgpu.shards.plan import PlannedSample
 from ctgpu.shards.record import Member, SampleEntry, ShardRecord, checksum
 from ctgpu.shards.tar import ALIGNMENT_BYTES, END_OF_ARCHIVE, EXTENSIONS, lay_out
+from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, open_regular, read_file
 
 log = logging.getLogger(__name__)
+
+IsCurrent = Callable[[PlannedSample, SampleEntry | LedgerEntry], bool]
 
 _NO_LABELS = b"\x00\x00\xc0\x7f"
 
@@ -53,6 +59,10 @@ class PackedSample:
         The report, UTF-8.
     metadata : bytes
         JSON.
+    orientation : str or None
+        How its source is stored, such as ``"LPS"``; None where that is not known.
+    source_bytes : int or None
+        Size of the file that it was made of, where that is not the planned one.
     """
 
     key: str
@@ -61,6 +71,8 @@ class PackedSample:
     labels: bytes
     text: bytes
     metadata: bytes
+    orientation: str | None = None
+    source_bytes: int | None = None
 
 
 class ShardWriter:
@@ -77,12 +89,19 @@ class ShardWriter:
     fingerprint : str
         Of the plan.
     replace : bool
-        Make anew a shard that is committed; the old one stays until the new one is complete.
+        Make a committed shard again; the old one stays until the new one is complete.
+    confirm : callable
+        Raises unless the lease is still held.
+    is_current : callable
+        Whether a sample, or a failure, that an interrupted writer left is what would become of the
+        planned sample now.  It is not asked where that writer had but to commit the shard.
 
     Raises
     ------
     StorageError
         If the folder cannot be written.
+    LeaseLost
+        Here and from every method: another process has gone on with the shard.
     ValueError
         If the shard is committed and `replace` is false.
     """
@@ -95,11 +114,16 @@ class ShardWriter:
         samples: Sequence[PlannedSample],
         fingerprint: str,
         replace: bool = False,
+        confirm: Callable[[], None] = lambda: None,
+        is_current: IsCurrent = lambda planned, entry: True,
     ) -> None:
         self._folder = folder
         self._index = index
         self._samples = samples
         self._fingerprint = fingerprint
+        self._replace = replace
+        self._confirm = confirm
+        self._is_current = is_current
         self._tar = folder / shard_name(index)
         self._partial = folder / partial_name(index)
         self._journal_path = folder / journal_name(index)
@@ -107,7 +131,7 @@ class ShardWriter:
         self.done: list[SampleEntry] = []
         self.failed: list[LedgerEntry] = []
         with disk.storage_errors(self._partial):
-            self._open(replace)
+            self._open()
 
     @property
     def pending(self) -> Sequence[PlannedSample]:
@@ -155,6 +179,8 @@ class ShardWriter:
                 )
             },
             labelled=sample.labels != _NO_LABELS * (len(sample.labels) // len(_NO_LABELS)),
+            orientation=sample.orientation,
+            source_bytes=sample.source_bytes,
         )
         head, *frames = layout.frames
         rest = frames[0] + b"".join(d + f for d, f in zip(small, frames[1:], strict=True))
@@ -200,21 +226,24 @@ class ShardWriter:
             self._index, self._fingerprint, size_bytes, self.done, self.failed, dict(run)
         )
         with disk.storage_errors(self._partial):
+            disk.write_all(self._fd, END_OF_ARCHIVE, self.size_bytes)
+            os.ftruncate(self._fd, size_bytes)
             try:
-                disk.write_all(self._fd, END_OF_ARCHIVE, self.size_bytes)
-                os.ftruncate(self._fd, size_bytes)
                 os.fsync(self._fd)
                 self._journal.sync()
             finally:
-                self._close()
-            if disk.remove(self._record):
+                self._files.close()
+            self._confirm()
+            if self._replace and self._fence.drop(self._record.name):
                 disk.sync_folder(self._folder)
-            os.rename(self._partial, self._tar)
+            self._fence.take(self._partial.name)
+            self._fence.give(self._partial.name, self._tar.name)
             disk.sync_folder(self._folder)
-        disk.replace_file(self._folder / index_name(self._index), index_text(record))
-        record.save(self._folder)
+        self._fence.write(index_name(self._index), index_text(record))
+        self._fence.write(self._record.name, record.to_json())
         with disk.storage_errors(self._journal_path):
-            disk.remove(self._journal_path)
+            self._fence.drop(self._journal_path.name)
+        self._fence.close()
         return record
 
     def abandon(self) -> None:
@@ -233,46 +262,84 @@ class ShardWriter:
             raise ValueError(f"{key!r} is not the next sample of {self._tar.name}")
         return self.pending[0]
 
-    def _open(self, replace: bool) -> None:
-        self._direct_fd: int | None = None
-        self._is_open = False
-        if self._record.exists() and self._tar.exists():
-            if not replace:
-                raise ValueError(f"{self._tar.name} is committed")
-        elif disk.remove(self._record):
-            # A record whose tar was deleted; or it would commit the next tar before its time.
-            disk.sync_folder(self._folder)
-        if not self._partial.exists():
-            if not self._record.exists() and self._tar.exists() and self._journal_path.exists():
-                # Killed between the two renames of a commit.
-                os.rename(self._tar, self._partial)
-            elif disk.remove(self._journal_path):
-                # It would vouch for failures that are to be tried again.
-                disk.sync_folder(self._folder)
-        header = JournalHeader.of(self._index, self._fingerprint, self._samples)
-        kept_bytes, lines = read_journal(self._journal_path, header)
-        self._fd = os.open(self._partial, os.O_RDWR | os.O_CREAT, 0o666)
-        self._is_open = True
+    def _open(self) -> None:
+        self._files = contextlib.ExitStack()
+        self._fence = Fence(self._folder, self._index, self._confirm)
         try:
-            checker = Checker(self._fd)
-            for line in lines:
-                if not self._keep(line.entry, checker):
-                    break
-                kept_bytes = line.end
-            self._journal = Journal(self._journal_path, kept_bytes)
-            if not kept_bytes:
-                self._journal.begin(header)
-            if hasattr(os, "O_DIRECT"):
-                try:
-                    self._direct_fd = os.open(self._partial, os.O_WRONLY | os.O_DIRECT)
-                except OSError as error:
-                    _expect_no_direct_io(error)
+            with self._fence.intact():
+                self._settle()
+                self._go_on()
         except BaseException:
             self._close()
             raise
 
-    def _keep(self, entry: SampleEntry | LedgerEntry, checker: Checker) -> bool:
+    def _settle(self) -> None:
+        """Bring what lies there into order: a partial and its journal, or neither."""
+        if self._record.exists() and self._tar.exists():
+            if not self._replace:
+                raise ValueError(f"{self._tar.name} is committed")
+        elif self._fence.drop(self._record.name):
+            # A record whose tar was deleted; or it would commit the next tar before its time.
+            disk.sync_folder(self._folder)
+        if self._partial.exists():
+            return
+        if not self._record.exists() and self._tar.exists() and self._journal_path.exists():
+            # Stopped between the two renames of a commit.
+            if self._fence.take(self._tar.name, self._partial.name):
+                self._fence.give(self._partial.name)
+        elif self._fence.drop(self._journal_path.name):
+            # It would vouch for failures that are to be tried again.
+            disk.sync_folder(self._folder)
+
+    def _go_on(self) -> None:
+        """Open the files of the shard, with what is right of them."""
+        header = JournalHeader.of(self._index, self._fingerprint, self._samples)
+        kept_bytes, lines = read_journal(self._journal_path, header)
+        # Stopped while it was committed: what it was to replace may be half gone.
+        is_complete = not self._replace and len(lines) == len(self._samples)
+        with _opened(self._partial) as old_fd:
+            if old_fd is not None:
+                checker = Checker(old_fd)
+                for line in lines:
+                    if not self._keep(line.entry, checker, is_complete):
+                        break
+                    kept_bytes = line.end
+            self._open_partial(old_fd)
+        kept = b""
+        if kept_bytes:
+            kept = read_file(self._journal_path, JSON_LIMIT_BYTES)[:kept_bytes]
+        path = self._fence.path(self._journal_path.name)
+        disk.write_new_file(path, kept)
+        self._journal = Journal(path, len(kept))
+        self._files.callback(self._journal.close)
+        if not kept:
+            self._journal.begin(header)
+        self._fence.give(self._journal_path.name)
+
+    def _open_partial(self, old_fd: int | None) -> None:
+        """Open the tar for writing, inside the fence, and give it its name."""
+        path = self._fence.path(self._partial.name)
+        # Where the one before may still write, its file is not touched and not trusted any more.
+        copied = self._fence.predecessor_may_write
+        if old_fd is not None and not copied and not self._fence.take(self._partial.name):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self._partial)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._files.callback(os.close, self._fd)
+        if old_fd is not None and copied:
+            disk.copy_prefix(old_fd, self._fd, self.size_bytes)
+        self._direct_fd: int | None = None
+        if hasattr(os, "O_DIRECT"):
+            try:
+                self._direct_fd = os.open(path, os.O_WRONLY | os.O_DIRECT)
+                self._files.callback(os.close, self._direct_fd)
+            except OSError as error:
+                _expect_no_direct_io(error)
+        self._fence.give(self._partial.name)
+
+    def _keep(self, entry: SampleEntry | LedgerEntry, checker: Checker, is_complete: bool) -> bool:
         if not self.pending or entry.key != self.pending[0].key:
+            return False
+        if not is_complete and not self._is_current(self.pending[0], entry):
             return False
         if isinstance(entry, LedgerEntry):
             self.failed.append(entry)
@@ -291,7 +358,6 @@ class ShardWriter:
                 disk.write_all(self._direct_fd, view[:whole], offset)
             except OSError as error:
                 _expect_no_direct_io(error)
-                os.close(self._direct_fd)
                 self._direct_fd = None
             else:
                 view, offset = view[whole:], offset + whole
@@ -299,15 +365,24 @@ class ShardWriter:
 
     def _close(self) -> None:
         """Close everything, even if closing something fails."""
-        if not self._is_open:
-            return
-        self._is_open = False
-        with contextlib.ExitStack() as stack:
-            stack.callback(os.close, self._fd)
-            if hasattr(self, "_journal"):
-                stack.callback(self._journal.close)
-            if self._direct_fd is not None:
-                stack.callback(os.close, self._direct_fd)
+        try:
+            self._files.close()
+        finally:
+            self._fence.close()
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int | None]:
+    """The file, open for reading; None where there is none."""
+    try:
+        fd = open_regular(path)
+    except FileNotFoundError:
+        yield None
+        return
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _expect_no_direct_io(error: OSError) -> None:

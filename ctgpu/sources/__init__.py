@@ -27,6 +27,7 @@ def open_source(
     endpoint: str | None = None,
     part_count: int = 1,
     temp_dir: Path | None = None,
+    only_top: bool = False,
 ) -> Source:
     """The source that a command names.
 
@@ -38,6 +39,8 @@ def open_source(
         A folder instead, or the tars of a WebDataset: one, or a brace pattern or glob.
     revision, token, endpoint, part_count, temp_dir
         For the Hub, see :class:`ctgpu.sources.hub.HubSource`.
+    only_top
+        For a folder, see :class:`ctgpu.sources.folder.FolderSource`.
 
     Raises
     ------
@@ -58,7 +61,7 @@ def open_source(
             return TarSource(path)
         from ctgpu.sources.folder import FolderSource
 
-        return FolderSource(path)
+        return FolderSource(path, only_top=only_top)
     from ctgpu.sources.hub import HubSource
 
     return HubSource(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -68,6 +68,13 @@ class SampleRef:
 class Source(ABC):
     """A place that has volumes and, perhaps, CSVs.  Safe to use from many threads."""
 
+    #: The split whose folder of CT-RATE's the volumes listed last lie in; None where in no such.
+    listed_split: Split | None = None
+    #: Paths of the volumes that lie beside the data set listed last, and so were left out.
+    left_out: Sequence[str] = ()
+    #: Paths of the tables that were seen at the last listing and are not read.
+    unused_tables: Sequence[str] = ()
+
     @abstractmethod
     def identity(self) -> dict[str, str]:
         """What pins this source, recorded in the plan: ``kind``, ``location``, ``revision``."""
@@ -107,8 +114,25 @@ class Source(ABC):
             If the source as a whole fails.
         """
 
-    def tables(self, split: Split) -> Tables:
-        """What the source says about the volumes of a split; by default its CSVs.
+    def find_tables(self, split: Split) -> None:
+        """Get ready for :meth:`tables` where the volumes are not wanted.
+
+        Raises
+        ------
+        UsageError, AccessError, SourceError
+            If that cannot be done.
+        """
+        self.list_volumes(split)
+
+    def tables(self, split: Split, class_names: Sequence[str] | None = None) -> Tables:
+        """What the source says about the volumes that were listed; by default its CSVs.
+
+        Parameters
+        ----------
+        split : {"train", "valid"}
+            Which CSVs.
+        class_names : sequence of str, optional
+            Names of the labels, in order, as a plan has them; by default the source decides.
 
         Raises
         ------
@@ -119,7 +143,7 @@ class Source(ABC):
         """
         from ctgpu.sources.tables import Tables  # made of a source, so it comes after this module
 
-        return Tables.load(self, split)
+        return Tables.load(self, split, class_names)
 
     def decode(
         self,
@@ -142,17 +166,17 @@ class Source(ABC):
         """Give connections back."""
 
 
+def normal_form(study_id: str) -> str:
+    """A study id as ids are compared, in Unicode's NFC.
+
+    macOS writes file names in NFD, and tables are mostly written in NFC.
+    """
+    return unicodedata.normalize("NFC", study_id)
+
+
 def strip_volume_suffix(file_name: str) -> str:
     """``valid_1_a_1.nii.gz`` to ``valid_1_a_1``; other names are returned unchanged."""
     for suffix in (*VOLUME_SUFFIXES, ".bin"):
         if file_name.lower().endswith(suffix):
             return file_name[: -len(suffix)]
     return file_name
-
-
-def natural_key(path: str) -> tuple[tuple[int, int, str], ...]:
-    """Sort key under which ``valid_2`` comes before ``valid_10``."""
-    return tuple(
-        (0, int(part), part) if part.isdecimal() else (1, 0, part)
-        for part in re.split(r"(\d+)", path)
-    )

@@ -10,22 +10,28 @@ import hashlib
 import http.client
 import json
 import logging
-import os
 import random
 import re
-import ssl
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, SSLError
+from urllib3.exceptions import HTTPError, ProxyError
 
 from ctgpu.errors import AccessError, FetchError, SourceError
-from ctgpu.sources.quota import ACCOUNT_QUOTA, ANONYMOUS_QUOTA, RequestQuota
+from ctgpu.sources.connection import (
+    TunnelRefused,
+    cause_of,
+    connection_of,
+    describe,
+    is_certificate_error,
+    open_pools,
+)
+from ctgpu.sources.proxies import Proxies, Proxy
+from ctgpu.sources.quota import ACCOUNT_QUOTA, ANONYMOUS_QUOTA, RequestQuota, stated_wait_s
 from ctgpu.sources.transfer import Patience, Throughput, Transfer, Transient
 
 _log = logging.getLogger(__name__)
@@ -35,8 +41,11 @@ _MAX_REDIRECTS = 5
 _SMALL_FILE_LIMIT_BYTES = 1 << 30
 # New bytes that a failed attempt must have brought not to count as one that brought nothing.
 _PROGRESS_BYTES = 1 << 20
-# Longer than one quota window; a server that asks for more is tried again after this.
-_LONGEST_SERVER_WAIT_S = 600.0
+# A redirect's own body, read so that its connection can be used again: no more, and no longer.
+_REDIRECT_BODY_BYTES = 1 << 14
+_REDIRECT_BODY_S = 0.25
+# Of what reading a chunked body allocates.
+_PIECE_BYTES = 1 << 20
 
 
 class NotFoundError(Exception):
@@ -96,10 +105,9 @@ class HubClient:
             for name, requests in zip(("api", "resolve"), quotas, strict=True)
         }
         self._timeout = urllib3.Timeout(connect=patience.connect_s, read=patience.stall_s)
-        self._proxies = urllib.request.getproxies()
-        self._pools: dict[str | None, urllib3.PoolManager] = {}
+        self._proxies = Proxies()
+        self._pools: dict[Proxy | None, urllib3.PoolManager] = {}
         self._lock = threading.Lock()
-        self._active: set[urllib3.BaseHTTPResponse] = set()
         self._closed = threading.Event()
 
     def __repr__(self) -> str:
@@ -128,12 +136,9 @@ class HubClient:
                 body = self._read_all(response)
                 try:
                     value = json.loads(body)
-                except ValueError:
+                except (ValueError, RecursionError):
                     raise Transient("it answered with something that is not JSON") from None
-                following = re.search(
-                    r'<([^>]+)>\s*;\s*rel="?next"?', response.headers.get("Link", "")
-                )
-                return value, urljoin(url, following[1]) if following else None
+                return value, self._next_page(url, response.headers.get("Link", ""))
 
         return self._source_answers(attempt, attempts)
 
@@ -206,12 +211,12 @@ class HubClient:
         )
 
     def close(self) -> None:
-        """Give up all transfers and connections; those who wait get a :class:`SourceError`."""
+        """Give up all transfers and connections; those who wait get a :class:`SourceError`.
+
+        They get it within a moment, but for those who wait for a connection to stand.
+        """
         self._closed.set()
         with self._lock:
-            for response in self._active:
-                with suppress(OSError, RuntimeError, ValueError):  # it has just ended by itself
-                    response.shutdown()
             pools = list(self._pools.values())
         for pool in pools:
             pool.clear()
@@ -273,6 +278,7 @@ class HubClient:
         """
         for _ in range(_MAX_REDIRECTS):
             own = _origin(url) == self._origin
+            proxy = self._proxies.of(url)
             headers = {"User-Agent": "ctgpu", "Accept-Encoding": "identity"}
             if own:
                 self._quotas[quota].acquire(self._sleep)
@@ -282,7 +288,7 @@ class HubClient:
                 headers["Range"] = f"bytes={start}-"
             response: urllib3.BaseHTTPResponse | None = None
             try:
-                response = self._pool(url).request(
+                response = self._pool(proxy).request(
                     "GET",
                     url,
                     headers=headers,
@@ -292,70 +298,87 @@ class HubClient:
                     decode_content=False,
                     timeout=self._timeout,
                 )
-                with self._lock:
-                    self._active.add(response)
                 if own:
                     self._quotas[quota].learn(response.headers)
                     if stated is not None:
                         stated += _checksums(response)
                 if location := response.get_redirect_location():
                     url = _follow(url, location)
-                    if response.headers.get("Content-Length", "").isdecimal():
-                        response.drain_conn()
+                    _pass_over(response)
                     continue
-                self._judge(response, url, own, quota)
+                self._judge(response, url, quota, proxy)
                 yield response
                 return
             except (OSError, HTTPError, http.client.HTTPException) as error:
                 self._check_open()
-                if _is_certificate_error(error):
+                if proxy is not None and (refused := cause_of(error, TunnelRefused)):
+                    _judge_proxy(proxy, refused.status)
+                if is_certificate_error(error):
                     raise SourceError(
                         f"the certificate of {urlsplit(url).hostname} cannot be verified; set "
                         "SSL_CERT_FILE to a file with the certificates this network needs"
                     ) from None
                 # The original names signed URLs, which are secrets of a kind: not chained.
-                reason = f"{urlsplit(url).hostname}: {_describe(error)}"
+                place = urlsplit(url).hostname
+                if proxy is not None and isinstance(error, ProxyError):
+                    place = f"the proxy {proxy.address}"
+                reason = f"{place}: {describe(error)}"
                 raise Transient(reason) from None
             finally:
                 if response is not None:
-                    with self._lock:
-                        self._active.discard(response)
                     # A no-op for a body that was read to its end, whose connection is kept.
                     response.close()
         raise Transient("it redirects in circles")
 
-    def _pool(self, url: str) -> urllib3.PoolManager:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        proxy = self._proxies.get(parts.scheme) or self._proxies.get("all")
-        if proxy and urllib.request.proxy_bypass(host):
-            proxy = None
+    def _pool(self, proxy: Proxy | None) -> urllib3.PoolManager:
         with self._lock:
             if proxy not in self._pools:
-                # Enough idle connections for many workers; more are made where needed.
-                options: dict[str, Any] = {"num_pools": 16, "maxsize": 64}
-                if proxy is None:
-                    self._pools[proxy] = urllib3.PoolManager(**options)
-                else:
-                    account = urllib3.util.parse_url(proxy).auth
-                    login = urllib3.make_headers(proxy_basic_auth=account) if account else None
-                    self._pools[proxy] = urllib3.ProxyManager(proxy, proxy_headers=login, **options)
+                self._pools[proxy] = open_pools(proxy, self._closed, self._patience.stall_s)
             return self._pools[proxy]
 
-    def _judge(self, response: urllib3.BaseHTTPResponse, url: str, own: bool, quota: str) -> None:
+    def _next_page(self, url: str, links: str) -> str | None:
+        """The address that a ``Link`` header names as the one after `url`."""
+        stated = re.search(r'<([^<>]+)>\s*;\s*rel="?next"?', links)
+        if stated is None:
+            return None
+        with suppress(ValueError):
+            following: str = urljoin(url, stated[1])
+            if _origin(following) == self._origin:
+                return following
+        raise SourceError(
+            f"{self._host} goes on with its listing at another address, which the token must not "
+            "be sent to; set HF_ENDPOINT to the address that the Hub gives itself"
+        )
+
+    def _judge(
+        self, response: urllib3.BaseHTTPResponse, url: str, quota: str, proxy: Proxy | None
+    ) -> None:
         """Raise unless the answer is good."""
         status, code = response.status, response.headers.get("X-Error-Code", "")
         if status in (200, 206):
             return
-        if status in (408, 425, 429) or status >= 500:
-            wait_s = _retry_after(response)
+        own = _origin(url) == self._origin
+        if status == 407 and proxy is not None:
+            _judge_proxy(proxy, status)
+        if status in (408, 425, 429) or status < 400 or status >= 500:
+            wait_s = stated_wait_s(response.headers)
             if status == 429 and wait_s is not None and own:
                 self._quotas[quota].pause(wait_s)
                 wait_s = 0.0  # all workers wait at the quota, this one too
             raise Transient(f"{urlsplit(url).hostname} answered {status}", wait_s)
         if status == 416 or not own:
             # A range or a signed address that is no longer good: the next attempt asks anew.
-            raise Transient(f"{urlsplit(url).hostname} answered {status}")
+            answered = f"{urlsplit(url).hostname} answered {status}"
+            if status == 401 and self._token:
+                answered += (
+                    f" after a redirect, for the token goes to HF_ENDPOINT ({self._host}) only"
+                )
+            raise Transient(answered)
+        if status == 403 and proxy is not None and not code and url.startswith("http:"):
+            raise SourceError(
+                f"the proxy {proxy.address}, or {self._host} behind it, answered 403; allow "
+                f"{self._host} there, or list it in no_proxy where it can be reached without"
+            )
         page = f"https://huggingface.co/datasets/{self._repo_id}"
         login = "set HF_TOKEN or run `hf auth login`"
         if code == "GatedRepo" and self._token:
@@ -380,11 +403,11 @@ class HubClient:
                 f"not read {self._repo_id}; make one on https://huggingface.co/settings/tokens, "
                 f"{login}, then run the same command again: it resumes"
             )
-        raise NotFoundError(code or f"status {status}")
+        raise NotFoundError(code if re.fullmatch(r"\w{1,40}", code) else f"status {status}")
 
     def _read_all(self, response: urllib3.BaseHTTPResponse) -> bytes:
         body = bytearray()
-        watch = Throughput(self._patience)
+        watch = Throughput(self._patience, connection_of(response).line)
         while piece := response.read1(1 << 16):
             self._check_open()
             body += piece
@@ -393,18 +416,19 @@ class HubClient:
                 raise SourceError(f"{self._host} sent over a gigabyte where a table was wanted")
         stated = response.headers.get("Content-Length")
         if stated is not None and stated != str(len(body)):
-            raise Transient(f"the answer ended after {len(body)} of {stated} bytes")
+            raise Transient(f"the answer ended after {len(body)} of {stated[:20]} bytes")
         return bytes(body)
 
     def _receive(self, response: urllib3.BaseHTTPResponse, transfer: Transfer) -> None:
-        # urllib3's own readinto() allocates and copies.  The response it wraps reads into place,
+        # urllib3's own readinto() allocates and copies.  The answer it wraps reads into place,
         # one recv() at a time, which is also what lets the throughput be watched.
-        wrapped: http.client.HTTPResponse = response._fp  # type: ignore[attr-defined]
-        in_place = wrapped.fp is not None and not wrapped.chunked
-        readinto = wrapped.fp.readinto1 if in_place else wrapped.readinto1
-        watch = Throughput(self._patience)
+        connection = connection_of(response)
+        answer = connection.answer
+        in_place = answer.fp is not None and not answer.chunked
+        readinto = answer.fp.readinto1 if in_place else answer.readinto1
+        watch = Throughput(self._patience, connection.line)
         while not transfer.is_complete:
-            count = readinto(transfer.rest)
+            count = readinto(transfer.rest if in_place else transfer.rest[:_PIECE_BYTES])
             self._check_open()
             if not count:
                 raise Transient(
@@ -414,7 +438,7 @@ class HubClient:
             watch.saw(count)
         if in_place:
             # All was read behind urllib3's back: the connection is as good as new.
-            wrapped.close()
+            answer.close()
             response.release_conn()
 
 
@@ -426,24 +450,32 @@ def _origin(url: str) -> tuple[str, str, int | None]:
 
 def _follow(url: str, location: str) -> str:
     """Where a redirect leads."""
-    try:
+    with suppress(ValueError):
         target = urljoin(url, location)
-        _origin(target)
-    except ValueError:
-        raise Transient("it redirects to something that is no address") from None
-    return target
+        scheme, host, _ = _origin(target)
+        if scheme in ("http", "https") and re.fullmatch(r"[\w.:-]{1,255}", host, re.ASCII):
+            return target
+    raise Transient("it redirects to something that is no address")
 
 
-def _retry_after(response: urllib3.BaseHTTPResponse) -> float | None:
-    """Seconds the server asks to wait, by ``Retry-After`` or ``RateLimit: …;t=N``."""
-    limit = re.search(r"\bt\s*=\s*(\d{1,9})", response.headers.get("RateLimit", ""))
-    try:
-        stated = urllib3.Retry().get_retry_after(response)
-    except HTTPError:
-        stated = None
-    if stated is None and limit:
-        stated = float(limit[1])
-    return None if stated is None else min(stated, _LONGEST_SERVER_WAIT_S)
+def _pass_over(response: urllib3.BaseHTTPResponse) -> None:
+    """Read the short body of a redirect as far as it is there already, to keep its connection."""
+    length = response.headers.get("Content-Length", "")
+    if re.fullmatch(r"\d{1,9}", length) and int(length) <= _REDIRECT_BODY_BYTES:
+        connection_of(response).line.allow(_REDIRECT_BODY_S)
+        response.drain_conn()
+
+
+def _judge_proxy(proxy: Proxy, status: int) -> NoReturn:
+    """Raise what the refusal of a proxy means."""
+    if status in (408, 429) or status >= 500:
+        raise Transient(f"the proxy {proxy.address} answered {status}")
+    hint = "it does not let this request pass; allow it there, or set no_proxy"
+    if status == 407:
+        hint = (
+            "it wants an account; set http_proxy or https_proxy to http://USER:PASSWORD@HOST:PORT"
+        )
+    raise SourceError(f"the proxy {proxy.address} answered {status}: {hint}")
 
 
 def _checksums(response: urllib3.BaseHTTPResponse) -> list[str]:
@@ -460,25 +492,3 @@ def _has_checksum(body: bytes, checksum: str) -> bool:
         return hashlib.sha256(body).hexdigest() == checksum
     blob = b"blob %d\0" % len(body) + body
     return hashlib.sha1(blob, usedforsecurity=False).hexdigest() == checksum
-
-
-def _is_certificate_error(error: BaseException | None) -> bool:
-    while error is not None:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error) and isinstance(error, (SSLError, OSError)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def _describe(error: BaseException) -> str:
-    """A network error in a few words, without addresses or URLs."""
-    if isinstance(error, urllib3.exceptions.NameResolutionError):
-        return "the name cannot be resolved"
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
-            return os.strerror(cause.errno).lower()
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, TimeoutError | urllib3.exceptions.TimeoutError):
-        return "no answer in time"
-    return "the connection broke"

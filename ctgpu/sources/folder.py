@@ -5,38 +5,57 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from ctgpu.buffers import Buffer
-from ctgpu.errors import FetchError, SourceError, UsageError
+from ctgpu.errors import FetchError, SourceError, UsageError, reason_of
+from ctgpu.shards.names import natural_key
+from ctgpu.shards.record import checksum
+from ctgpu.shards.untrusted import FileChanged, read_file, read_unchanged
 from ctgpu.sources.base import (
     VOLUME_SUFFIXES,
     Allocate,
     SampleRef,
     Source,
     Split,
-    natural_key,
 )
-from ctgpu.sources.layout import LAYOUT_FOLDERS, provenance_of, split_folders, table_names
+from ctgpu.sources.layout import (
+    TABLES,
+    all_table_names,
+    provenance_of,
+    split_folders,
+    split_folders_among,
+    split_of_folders,
+    table_names,
+)
+from ctgpu.sources.tree import Tree, look_below, tables_in
 
 _log = logging.getLogger(__name__)
+
+_NAMED_COPIES = 4
+# As of the Hub's: reports of 50,000 scans take a tenth of it.
+_TABLE_LIMIT_BYTES = 1 << 30
 
 
 class FolderSource(Source):
     """A folder of ``.nii.gz``, ``.nii`` and ``.npz`` files.
 
     Where it has CT-RATE's folders (``train_fixed``, ``valid``, …, under ``dataset`` or directly),
-    only those of the split asked for are listed, flat or nested; ``…_fixed`` (v2) goes before v1
-    where both are there.  Otherwise every volume below it belongs to the split asked for.  Hidden
-    files and folders are left out, and so are partial downloads, which do not end in a volume's
-    suffix.  Links are followed, for a Hub cache and many a lab consist of them.
+    at its top or, as in a Hub cache, further down, only those of the split asked for are listed,
+    flat or nested; ``…_fixed`` (v2) goes before v1 where both are there.  The CSVs are those of the
+    data set that these folders belong to, or else those at the top.  Without such folders, every
+    volume below it belongs to the split asked for.  Hidden files and folders are left out, and so
+    are partial downloads, which do not end in a volume's suffix.  Links are followed, for a Hub
+    cache and many a lab consist of them.
 
     Parameters
     ----------
     path : Path
         The folder.
+    only_top : bool
+        Look for CT-RATE's folders and CSVs at the top alone.  Plans that name no ``root`` of their
+        data set were made so, or come to the same.
 
     Raises
     ------
@@ -44,19 +63,23 @@ class FolderSource(Source):
         If it is not a folder.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, only_top: bool = False) -> None:
         self._root = Path(os.path.abspath(path))
         if not self._root.is_dir():
             raise UsageError(f"{path} is not a folder; pass the folder that holds the volumes")
         # "." and links have names that say nothing.
         self._name = self._root.resolve().name
+        self._only_top = only_top
+        #: Where the data set begins, below the source.
+        self._data_root = ""
         self._revision: str | None = None
 
     def identity(self) -> dict[str, str]:
         """``kind``, ``location`` and ``revision``, without anything of this machine.
 
         The location is the folder's name and the revision a hash of the last listing (paths and
-        sizes, the CSVs' included), so that a folder that changed is noticed wherever it lies.
+        sizes, the CSVs' included), so that a folder that changed is noticed wherever it lies.  A
+        data set further down adds its ``root``, relative to the folder.
 
         Raises
         ------
@@ -65,21 +88,28 @@ class FolderSource(Source):
         """
         if self._revision is None:
             raise ValueError("list_volumes comes before identity: the listing is the revision")
-        return {"kind": "folder", "location": self._name, "revision": self._revision}
+        identity = {"kind": "folder", "location": self._name, "revision": self._revision}
+        return identity | ({"root": self._data_root} if self._data_root else {})
 
     def list_volumes(self, split: Split) -> list[SampleRef]:
         """Every volume of the split, in natural order of the paths.
 
+        A link that leads nowhere is a volume of 0 bytes, which fails when it is fetched, for it
+        may be mended until then; the revision is that of the others.
+
         Raises
         ------
         UsageError
-            If the folder has no volume of the split.
+            If the folder has no volume of the split, or several copies of it.
         SourceError
             If a folder cannot be read.
         """
+        root, folder, below = self._locate(split)
+        self._data_root = self._relative(root)
+        self.listed_split = _split_of(folder)
         refs = []
-        for path, size_bytes in _volumes_below(self._folder_of(split)):
-            relative = path[len(os.path.join(self._root, "")) :]
+        for path, size_bytes in below.volumes:
+            relative = self._relative(path)
             refs.append(
                 SampleRef(
                     relative, size_bytes, provenance=provenance_of(f"{self._name}/{relative}")
@@ -91,19 +121,53 @@ class FolderSource(Source):
                 f"wanted dataset/{split}_fixed in it, or volumes anywhere below it"
             )
         refs.sort(key=lambda ref: natural_key(ref.path))
-        self._revision = self._hash_listing(refs, split)
+        missing = {self._relative(path) for path in below.missing}
+        if missing:
+            _log.warning(
+                "%s: %d of %d volumes cannot be looked at, such as %s: each is planned with 0 "
+                "bytes to read and room for its sample, and fails unless it is back by its turn; "
+                "bring them back, then use --retry-failed",
+                *(self._root, len(missing), len(refs), min(missing, key=natural_key)),
+            )
+        self._revision = self.revision_of((r for r in refs if r.path not in missing), split)
+        self.unused_tables = self._unused(below.tables, split)
         return refs
+
+    def find_tables(self, split: Split) -> None:
+        """As of a listing, for :meth:`tables`; there need be no volume.
+
+        Raises
+        ------
+        UsageError
+            If the folder holds several copies of the split, or only the other one, and no table
+            of the split at its top.
+        """
+        try:
+            root, _, _ = self._locate(split)
+        except UsageError:
+            names = (name for table in TABLES for name in table_names(table, split))
+            if not any((self._root / name).is_file() for name in names):
+                raise
+        else:
+            self._data_root = self._relative(root)
+
+    def table_checksums(self, split: Split) -> dict[str, str]:
+        """``xxh3_128:<hex>`` of each table of the split that is read, by its path."""
+        found = (self.read_table(*table_names(table, split)) for table in TABLES)
+        return {table[0]: f"xxh3_128:{checksum(table[1])}" for table in found if table}
 
     def read_table(self, *names: str) -> tuple[str, bytes] | None:
         """The first of these files that exists, by path, and its bytes; else None."""
-        for name in names:
+        for name in self._table_paths(names):
             try:
-                return name, (self._root / name).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
+                return name, read_file(self._root / name, _TABLE_LIMIT_BYTES)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                if (target := _dead_link(self._root / name)) is not None:
+                    raise SourceError(f"{self._root / name} {target}, then resume") from error
                 continue
             except OSError as error:
                 raise SourceError(
-                    f"{self._root / name} cannot be read: {error.strerror}"
+                    f"{self._root / name} cannot be read: {reason_of(error)}"
                 ) from error
         return None
 
@@ -112,89 +176,135 @@ class FolderSource(Source):
         parts = ref.path.split("/")
         if ref.path.startswith("/") or ".." in parts:
             raise FetchError(f"{ref.path} leads out of the source; it is not read")
-        path = self._root / ref.path
         try:
-            # O_NONBLOCK: a pipe that has taken the file's place must not hang the build.
-            file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)
+            return read_unchanged(self._root / ref.path, allocate, ref.size_bytes)
+        except FileChanged as error:
+            raise FetchError(
+                f"{ref.path} was not read: {reason_of(error)}, then use --retry-failed"
+            ) from error
         except OSError as error:
             if not self._root.is_dir():
                 raise SourceError(f"{self._root} is gone; mount it again and resume") from error
-            raise FetchError(f"{ref.path} cannot be read: {error.strerror}") from error
-        with file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode) or status.st_size != ref.size_bytes:
-                raise FetchError(
-                    f"{ref.path} has {status.st_size} bytes, but had {ref.size_bytes} when it was "
-                    "listed; wait until nothing writes to the source, then use --retry-failed"
-                )
-            buffer = allocate(ref.size_bytes)
-            try:
-                target = memoryview(buffer.bytes.data)
-                while target:
-                    count = file.readinto(target)
-                    if not count:
-                        raise FetchError(
-                            f"{ref.path} ended {len(target)} bytes early; it was cut while it "
-                            "was read: use --retry-failed when it is complete"
-                        )
-                    target = target[count:]
-            except OSError as error:
-                buffer.release()
-                raise FetchError(f"{ref.path} cannot be read: {error.strerror}") from error
-            except BaseException:
-                buffer.release()
-                raise
-        return buffer
+            if (target := _dead_link(self._root / ref.path)) is not None:
+                raise FetchError(f"{ref.path} {target}, then use --retry-failed") from error
+            raise FetchError(f"{ref.path} cannot be read: {reason_of(error)}") from error
 
-    def _folder_of(self, split: Split) -> Path:
-        bases = (self._root / "dataset", self._root)
-        for base in bases:
-            for folder in split_folders(split):
-                if (base / folder).is_dir():
-                    return base / folder
-        if any((base / folder).is_dir() for base in bases for folder in LAYOUT_FOLDERS):
+    def _locate(self, split: Split) -> tuple[str, str, Tree]:
+        """Root of the data set, folder of the split's volumes, and what is below that."""
+        top = root = str(self._root)
+        folder = _split_folder(root, split) or root
+        trail: tuple[str, ...] = ()
+        beside: list[str] = []
+        while True:
+            below = look_below(folder, trail, at_top=folder == top, find_splits=not self._only_top)
+            if not below.split_folders:
+                self.left_out = sorted(beside, key=_shallow_first)
+                return root, folder, below
+            trail = (*trail, os.path.realpath(folder))
+            root, folder = self._choose(below.split_folders, split)
+            beside += [self._relative(path) for path, _ in below.volumes]
+
+    def _choose(self, split_folders_found: list[str], split: Split) -> tuple[str, str]:
+        """Root and folder of the one data set that has the split."""
+        roots: dict[str, str] = {}
+        for path in sorted(split_folders_found, key=_shallow_first):
+            root, name = os.path.split(os.path.dirname(path))
+            if name != "dataset" or os.path.dirname(path) == str(self._root):
+                root = os.path.dirname(path)
+            # A link to a data set is no other copy of it.
+            roots.setdefault(os.path.realpath(root), root)
+        copies = [(r, folder) for r in roots.values() if (folder := _split_folder(r, split))]
+        if not copies:
+            found = min(split_folders_found, key=_shallow_first)
+            other = "valid" if split == "train" else "train"
             raise UsageError(
-                f"{self._root} has CT-RATE's folders but none for the split {split!r}; "
-                f"wanted dataset/{split}_fixed in it"
+                f"{self._root} has CT-RATE's folders ({self._relative(found)}) but none for the "
+                f"split {split!r}; wanted dataset/{split}_fixed in it: pass --split {other}, or "
+                "the folder of the volumes that are meant with --source"
             )
-        return self._root
+        if len(copies) > 1:
+            named = [root for root, _ in copies[:_NAMED_COPIES]]
+            more = f" and {len(copies) - len(named)} more" if len(copies) > len(named) else ""
+            raise UsageError(
+                f"{self._root} holds {len(copies)} copies of the split {split!r}: in "
+                f"{', '.join(named)}{more}; give one of these folders with --source"
+            )
+        return copies[0]
 
-    def _hash_listing(self, refs: list[SampleRef], split: Split) -> str:
+    def _relative(self, path: str) -> str:
+        return path[len(os.path.join(self._root, "")) :]
+
+    def _table_paths(self, names: Iterable[str]) -> list[str]:
+        """Where tables of these names may be, relative to the source, best first."""
+        roots = [self._data_root + "/", ""] if self._data_root else [""]
+        return [root + name for root in roots for name in names]
+
+    def _unused(self, beside: Iterable[str], split: Split) -> list[str]:
+        """Tables that are not read, relative to the source.
+
+        Those beside the volumes, at the source's top and at the data set's; and CT-RATE's above
+        the source where that is but a part of a data set.
+
+        Parameters
+        ----------
+        beside : iterable of str
+            Paths of those beside the volumes.
+        split : {"train", "valid"}
+            The split.
+        """
+        seen = {self._relative(path) for path in beside}
+        for root in {str(self._root), os.path.join(self._root, self._data_root)}:
+            seen |= {self._relative(path) for path in tables_in(root)}
+        seen.difference_update(self._table_paths(all_table_names()))
+        names = [name for table in TABLES for name in table_names(table, split)]
+        for path in (os.path.join(root, name) for root in self._roots_above() for name in names):
+            if os.path.isfile(path):
+                seen.add(os.path.relpath(path, self._root))
+        return sorted(seen, key=_shallow_first)
+
+    def _roots_above(self) -> list[str]:
+        """Where the tables are of the data set whose split the source is in, or is."""
+        for place in (self._root, *self._root.parents):
+            if split_folders_among([place.name], parent=place.parent.name, at_top=False):
+                is_inner = place.parent.name == "dataset"
+                return [str(place.parent), *([str(place.parent.parent)] if is_inner else [])]
+        return []
+
+    def revision_of(self, refs: Iterable[SampleRef], split: Split) -> str:
+        """What :meth:`identity` states for a listing of these volumes, with the tables of now."""
         digest = hashlib.sha256()
         for ref in refs:
             digest.update(f"{ref.path}\t{ref.size_bytes}\n".encode(errors="surrogateescape"))
-        for table in ("metadata", "labels", "reports", "no_chest"):
-            for name in table_names(table, split):
+        for table in TABLES:
+            for name in self._table_paths(table_names(table, split)):
                 if (self._root / name).is_file():
                     digest.update(f"{name}\t{(self._root / name).stat().st_size}\n".encode())
                     break
         return digest.hexdigest()
 
 
-def _volumes_below(root: Path) -> Iterator[tuple[str, int]]:
-    """Paths and sizes of all volumes; a link back to where it was come from is not followed."""
-    pending: list[tuple[str, tuple[str, ...]]] = [(str(root), ())]
-    while pending:
-        folder, come_from = pending.pop()
-        try:
-            entries = list(os.scandir(folder))
-        except OSError as error:
-            raise SourceError(f"{folder} cannot be listed: {error.strerror}") from error
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            try:
-                if entry.is_dir(follow_symlinks=False):
-                    pending.append((entry.path, come_from))
-                    continue
-                status = entry.stat()
-            except OSError as error:
-                _log.warning("%s is left out: %s", entry.path, error.strerror)
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                trail = (*come_from, os.path.realpath(folder))
-                target = os.path.realpath(entry.path)
-                if not any(f"{place}/".startswith(f"{target}/") for place in trail):
-                    pending.append((entry.path, trail))
-            elif stat.S_ISREG(status.st_mode) and entry.name.lower().endswith(VOLUME_SUFFIXES):
-                yield entry.path, status.st_size
+def _dead_link(path: Path) -> str | None:
+    """What to say of a link that leads nowhere; None of anything else."""
+    if not path.is_symlink() or path.exists():
+        return None
+    return f"is a link to {os.readlink(path)}, which is not there: bring that file back"
+
+
+def _split_folder(root: str, split: Split) -> str | None:
+    """The best folder of a split in a data set; None where it has none."""
+    for base in (os.path.join(root, "dataset"), root):
+        for name in split_folders(split):
+            if os.path.isdir(os.path.join(base, name)):
+                return os.path.join(base, name)
+    return None
+
+
+def _split_of(folder: str) -> Split | None:
+    """CT-RATE's split that a folder is or lies in, by what it is a link to or else its own path."""
+    return split_of_folders(os.path.realpath(folder).split("/")) or split_of_folders(
+        folder.split("/")
+    )
+
+
+def _shallow_first(path: str) -> tuple[object, ...]:
+    return path.count("/"), natural_key(path)

@@ -7,17 +7,17 @@ import re
 import threading
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from ctgpu.buffers import Buffer
 from ctgpu.errors import SourceError, UsageError
+from ctgpu.shards.names import natural_key
 from ctgpu.sources.base import (
     VOLUME_SUFFIXES,
     Allocate,
     SampleRef,
     Source,
     Split,
-    natural_key,
 )
 from ctgpu.sources.client import HubClient, NotFoundError
 from ctgpu.sources.layout import provenance_of, split_folders
@@ -27,6 +27,8 @@ from ctgpu.sources.transfer import Patience
 _DEFAULT_ENDPOINT = "https://huggingface.co"
 # The first contact fails sooner than the thousandth: nothing is lost yet, and someone is waiting.
 _FIRST_CONTACT_ATTEMPTS = 6
+# Ten million entries, as the Hub divides them.
+_MOST_PAGES = 10_000
 
 
 class HubSource(Source):
@@ -58,7 +60,7 @@ class HubSource(Source):
     Raises
     ------
     UsageError
-        If `repo_id` is not a name that the Hub allows.
+        If `repo_id` is not a name that the Hub allows, or the endpoint no address.
     SourceError
         If ``HF_HUB_OFFLINE`` is set.
     AccessError
@@ -78,7 +80,7 @@ class HubSource(Source):
         temp_dir: Path | None = None,
         patience: Patience | None = None,
     ) -> None:
-        from huggingface_hub import constants
+        hub_address(endpoint)
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -88,15 +90,12 @@ class HubSource(Source):
             raise UsageError(
                 f"{repo_id!r} is not the name of a data set; wanted OWNER/NAME"
             ) from None
-        if os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES:
+        if is_offline():
             raise SourceError(
                 f"HF_HUB_OFFLINE is set, so {repo_id} cannot be asked for; unset it, or pass "
                 "--source with a local copy"
             )
-        token, address = account_of(token, endpoint)
-        self._endpoint = address.rstrip("/")
-        if not re.match(r"https?://[^/]", self._endpoint):
-            raise UsageError("HF_ENDPOINT is not an address that starts with https:// or http://")
+        token, self._endpoint = account_of(token, endpoint)
         self._repo_id = repo_id
         self._asked_revision = revision or "main"
         self._commit: str | None = None
@@ -136,11 +135,15 @@ class HubSource(Source):
                 continue
             refs = [_to_ref(entry) for entry in entries if _is_volume(entry)]
             if refs:
+                self.listed_split = split
                 return sorted(refs, key=lambda ref: natural_key(ref.path))
         raise UsageError(
             f"{self._repo_id} has no volume of the split {split!r} at {self.commit[:12]}; wanted "
             f"{', '.join(VOLUME_SUFFIXES)} files below dataset/{split}_fixed or dataset/{split}"
         )
+
+    def find_tables(self, split: Split) -> None:
+        """Nothing: tables have their places."""
 
     def read_table(self, *names: str) -> tuple[str, bytes] | None:
         """The first of these small files that exists, by path, and its bytes; else None."""
@@ -190,21 +193,28 @@ class HubSource(Source):
         return commit
 
     def _list_tree(self, folder: str) -> list[dict[str, Any]]:
-        url: str | None = (
+        url = (
             f"{self._endpoint}/api/datasets/{self._repo_id}/tree/{self.commit}/"
             f"{quote(folder, safe='')}?recursive=true&expand=false"
         )
-        entries: list[dict[str, Any]] = []
-        seen = set()
-        while url is not None and url not in seen:
-            seen.add(url)
-            page, url = self._client.get_json(url)
+        entries: dict[Any, dict[str, Any]] = {}
+        for _ in range(_MOST_PAGES):
+            page, following = self._client.get_json(url)
             if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
                 raise SourceError(
                     f"the Hub answered with no listing of {folder}; check HF_ENDPOINT"
                 )
-            entries += page
-        return entries
+            before = len(entries)
+            entries |= {str(entry.get("path")): entry for entry in page}
+            if following is None:
+                return list(entries.values())
+            if len(entries) == before:
+                break
+            url = following
+        raise SourceError(
+            f"the Hub's listing of {folder} does not end: {len(entries)} entries, and then pages "
+            "that bring nothing new, or too many pages; check HF_ENDPOINT"
+        )
 
     def _revision_url(self, revision: str) -> str:
         return f"{self._endpoint}/api/datasets/{self._repo_id}/revision/{quote(revision, safe='')}"
@@ -222,12 +232,57 @@ class HubSource(Source):
 
 
 def account_of(token: str | Literal[False] | None, endpoint: str | None) -> tuple[str | None, str]:
-    """Access token and address of the Hub, from this process's environment where not given."""
+    """Access token and address of the Hub, from this process's environment where not given.
+
+    Raises
+    ------
+    UsageError
+        If the address is none.
+    """
+    address = hub_address(endpoint)
     from huggingface_hub import constants, get_token
 
     if token is None and not constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         token = get_token()
-    return token or None, endpoint or os.environ.get("HF_ENDPOINT") or _DEFAULT_ENDPOINT
+    return token or None, address
+
+
+def is_offline() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` forbids to ask the Hub, now and not when it was imported."""
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES
+
+
+def hub_address(endpoint: str | None = None) -> str:
+    """Address of the Hub without a slash at its end; ``HF_ENDPOINT`` or huggingface.co by default.
+
+    Raises
+    ------
+    UsageError
+        If it is none.
+    """
+    # The variable counts in any case: where it is no address, huggingface_hub cannot be imported.
+    address = _DEFAULT_ENDPOINT
+    for stated in (os.environ.get("HF_ENDPOINT"), endpoint):
+        if stated and (trimmed := stated.strip().rstrip("/")):
+            address = trimmed
+            _require_address(address)
+    return address
+
+
+def _require_address(text: str) -> None:
+    try:
+        parts = urlsplit(text)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        shown = re.sub(r"//[^/]*@", "//…@", text)  # without an account
+        raise UsageError(
+            f"HF_ENDPOINT is {shown!r}, which is not an address that starts with https:// or "
+            "http:// and names a host, with or without a port; correct or unset it"
+        )
 
 
 def _is_volume(entry: dict[str, Any]) -> bool:
@@ -245,7 +300,7 @@ def _to_ref(entry: dict[str, Any]) -> SampleRef:
     try:
         size_bytes = int(lfs.get("size", entry["size"]))
         oid = lfs.get("oid")
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
         size_bytes, oid = -1, None
     if size_bytes < 0:
         raise SourceError(f"the Hub lists {entry['path']!r} without a size; check HF_ENDPOINT")

@@ -6,13 +6,18 @@ Pure functions of the listing, the CSVs and the user's choices: the same on ever
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from ctgpu.errors import UsageError
-from ctgpu.sources.base import SampleRef, natural_key
+from ctgpu.shards.names import natural_key
+from ctgpu.sources.base import SampleRef, Split, normal_form
+from ctgpu.sources.layout import split_of_name
 from ctgpu.sources.tables import Table, Tables
+
+_log = logging.getLogger(__name__)
 
 Recon = Literal["all", "first"]
 Order = Literal["path", "shuffled"]
@@ -40,6 +45,7 @@ def select(
     refs: Sequence[SampleRef],
     tables: Tables,
     *,
+    split: Split | None = None,
     recon: Recon = "all",
     order: Order = "path",
     seed: int = 0,
@@ -54,6 +60,8 @@ def select(
         What the source lists.
     tables : Tables
         The CSVs of the split.
+    split : {"train", "valid"}, optional
+        Leave out the volumes that CT-RATE's names say belong to the other one.
     recon : {"all", "first"}
         Every reconstruction of a scan, or only the lowest-numbered one that is left; names other
         than CT-RATE's are scans of their own.
@@ -69,23 +77,41 @@ def select(
     Raises
     ------
     UsageError
-        If two volumes would have the same name in the shards, or a name is not UTF-8.
+        If two volumes would have the same name in the shards, a name is not UTF-8, or all volumes
+        belong to the other split.
     """
-    refuse_bad_names(refs)
-    kept = [ref for ref in refs if keep_no_chest or ref.study_id not in tables.no_chest]
+    own = _of_split(refs, split) if split is not None else refs
+    refuse_bad_names(own)
+    kept = _with_chest(own, tables.no_chest, keep_no_chest)
     scans = _first_recons(kept) if recon == "first" else kept
     chosen = sorted(scans, key=_shuffled(seed) if order == "shuffled" else _by_path)[:limit]
     counts = {
         "listed": len(refs),
-        "without a chest": len(refs) - len(kept),
+        "of the other split": len(refs) - len(own),
+        "without a chest": len(own) - len(kept),
         "other reconstructions": len(kept) - len(scans),
         "beyond the limit": len(scans) - len(chosen),
         "selected": len(chosen),
         "without labels": _missing(tables.labels, chosen),
         "without a report": _missing(tables.reports, chosen),
         "without metadata": _missing(tables.metadata, chosen),
+        "without a byte": sum(ref.size_bytes == 0 for ref in chosen),
     }
     return Selection(chosen, counts)
+
+
+def eligible(
+    refs: Iterable[SampleRef],
+    no_chest: Collection[str],
+    *,
+    split: Split,
+    recon: Recon,
+    keep_no_chest: bool,
+) -> list[SampleRef]:
+    """What :func:`select` chooses from, without a word about what it leaves out."""
+    own = [ref for ref in refs if split_of_name(ref.study_id) in (None, split)]
+    kept = _with_chest(own, no_chest, keep_no_chest)
+    return _first_recons(kept) if recon == "first" else kept
 
 
 def refuse_bad_names(refs: Iterable[SampleRef]) -> None:
@@ -109,6 +135,34 @@ def refuse_bad_names(refs: Iterable[SampleRef]) -> None:
                 f"{other} and {ref.path} would both be {ref.key!r} in the shards; "
                 "keep or rename one of them"
             )
+
+
+def _of_split(refs: Sequence[SampleRef], split: Split) -> Sequence[SampleRef]:
+    own: list[SampleRef] = []
+    others: list[SampleRef] = []
+    for ref in refs:
+        (own if split_of_name(ref.study_id) in (None, split) else others).append(ref)
+    if others:
+        example, other = others[0].path, split_of_name(others[0].study_id)
+        if not own:
+            raise UsageError(
+                f"all {len(others)} volumes are CT-RATE's of the split {other!r} by their names "
+                f"({example}), and {split!r} was asked for; pass --split {other}, or the folder of "
+                "the other split"
+            )
+        _log.warning(
+            "%d volumes are left out: CT-RATE's of the split %r by their names, such as %s",
+            len(others),
+            other,
+            example,
+        )
+    return own
+
+
+def _with_chest(
+    refs: Iterable[SampleRef], no_chest: Collection[str], keep_no_chest: bool
+) -> list[SampleRef]:
+    return [ref for ref in refs if keep_no_chest or normal_form(ref.study_id) not in no_chest]
 
 
 def _by_path(ref: SampleRef) -> tuple[object, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ctgpu.buffers import PAGE_BYTES, BufferPool, Bytes
-from ctgpu.errors import StorageError
+from ctgpu.errors import StorageError, reason_of
 
 
 class SpoolPool(BufferPool):
@@ -37,7 +37,7 @@ class SpoolPool(BufferPool):
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
-                f"{folder} cannot be made: {error.strerror}; choose another --temp-dir"
+                f"{folder} cannot be made: {reason_of(error)}; choose another --temp-dir"
             ) from error
         self.acquire(1).release()
 
@@ -49,7 +49,7 @@ class SpoolPool(BufferPool):
                 return np.frombuffer(mmap.mmap(file.fileno(), rounded), np.uint8)
         except OSError as error:
             raise StorageError(
-                f"{self._folder} cannot hold {rounded:,} bytes more: {error.strerror}; "
+                f"{self._folder} cannot hold {rounded:,} bytes more: {reason_of(error)}; "
                 "free space there or choose another --temp-dir"
             ) from error
 

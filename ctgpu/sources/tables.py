@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import csv
-import io
 import logging
 import math
-from collections.abc import Mapping
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ctgpu.errors import TableError, UsageError
-from ctgpu.sources.base import Source, Split, strip_volume_suffix
+from ctgpu.sources.base import Source, Split, normal_form, strip_volume_suffix
+from ctgpu.sources.cells import ANY, in_words, is_blank, is_usable, number_in
 from ctgpu.sources.layout import table_names
+from ctgpu.sources.text import encoding_of, no_text, text_of
 from ctgpu.volume import Spacing
 
 _log = logging.getLogger(__name__)
 
-#: The abnormalities, in the order of the label vector.
+#: CT-RATE's abnormalities, in the order of its label vector.
 LABEL_NAMES = (
     "Medical material",
     "Arterial wall calcification",
@@ -49,6 +52,10 @@ _PATIENT = ("Manufacturer", "PatientSex", "PatientAge")
 _SHAPE = ("Rows", "Columns", "NumberofSlices")
 _RESCALE = ("RescaleSlope", "RescaleIntercept")
 
+_LABEL = (0.0, 1.0)
+# Of fewer rows, all may be wrong by accident; of so many, the column is another one.
+_MANY_ROWS = 16
+
 
 def report_text(report: Mapping[str, str]) -> str:
     """The text of a report: findings, a newline, impressions.
@@ -61,7 +68,7 @@ def report_text(report: Mapping[str, str]) -> str:
         Raw columns of the reports CSV.
     """
     parts = (report.get(name, "") for name in _REPORT)
-    return "\n".join(part for part in parts if not _is_blank(part))
+    return "\n".join(part for part in parts if not is_blank(part))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +78,8 @@ class SampleRow:
     Attributes
     ----------
     labels : numpy.ndarray
-        float32, shape (18,), in the order of :data:`LABEL_NAMES`; all NaN without a row.
+        float32, shape (classes,), in the order of :attr:`Tables.class_names`; all NaN without a
+        row.
     has_labels : bool
         Whether there is a row of labels.
     report : dict
@@ -87,6 +95,9 @@ class SampleRow:
         ``Manufacturer``, ``PatientSex`` and ``PatientAge`` as stated.
     spacing_source : str
         Where `spacing_mm` is from; recorded.
+    read_xxh3_128 : dict or None
+        Checksums, by extension, of the members that the row was read from; None of tables that
+        describe many samples.
     """
 
     labels: npt.NDArray[np.float32]
@@ -97,6 +108,7 @@ class SampleRow:
     shape_hint: tuple[int, int, int] | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     spacing_source: str = "csv"
+    read_xxh3_128: dict[str, str] | None = None
 
     def choose_spacing_mm(self, header_spacing_mm: Spacing | None) -> tuple[Spacing, str]:
         """The spacing to use and where it is from: the CSV, else the file's header.
@@ -135,6 +147,8 @@ class Tables:
         None where the source has no such CSV.
     no_chest : frozenset of str
         Study ids of volumes that show no chest.
+    class_names : sequence of str
+        Names of the labels, in order; none where nothing says what the classes are.
     """
 
     def __init__(
@@ -143,36 +157,52 @@ class Tables:
         labels: Table | None = None,
         reports: Table | None = None,
         no_chest: frozenset[str] = frozenset(),
+        class_names: Sequence[str] = (),
     ) -> None:
         self.metadata = metadata
         self.labels = labels
         self.reports = reports
         self.no_chest = no_chest
+        self.class_names = tuple(class_names)
 
     @classmethod
-    def load(cls, source: Source, split: Split) -> Tables:
+    def load(cls, source: Source, split: Split, class_names: Sequence[str] | None = None) -> Tables:
         """Read what the source has of a split's CSVs.
 
-        Bytes that are not UTF-8 are replaced by U+FFFD, with one warning per file.
+        They are UTF-8, or UTF-16 or UTF-32 with a byte order mark; bytes that are none are replaced
+        by U+FFFD, with one warning per file.
+
+        Parameters
+        ----------
+        source : Source
+            What has been listed already.
+        split : {"train", "valid"}
+            The split.
+        class_names : sequence of str, optional
+            Names of the labels, in order; no CSV of labels is read where there are none.  By
+            default CT-RATE's where there is such a CSV or the volumes lie in CT-RATE's folders;
+            else there are no classes.
 
         Raises
         ------
         UsageError
-            If a CSV lacks a column or is no CSV.
+            If a CSV lacks a column or is no CSV, or no label in a column is from 0 to 1; or the
+            list of volumes that show no chest is no text.
         AccessError, SourceError
             If the source cannot be read.
         """
-        listed = source.read_table(*table_names("no_chest", split))
-        no_chest = frozenset(
-            study_id
-            for line in (_text(listed[1], "replace") if listed else ())
-            if (study_id := _study_id(line))
-        )
+        names = LABEL_NAMES if class_names is None else tuple(class_names)
+        labels = Table.read(source, "labels", split, names) if names else None
+        if labels is not None:
+            labels.require_usable(_LABEL)
+        if class_names is None and labels is None and source.listed_split is None:
+            names = ()
         return cls(
             Table.read(source, "metadata", split, _SPACING, (*_RESCALE, *_SHAPE, *_PATIENT)),
-            Table.read(source, "labels", split, LABEL_NAMES),
+            labels,
             Table.read(source, "reports", split, _REPORT, None),
-            no_chest,
+            no_chest_of(source, split),
+            names,
         )
 
     def row(self, study_id: str, *, spacing_from_header: bool = False) -> SampleRow:
@@ -189,13 +219,15 @@ class Tables:
         Raises
         ------
         TableError
-            If there are rows that contradict each other, a value is no number, or the source has a
-            metadata CSV and no spacing in it for this volume.
+            If there are rows that contradict each other, a value is no number, a label is not from
+            0 to 1, or the source has a metadata CSV and no spacing in it for this volume.
         """
-        labels, has_labels = np.full(len(LABEL_NAMES), np.nan, np.float32), False
+        labels, has_labels = np.full(len(self.class_names), np.nan, np.float32), False
         if self.labels is not None and (row := self.labels.find(study_id)) is not None:
             has_labels = True
-            labels[:] = [self.labels.number(row, study_id, name) for name in LABEL_NAMES]
+            labels[:] = [
+                self.labels.number(row, study_id, name, _LABEL) for name in self.class_names
+            ]
         labels.flags.writeable = False
         report = (self.reports.find(study_id) if self.reports is not None else None) or {}
         if self.metadata is None:
@@ -216,25 +248,43 @@ class Tables:
             spacing_mm,
             None if math.isnan(slope) or math.isnan(intercept) else (slope, intercept),
             _shape_hint(facts),
-            {name: facts[name] for name in _PATIENT if not _is_blank(facts.get(name, ""))},
+            {name: facts[name] for name in _PATIENT if not is_blank(facts.get(name, ""))},
         )
 
     @staticmethod
     def _spacing_mm(table: Table, facts: Mapping[str, str], study_id: str) -> Spacing | None:
         """None where it is missing or NaN."""
         in_plane = facts.get("XYSpacing", "").strip()
-        if _is_blank(in_plane):
+        if is_blank(in_plane):
             return None
         inner = in_plane.removeprefix("[").removesuffix("]").replace(",", " ").split()
         try:
-            h, w = map(float, inner)
+            h, w = map(number_in, inner)
         except ValueError:
             raise TableError(
-                f"{table.path} has XYSpacing {in_plane[:60]!r} for {study_id}; "
-                "wanted two numbers such as [0.75, 0.75]"
+                f"{table.path} has XYSpacing {in_plane[:60]!r}{table.in_line(study_id)} for "
+                f"{study_id}; wanted two numbers such as [0.75, 0.75]"
             ) from None
         spacing = h, w, table.number(facts, study_id, "ZSpacing")
         return None if any(map(math.isnan, spacing)) else spacing
+
+
+def no_chest_of(source: Source, split: Split) -> frozenset[str]:
+    """Study ids, in normal form, of the volumes that the source lists as showing no chest.
+
+    Raises
+    ------
+    UsageError
+        If the list is no text.
+    AccessError, SourceError
+        If the source cannot be read.
+    """
+    path, content = source.read_table(*table_names("no_chest", split)) or ("", b"")
+    if content and (found := no_text(content)) is not None:
+        raise UsageError(f"{path} {found}")
+    return frozenset(
+        study_id for line in text_of(content, "replace") if (study_id := _study_id(line))
+    )
 
 
 class Table:
@@ -248,18 +298,27 @@ class Table:
         Those kept, without the volume's name.
     rows : mapping
         By study id the cells in the order of `columns`, or what is wrong with them.
+    lines : sequence of int
+        For each of `rows` the line of the file, from 1, in which it begins; empty where unknown.
     """
 
-    def __init__(self, path: str, columns: list[str], rows: Mapping[str, list[str] | str]) -> None:
+    def __init__(
+        self,
+        path: str,
+        columns: list[str],
+        rows: Mapping[str, list[str] | str],
+        lines: Sequence[int] = (),
+    ) -> None:
         self.path = path
         self._columns = columns
-        self._rows = rows
+        self._rows = {normal_form(study_id): row for study_id, row in rows.items()}
+        self._lines = lines
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __contains__(self, study_id: str) -> bool:
-        return study_id in self._rows
+        return normal_form(study_id) in self._rows
 
     @classmethod
     def read(
@@ -278,10 +337,19 @@ class Table:
             return None
         path, content = found
         try:
-            return cls._parse(path, _text(content, "strict"), required, optional)
-        except UnicodeDecodeError:
-            _log.warning("%s is not UTF-8; bytes that cannot be read are replaced by U+FFFD", path)
-            return cls._parse(path, _text(content, "replace"), required, optional)
+            try:
+                return cls._parse(path, text_of(content, "strict"), required, optional)
+            except UnicodeDecodeError:
+                result = cls._parse(path, text_of(content, "replace"), required, optional)
+        except UsageError as error:
+            if (instead := no_text(content)) is not None:
+                raise UsageError(f"{path} {instead}") from error
+            raise
+        _log.warning(
+            "%s is not %s; bytes that cannot be read are replaced by U+FFFD",
+            *(path, encoding_of(content)),
+        )
+        return result
 
     @classmethod
     def _parse(
@@ -293,17 +361,21 @@ class Table:
     ) -> Table:
         lines = csv.reader(text)
         rows: dict[str, list[str] | str] = {}
+        # Eight bytes a row, where a mapping would take a hundred.
+        begins = array("Q")
         try:
             header = [name.strip() for name in next(lines, [])]
+            end = lines.line_num
             if missing := [name for name in (_KEY, *required) if name not in header]:
                 raise UsageError(
                     f"{path} lacks the column{'s' if len(missing) > 1 else ''} "
-                    f"{', '.join(missing)}; it has {', '.join(header) or 'none'}"
+                    f"{', '.join(missing)}; it has {', '.join(header)[:200] or 'none'}"
                 )
             key = header.index(_KEY)
             wanted = header if optional is None else (*required, *optional)
             places = [k for k, name in enumerate(header) if k != key and name in wanted]
             for cells in lines:
+                begin, end = end + 1, lines.line_num
                 study_id = _study_id(cells[key]) if len(cells) > key else ""
                 if not study_id:
                     continue
@@ -313,6 +385,8 @@ class Table:
                 else:
                     row = f"a row of {len(cells)} values for {len(header)} columns"
                 known = rows.setdefault(study_id, row)
+                if len(rows) > len(begins):
+                    begins.append(begin)
                 if known != row:
                     rows[study_id] = "rows that contradict each other"
         except csv.Error as error:
@@ -320,7 +394,7 @@ class Table:
                 f"{path} is no CSV from line {lines.line_num}: {error}; "
                 "look for a quote that is not closed"
             ) from error
-        return cls(path, [header[k] for k in places], rows)
+        return cls(path, [header[k] for k in places], rows, begins)
 
     def find(self, study_id: str) -> dict[str, str] | None:
         """The row of a study, without the volume's name; None where there is none.
@@ -330,15 +404,30 @@ class Table:
         TableError
             If there are rows that contradict each other, or one of another width than the header.
         """
-        if study_id not in self._rows:
+        if study_id not in self:
             return None
-        cells = self._rows[study_id]
+        cells = self._rows[normal_form(study_id)]
         if isinstance(cells, str):
-            raise TableError(f"{self.path} has {cells} for {study_id}; correct them")
+            raise TableError(
+                f"{self.path} has {cells} for {study_id}{self.in_line(study_id)}; correct them"
+            )
         return dict(zip(self._columns, cells, strict=True))
 
-    def number(self, row: Mapping[str, str], study_id: str, column: str) -> float:
+    def number(
+        self,
+        row: Mapping[str, str],
+        study_id: str,
+        column: str,
+        within: tuple[float, float] = ANY,
+    ) -> float:
         """A cell as a number; NaN where it is missing, empty or says so.
+
+        Parameters
+        ----------
+        row, study_id, column
+            Which cell: of :meth:`find`.
+        within : tuple of float
+            Lowest and highest value.
 
         Raises
         ------
@@ -346,32 +435,51 @@ class Table:
             If it is something else.
         """
         text = row.get(column, "")
-        if _is_blank(text):
-            return math.nan
         try:
-            return float(text)
+            return number_in(text, within)
         except ValueError:
             raise TableError(
-                f"{self.path} has {column} {text[:60]!r} for {study_id}; wanted a number"
+                f"{self.path} has {column} {text[:60]!r}{self.in_line(study_id)} for {study_id}; "
+                f"wanted a number{in_words(within)}"
             ) from None
+
+    def require_usable(self, within: tuple[float, float] = ANY) -> None:
+        """Refuse a table with a column in which no row has a number: it is another one.
+
+        Raises
+        ------
+        UsageError
+            If there is one, in a table of many rows.
+        """
+        if len(self) < _MANY_ROWS:
+            return
+        for place, column in enumerate(self._columns):
+            cells = (row[place] for row in self._rows.values() if not isinstance(row, str))
+            if (first := next(cells, None)) is None:
+                return
+            if not is_usable(first, within) and not any(is_usable(c, within) for c in cells):
+                raise UsageError(
+                    f"{self.path} has no usable value in the column {column}, only such as "
+                    f"{first[:60]!r}; wanted numbers{in_words(within)}: correct the column"
+                )
+
+    def in_line(self, study_id: str) -> str:
+        """Where the row of a study is, as part of a sentence; empty where that is not known."""
+        line = self._line_of.get(normal_form(study_id))
+        return "" if line is None else f" in line {line}"
+
+    @cached_property
+    def _line_of(self) -> Mapping[str, int]:
+        return dict(zip(self._rows, self._lines, strict=False))
 
 
 def _study_id(volume_name: str) -> str:
-    return strip_volume_suffix(volume_name.strip().rsplit("/", 1)[-1])
-
-
-def _is_blank(text: str) -> bool:
-    return text.strip().rstrip(".").casefold() in ("", "nan", "not given")
+    return normal_form(strip_volume_suffix(volume_name.strip().rsplit("/", 1)[-1]))
 
 
 def _shape_hint(facts: Mapping[str, str]) -> tuple[int, int, int] | None:
     try:
-        rows, columns, slices = (int(float(facts[name])) for name in _SHAPE)
-    except (KeyError, ValueError, OverflowError):
+        rows, columns, slices = (int(number_in(facts[name])) for name in _SHAPE)
+    except (KeyError, ValueError):
         return None
     return rows, columns, slices
-
-
-def _text(content: bytes, errors: str) -> TextIO:
-    """Text decoded as it is read: a table of reports is too large to hold twice."""
-    return io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", errors, newline="")

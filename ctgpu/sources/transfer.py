@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import urllib3
 
+from ctgpu.sources.connection import Line
+
 
 @dataclass(frozen=True, slots=True)
 class Patience:
@@ -23,7 +25,8 @@ class Patience:
     connect_s : float
         Time for a connection to stand.
     stall_s : float
-        Longest silence, and the time over which the throughput is judged.
+        Longest silence, time for an answer up to its body, and the time over which the throughput
+        is judged.
     slowest_bytes_per_s : float
         A transfer below this throughput is cut and taken up again.
     """
@@ -87,18 +90,37 @@ class Transfer:
         length = response.headers.get("Content-Length")
         if length is not None and length != str(size - self.received):
             self.received = 0
-            raise Transient(f"it announced {length} bytes where {size} are listed")
+            raise Transient(f"it announced {length[:20]} bytes where {size} are listed")
 
 
 class Throughput:
-    """Refuses a transfer that is too slow to ever end."""
+    """Refuses a transfer that is too slow to ever end.
 
-    def __init__(self, patience: Patience) -> None:
+    Parameters
+    ----------
+    patience : Patience
+        What is too slow.
+    line : Line
+        Of the connection: each piece of the content, and nothing else that comes in, gives it time
+        for the next one.
+    """
+
+    def __init__(self, patience: Patience, line: Line) -> None:
         self._patience = patience
+        self._line = line
         self._since = time.monotonic()
         self._bytes = 0
+        line.allow(patience.stall_s)
 
     def saw(self, count: int) -> None:
+        """Take note of `count` new bytes.
+
+        Raises
+        ------
+        Transient
+            If too few have come since the throughput was last judged.
+        """
+        self._line.allow(self._patience.stall_s)
         self._bytes += count
         seconds = time.monotonic() - self._since
         if seconds < self._patience.stall_s:

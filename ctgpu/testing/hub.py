@@ -20,55 +20,23 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-Endpoint = Literal["info", "tree", "resolve", "cdn"]
-BodyFault = Literal["truncate", "reset", "stall", "trickle", "flip"]
+from ctgpu.testing.faults import AnswerFault as AnswerFault
+from ctgpu.testing.faults import BodyFault as BodyFault
+from ctgpu.testing.faults import Endpoint as Endpoint
+from ctgpu.testing.faults import Faults as Faults
 
 _BODY_FAULTS: tuple[BodyFault, ...] = ("truncate", "reset", "stall", "trickle", "flip")
 _CDN_LIFETIME_S = 3600
-
-
-@dataclass
-class Faults:
-    """What goes wrong, and how often; lists are used up from the front.
-
-    Attributes
-    ----------
-    statuses : dict
-        Per endpoint (``info``, ``tree``, ``resolve``, ``cdn``) the statuses that its next requests
-        are answered with; 200 means a good answer.
-    bodies : list of str
-        What happens to the next bodies: ``truncate`` and ``reset`` end them half way, ``stall``
-        stops sending, ``trickle`` sends a byte at a time, ``flip`` changes one bit.
-    expired_redirects : int
-        That many next redirects lead to an address that is no longer valid (403).
-    ignore_range : bool
-        Answer a ranged request with the whole file and status 200.
-    retry_after : str or None
-        ``Retry-After`` sent with statuses 429 and 503.
-    rate_limit, rate_limit_policy : str or None
-        Headers ``RateLimit`` and ``RateLimit-Policy`` sent with every answer but the CDN's.
-    failure_rate : float
-        Share of all requests that fail, each in a random way.
-    seed : int
-        Which ones fail, and how: the same for the n-th request of one address in every run.
-    """
-
-    statuses: dict[Endpoint, list[int]] = field(default_factory=dict)
-    bodies: list[BodyFault] = field(default_factory=list)
-    expired_redirects: int = 0
-    ignore_range: bool = False
-    retry_after: str | None = None
-    rate_limit: str | None = None
-    rate_limit_policy: str | None = None
-    failure_rate: float = 0.0
-    seed: int = 0
+_TRICKLE_S = 0.05
+# What an answer without end announces: short enough for a client to read it through.
+_TRICKLED_BYTES = 10_000
 
 
 @dataclass(frozen=True)
@@ -209,6 +177,12 @@ class LocalHub:
         """Requests that this endpoint has had."""
         return sum(request.endpoint == endpoint for request in self.requests)
 
+    def next_answer_fault(self, endpoint: Endpoint) -> AnswerFault | None:
+        """How the next answer of an endpoint is not to end."""
+        with self._lock:
+            planned = self.faults.answers.get(endpoint)
+            return planned.pop(0) if planned else None
+
     def next_fault(self, request: Request) -> tuple[int, BodyFault | None]:
         """Note a request; the status and the fault of the body it is to be answered with."""
         faults = self.faults
@@ -267,6 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     server: _Server
+    answer_fault: AnswerFault | None = None
 
     def log_message(self, format: str, *args: Any) -> None:
         """Requests are kept in :attr:`LocalHub.requests`, not printed."""
@@ -299,6 +274,7 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         status, fault = hub.next_fault(Request(endpoint, path, start, token))
+        self.answer_fault = hub.next_answer_fault(endpoint)
         if status == 0:
             return self._reset()
         if status != 200:
@@ -356,7 +332,7 @@ class _Handler(BaseHTTPRequestHandler):
             expires = 0
         place = f"http://localhost:{hub.port}/cdn/{commit}/{quote(name)}?expires={expires}"
         headers = self._file_headers(commit, path)
-        self._send_head(302, {**headers, "Location": place, "Content-Length": "0"})
+        self._send_small(302, {**headers, "Location": place}, b"")
 
     def _file_headers(self, commit: str, path: Path) -> dict[str, str]:
         oid = f'"{self.server.hub.sha256(path)}"'
@@ -395,7 +371,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return None
             if fault == "trickle":
                 for offset in range(middle, size):
-                    if self.server.hub.closing.wait(0.05):
+                    if self.server.hub.closing.wait(_TRICKLE_S):
                         break
                     self.connection.sendall(os.pread(file.fileno(), 1, offset))
             if fault == "stall":
@@ -436,14 +412,32 @@ class _Handler(BaseHTTPRequestHandler):
         self, value: Any, headers: dict[str, str] | None = None, status: int = 200
     ) -> None:
         body = json.dumps(value).encode()
-        kind = {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        self._send_head(status, {**kind, **(headers or {})})
-        if self.command != "HEAD":
+        self._send_small(status, {"Content-Type": "application/json", **(headers or {})}, body)
+
+    def _send_small(self, status: int, headers: dict[str, str], body: bytes) -> None:
+        trickles = self.answer_fault == "trickle_body"
+        length = _TRICKLED_BYTES if trickles else len(body)
+        self._send_head(status, {**headers, "Content-Length": str(length)})
+        if trickles:
+            self._trickle(b" ")
+        elif self.command != "HEAD":
             self.wfile.write(body)
+
+    def _trickle(self, piece: bytes) -> None:
+        """Send the same again and again, until the client goes away."""
+        self.close_connection = True
+        while not self.server.hub.closing.wait(_TRICKLE_S):
+            self.wfile.write(piece)
 
     def _send_head(self, status: int, headers: dict[str, str]) -> None:
         faults = self.server.hub.faults
+        if self.answer_fault == "continue":
+            self._trickle(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.send_response(status)
+        if self.answer_fault == "trickle_head":
+            self.flush_headers()
+            self.wfile.write(b"X-Slow: ")
+            self._trickle(b"-")
         if not self.path.startswith("/cdn/"):
             limits = {"RateLimit": faults.rate_limit, "RateLimit-Policy": faults.rate_limit_policy}
             headers |= {name: value for name, value in limits.items() if value is not None}

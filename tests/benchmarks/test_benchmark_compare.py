@@ -14,7 +14,7 @@ import pytest
 from made_results import MACHINE, result
 
 import compare
-from common import measured
+from common import counted, measured
 from page import HERE
 
 pytest.importorskip("scipy", reason="scipy (extra bench) is not installed")
@@ -257,3 +257,26 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     )
     assert (ran.returncode, ran.stderr) == (1, "")
     assert "times / layout / time" in ran.stdout
+
+
+def test_what_is_counted_differs_by_any_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def static(registers: int, spilled: int, instructions: int) -> dict[str, Any]:
+        counts = {
+            "registers": counted(registers, "registers"),
+            "spilled": counted(spilled, "bytes"),
+            "instructions": counted(instructions, "instructions"),
+        }
+        return result("static", variants={"usual": counts}, time=measured(noisy(1.0, 1), "s"))
+
+    assert run(tmp_path, static(64, 0, 1000), static(64, 24, 1000)) == 1
+    printed = capsys.readouterr().out
+    assert listed(printed, "slower, or larger") == ["variants / usual / spilled"]
+    assert "(from nothing, counted)" in printed
+    assert run(tmp_path, static(64, 24, 1000), static(63, 24, 1000)) == 0
+    assert listed(capsys.readouterr().out, "faster, or smaller") == ["variants / usual / registers"]
+    assert run(tmp_path, static(64, 0, 1000), static(64, 0, 1001)) == 1
+    capsys.readouterr()
+    assert run(tmp_path, static(64, 0, 1000), static(64, 0, 1000)) == 0
+    assert "nothing beyond the noise" in capsys.readouterr().out

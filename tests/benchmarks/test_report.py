@@ -12,7 +12,7 @@ from made_results import gpu_result
 from quick_runs import Quick
 
 import report
-from common import in_words, machine_line
+from common import in_words, machine_line, measured
 
 
 def test_the_readme_and_the_page_are_those_of_the_results() -> None:
@@ -31,6 +31,22 @@ def test_the_pictures_are_there() -> None:
         assert (report.PAGE.with_suffix("") / picture).read_bytes().startswith(b"\x89PNG")
     assert "](docs/performance/stages.png)" in readme
     assert "](docs/performance/roofline.png)" in readme
+
+
+def test_a_first_call_is_shown_where_it_was_measured() -> None:
+    results = report.load_all(report.RESULTS)
+    one = dict(results["preprocess"])
+    one.pop("first_call", None)
+    assert "used again" not in report.page(results | {"preprocess": one})
+    first_call = {
+        layout: {
+            "memory used again": {"time": measured([0.05], "s"), "this_over_used_again": 1.0},
+            "fresh memory": {"time": measured([0.0625], "s"), "this_over_used_again": 1.25},
+        }
+        for layout in ("HWD", "DHW")
+    }
+    page = report.page(results | {"preprocess": one | {"first_call": first_call}})
+    assert "| D, H, W, fresh memory | 62.5 ms | 1.25 × |" in page
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +76,8 @@ def test_the_documents_say_what_was_measured_on_what(folder: Path) -> None:
         assert "No GPU has been measured yet" in text
     for name in one["contenders"]:
         assert f"| {name} |" in page or f"| **{name}** |" in page
+    for facts in (f for contenders in one["first_call"].values() for f in contenders.values()):
+        assert in_words(facts["time"]["median"], "s") in page
     for table in ("before", "after"):
         for step, guide_ms in loading["steps"][table]["old_guide_ms"].items():
             assert f"| {guide_ms:g} |" in page, step

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import functools
+import json
+import sys
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from made_results import result
 
+import gpu_timing
 import plots
+import publishing
 import report_tables
 import run_gpu
 from common import measured_leaves, phantom_ct
 from ctgpu.buffers import allocate_pages
-from ctgpu.engines import open_engine
+from ctgpu.engines import Job, open_engine
+from ctgpu.geometry import plan_volume
 from ctgpu.spec import Spec
+from ctgpu.volume import Rescale
 
 SPEC = Spec(shape_hwd=(16, 16, 8))
 
@@ -40,10 +51,18 @@ class Volumes:
         pass
 
 
-def by_events(run: Callable[[], object], repeats: int) -> list[float]:
+class Copy(Volumes):
+    """Takes the place of a copy within a device."""
+
+    def __init__(self, bytes_moved: int) -> None:
+        self.bytes_moved = 2 * bytes_moved
+
+
+def by_events(contenders: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Any]:
     """Every run takes a millisecond."""
-    run()
-    return [1e-3] * repeats
+    for run in contenders.values():
+        run()
+    return {name: [1e-3] * repeats for name in contenders}
 
 
 @pytest.fixture
@@ -51,10 +70,8 @@ def measured_parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     engine: Any = Engine()
     voxels = phantom_ct((20, 20, 10))
     monkeypatch.setattr(run_gpu, "OnDevice", Volumes)
+    monkeypatch.setattr(run_gpu, "DeviceCopy", Copy)
     monkeypatch.setattr(run_gpu, "by_events", by_events)
-    monkeypatch.setattr(
-        run_gpu, "device_copy", lambda size_bytes, repeats: run_gpu.by_rate(6_000_000, [1e-3] * 3)
-    )
     monkeypatch.setattr(run_gpu, "both_ways", lambda jobs, samples: None)
     return {
         "kernel": run_gpu.measure_kernel(engine, voxels, SPEC, 4),
@@ -68,7 +85,7 @@ def test_every_run_is_kept_and_ratios_are_those_of_the_medians(
     measured_parts: dict[str, Any],
 ) -> None:
     units = {quantity["unit"] for _, quantity in measured_leaves(measured_parts)}
-    assert units == {"s", "samples/s"}
+    assert units == {"s", "samples/s", "s/s"}
     cases = measured_parts["kernel"]["cases"]
     assert len(cases) == 8
     for case in cases.values():
@@ -79,10 +96,14 @@ def test_every_run_is_kept_and_ratios_are_those_of_the_medians(
     pipeline = measured_parts["pipeline"]["contenders"]
     assert all(len(contender["rate"]["runs"]) == 2 for contender in pipeline.values())
     assert pipeline["ctgpu"]["ctgpu_over_this"] == 1.0
+    assert all(contender["cpu_per_sample"]["min"] >= 0 for contender in pipeline.values())
+    assert pipeline["ctgpu"]["cpu_per_sample"]["median"] > 0
+    assert 0 < measured_parts["pipeline"]["pcie_busy"]["median"] < 1
     threads = measured_parts["inflate"]["threads"]
     assert list(threads) == ["1", "4", "8", "16"]
     assert all(len(row["rate"]["runs"]) == 2 for row in threads.values())
     assert threads["1"]["this_over_one_thread"] == 1.0
+    assert threads["1"]["cpu_per_sample"]["median"] > 0
     assert list(threads["1"]["stages"]) == ["copy", "inflate", "engine"]
     spent = sum(stage["median"] for stage in threads["1"]["stages"].values())
     assert 0 < spent <= 1 / threads["1"]["rate"]["min"]
@@ -93,3 +114,102 @@ def test_the_picture_and_the_readme_find_what_they_show(measured_parts: dict[str
     pytest.importorskip("matplotlib")
     plots.draw_gpu(made)
     assert "50% to 50% of the device's copy bandwidth (6 GB/s)" in report_tables.gpu(made)[0]
+
+
+def options(path: Path | None) -> argparse.Namespace:
+    return argparse.Namespace(json=path, plot=None)
+
+
+def test_each_part_is_in_the_file_as_soon_as_it_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    seen: list[Any] = []
+
+    def part(value: int) -> Callable[[], dict[str, Any]]:
+        def measure() -> dict[str, Any]:
+            seen.append(json.loads(path.read_text()) if path.exists() else None)
+            return {"value": value}
+
+        return measure
+
+    parts = {"kernel": part(1), "torch": part(2), "pipeline": part(3)}
+    run_gpu.measure_all(options(path), {"data": "made up"}, parts)
+    assert seen[0] is None
+    assert seen[1]["kernel"] == {"value": 1}
+    assert seen[1]["not_measured"] == ["torch", "pipeline"]
+    assert seen[2]["torch"] == {"value": 2}
+    whole = json.loads(path.read_text())
+    assert "not_measured" not in whole
+    assert [whole[name]["value"] for name in parts] == [1, 2, 3]
+
+
+def test_a_part_that_fails_spares_the_others_and_is_told(tmp_path: Path) -> None:
+    def fail() -> dict[str, Any]:
+        raise ImportError("no torch here")
+
+    path = tmp_path / "gpu.json"
+    parts = {"torch": fail, "pipeline": lambda: {"value": 3}}
+    with pytest.raises(SystemExit, match="not measured: torch"):
+        run_gpu.measure_all(options(path), {}, parts)
+    found = json.loads(path.read_text())
+    assert found["pipeline"] == {"value": 3}
+    assert found["failed"] == {"torch": "ImportError: no torch here"}
+    assert found["not_measured"] == ["torch"]
+
+
+def test_half_a_result_never_lies_among_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail() -> dict[str, Any]:
+        raise ImportError("no torch here")
+
+    monkeypatch.setattr(publishing, "RESULTS", tmp_path)
+    with pytest.raises(SystemExit):
+        run_gpu.measure_all(options(None), {}, {"kernel": dict, "torch": fail})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torch_written_well_makes_the_same_volume() -> None:
+    torch = pytest.importorskip("torch")
+    engine = open_engine("cpu")
+    for spec, spacing_mm in (
+        (SPEC, (0.9, 0.6, 1.1)),
+        (Spec(shape_hwd=(40, 16, 30), hu_window=(-900.0, 300.0)), (0.9, 0.6, 1.1)),
+    ):
+        voxels = phantom_ct((30, 24, 20))
+        plan = plan_volume(voxels.shape, spacing_mm, spec)
+        out = np.empty(spec.stored_shape, np.float16)
+        engine.run([Job(voxels, Rescale(), plan, out)])
+        in_memory_order = torch.from_numpy(voxels.transpose(2, 1, 0))
+        made = run_gpu.torch_written_well(torch, in_memory_order, plan)().numpy()
+        np.testing.assert_allclose(made.astype(np.float32), out.astype(np.float32), atol=2e-3)
+
+
+class Event:
+    """Of a device whose work is done at once."""
+
+    log: list[str]
+
+    def record(self) -> None:
+        self.log.append("event")
+
+    def synchronize(self) -> None:
+        pass
+
+
+def test_an_untimed_launch_is_queued_before_the_first_event(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And contenders take turns, after the clocks are warm."""
+    Event.log = log = []
+    stream = types.SimpleNamespace(synchronize=lambda: log.append("warmed"))
+    cuda = types.SimpleNamespace(
+        Event=Event, get_elapsed_time=lambda *_: 2.0, get_current_stream=lambda: stream
+    )
+    monkeypatch.setitem(sys.modules, "cupy", types.SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(gpu_timing, "WARM_UP_S", 0.01)
+    names = ("ctgpu", "copy")
+    runs = {name: functools.partial(log.append, name) for name in names}
+    assert gpu_timing.by_events(runs, 2) == {name: [2e-3, 2e-3] for name in names}
+    timed = [log[n : n + 4] for n in range(len(log) - 16, len(log), 4)]
+    assert timed == [[name, "event", name, "event"] for name in (*names, *names)]
+    assert log[: len(log) - 16][-3:] == ["ctgpu", "copy", "warmed"]

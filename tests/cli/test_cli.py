@@ -168,10 +168,80 @@ def test_sizes(text: str, size_bytes: int) -> None:
     assert parse_size(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "G", "8X", "-1G", "8ib"])
+@pytest.mark.parametrize("text", ["", "G", "8X", "-1G", "8ib", "1e3", "9" * 400, "inf", "nan", "٣"])
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a size"):
+    with pytest.raises(UsageError, match="is not a size") as caught:
         parse_size(text)
+    assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("text", ["0", "0.0001", "0.000G", "0GiB"])
+def test_a_size_of_nothing_is_refused(text: str) -> None:
+    with pytest.raises(UsageError, match=f"'{text}' is less than a byte"):
+        parse_size(text)
+
+
+def test_a_size_is_exact_however_large() -> None:
+    assert parse_size("999999999999999999") == 999_999_999_999_999_999
+    assert parse_size("0.001k") == 1
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", "3-1", "a", "1-", "0-999999999999999999999", "9" * 5000, "²", "0x1"]
+)
+def test_what_is_no_range_of_shards(text: str) -> None:
+    with pytest.raises(UsageError, match="--shards is ") as caught:
+        parse_range(text)
+    assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        ("build --memory-limit 0", "'0' is less than a byte"),
+        ("build --memory-limit=", "'' is not a size"),
+        ("build --memory-limit 999999999999999999T", "--memory-limit is 9999"),
+        ("build --shards=", "--shards is ''"),
+        ("build --num-workers 1000000000", "--num-workers is 1000000000"),
+        ("build --limit 99999999999999999999", "--limit is 99999999999999999999"),
+        ("build --spacing nan,1,1", "--spacing is (nan"),
+        ("build --spacing 1e400,1,1", "--spacing is (inf"),
+        ("build --spacing 1e-320,1,1", "--spacing is (1e-320"),
+        (f"build --shape {'9' * 400},1,1", "--shape is (inf"),
+        ("build --hu-window -1e308,1e308", "--hu-window is (-1e+308"),
+        ("build --spacing 1", "--spacing is '1'; write 3 numbers with commas between them"),
+        ("build --spacing 0,1,1", "--spacing is (0.0, 1.0, 1.0); every spacing must be above"),
+        ("build --shape 480,480", "--shape is '480,480'; write 3 numbers"),
+        ("build --shape 1.5,2,2", "--shape is (1.5, 2.0, 2.0); it takes three whole numbers"),
+        ("build --hu-window 5,1", "--hu-window is (5.0, 1.0); the first must be below"),
+        ("build --layout WHD", "--layout is 'WHD'; it is one of HWD, DHW"),
+        ("build --clip never", "--clip is 'never'; it is one of before, after"),
+        ("convert --input-pattern {source} --intensity x", "--intensity is 'x'; it is one of"),
+        ("build --hu-window nan,0", "--hu-window is (nan"),
+        ("convert --input-pattern {source} --memory-limit 0", "'0' is less than a byte"),
+        ("plan --memory-limit 0", "'0' is less than a byte"),
+        ("plan --calibrate -1", "--calibrate is -1"),
+        ("inspect {source} --num-samples 0", "--num-samples is 0"),
+        ("inspect {source} --num-samples 99999999999999999999", "--num-samples is 9999"),
+        ("verify {source} --num-samples 0", "--num-samples is '0'"),
+        (f"verify {{source}} --num-samples {'9' * 5000}", "--num-samples is '9999"),
+    ],
+    ids=lambda text: text[:50],
+)
+def test_a_number_that_cannot_be_is_refused_before_any_work(
+    tmp_path: Path, source: Path, command: str, sentence: str
+) -> None:
+    words = command.format(source=source).split()
+    if words[0] in ("build", "convert"):
+        words += ["--output-dir", str(tmp_path / "out"), "--device", "cpu"]
+    if words[0] in ("build", "plan"):
+        words += ["--source", str(source)]
+    result = run(*words)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith("ctgpu: ")
+    assert result.stderr.count("\n") == 1
+    assert sentence in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_ranges_include_both_ends() -> None:

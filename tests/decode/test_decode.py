@@ -38,7 +38,7 @@ def test_the_stored_bytes_go_back_once_they_are_inflated(make_nifti, fill, pool)
 
 
 def test_an_interruption_gives_everything_back(make_nifti, fill, pool, monkeypatch):
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("ctgpu.decode.nifti.gzip_into", interrupt)

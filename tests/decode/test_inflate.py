@@ -8,11 +8,18 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctgpu.decode import inflate_backend
-from ctgpu.decode.inflate import BACKENDS, Backend, InflateError, check_crc32, gzip_head
+from ctgpu.decode.inflate import (
+    BACKENDS,
+    Backend,
+    InflateError,
+    check_crc32,
+    gzip_head,
+    gzip_into,
+)
 
 NOISE = np.random.default_rng(3).normal(0, 40, 1 << 18).astype(np.int16).tobytes()
 
@@ -41,6 +48,7 @@ def test_the_fastest_backend_is_named():
     assert set(BACKENDS) <= {"libdeflate", "isal"}
 
 
+@settings(deadline=None)
 @given(
     data=st.one_of(st.binary(max_size=2000), st.sampled_from([NOISE, bytes(300_000), b""])),
     level=st.integers(0, 9),
@@ -112,10 +120,35 @@ def test_many_threads_share_a_backend(backend):
         assert out.tobytes() == bytes([k]) * 100_000 + NOISE
 
 
+@settings(deadline=None)
+@given(
+    data=st.binary(max_size=3000),
+    surplus=st.integers(0, 40),
+    behind=st.sampled_from([b"", bytes(3), bytes(9000), b"rubbish", bytes(2) + b"\x1f"]),
+)
+def test_a_stream_may_go_on_behind_what_was_asked_for(data, surplus, behind):
+    stream = as_array(gzip.compress(data) + bytes(2) + gzip.compress(bytes(surplus)) + behind)
+    out = np.empty(len(data), np.uint8)
+    assert gzip_into(stream, out, most_surplus_bytes=40) == surplus
+    assert out.tobytes() == data
+    assert gzip_into(stream, out, most_surplus_bytes=surplus // 2) == min(surplus, surplus // 2 + 1)
+
+
+def test_a_stream_that_goes_on_must_still_be_whole():
+    stream = gzip.compress(NOISE + b"more")
+    out = np.empty(len(NOISE), np.uint8)
+    for size in (len(stream) - 1, len(stream) // 2, 9, 1, 0):
+        with pytest.raises(InflateError):
+            gzip_into(as_array(stream[:size]), out, most_surplus_bytes=99)
+    with pytest.raises(InflateError, match=r"inflates to 262,144 bytes and 524,288 are declared"):
+        gzip_into(as_array(gzip.compress(NOISE[: 1 << 18])), np.empty(1 << 19, np.uint8))
+
+
 def test_the_head_of_a_stream():
     stream = as_array(b"".join(gzip.compress(NOISE[k : k + 7]) for k in range(0, 70, 7)))
     assert gzip_head(stream, 50) == NOISE[:50]
     assert gzip_head(stream, 500) == NOISE[:70]
+    assert gzip_head(as_array(gzip.compress(b"short") + b"rubbish"), 50) == b"short"
     with pytest.raises(InflateError):
         gzip_head(stream[:5], 50)
 

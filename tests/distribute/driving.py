@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,11 +22,15 @@ import psutil
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 
-#: Ray on the loopback interface, telling nobody, and with nothing of this process's environment.
+#: Where Ray keeps sockets, whose names are short, and notes the cluster of this machine.
+RAY_FOLDER = Path(tempfile.mkdtemp(prefix="ctgpu-ray-", dir="/tmp"))
+atexit.register(shutil.rmtree, RAY_FOLDER, ignore_errors=True)
+#: Ray telling nobody, and not knowing of clusters that are none of the tests'.
 RAY_ENVIRONMENT = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AUTH_MODE": "disabled",
+    "RAY_TMPDIR": str(RAY_FOLDER),
 }
 WITHIN_S = 120.0
 
@@ -36,9 +44,8 @@ SMALL = (
 
 def environment(**more: str) -> dict[str, str]:
     """Of a process that may use Ray and no Hub but a local one."""
-    inherited = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM_", "RAY_"))}
     paths = os.pathsep.join([str(HERE), str(REPOSITORY)])
-    return inherited | RAY_ENVIRONMENT | {"PYTHONPATH": paths, "HF_HUB_OFFLINE": "0"} | more
+    return os.environ | RAY_ENVIRONMENT | {"PYTHONPATH": paths} | more
 
 
 def array(this: int, count: int, first: int = 0, step: int = 1) -> dict[str, str]:
@@ -48,13 +55,16 @@ def array(this: int, count: int, first: int = 0, step: int = 1) -> dict[str, str
     return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
 
 
-def begin(*arguments: object, **variables: str) -> subprocess.Popen[str]:
+def begin(
+    *arguments: object, stdin: int = subprocess.DEVNULL, **variables: str
+) -> subprocess.Popen[str]:
     """``ctgpu build`` with log lines as JSON."""
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "ctgpu.cli", "build", "--device", "cpu"),
             *("--log-format", "json", *map(str, arguments)),
         ],
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -96,7 +106,7 @@ def owners(folder: Path) -> dict[str, int]:
 
 
 class RayCluster:
-    """A cluster in processes of its own; use it as a context.
+    """A cluster in processes of its own, of which Ray notes nothing where the tests' builds look.
 
     Parameters
     ----------
@@ -113,7 +123,7 @@ class RayCluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment(),
+            env=environment(RAY_TMPDIR=str(RAY_FOLDER / "own")),
         )
         assert self._process.stdout is not None
         self.address = self._process.stdout.readline().strip()
@@ -144,6 +154,54 @@ class RayCluster:
 
     def __exit__(self, *_: object) -> None:
         self._process.communicate(timeout=WITHIN_S)
+
+
+class StartedRay:
+    """A node that ``ray start`` makes the machine's; use it as a context.
+
+    Parameters
+    ----------
+    cpus : int
+        Cores that it says it has.
+    """
+
+    def __init__(self, cpus: int) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            port = unused.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
+        self._log = (RAY_FOLDER / "start.log").open("w+")
+        self._process = subprocess.Popen(
+            [
+                *(shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray", "start"),
+                *("--head", "--block", f"--port={port}", f"--num-cpus={cpus}", "--num-gpus=0"),
+                *("--include-dashboard=false", f"--object-store-memory={80 << 20}"),
+            ],
+            stdout=self._log,
+            stderr=self._log,
+            env=environment(PYTHONUNBUFFERED="1"),
+        )
+
+    def kill(self) -> None:
+        """End all of it at once, so that it leaves behind what Ray noted of it."""
+        parts = psutil.Process(self._process.pid).children(recursive=True)
+        for part in (psutil.Process(self._process.pid), *parts):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                part.kill()
+        self._process.wait(WITHIN_S)
+
+    def __enter__(self) -> Self:
+        log = Path(self._log.name)
+        try:
+            wait_until(lambda: "Ray runtime started" in log.read_text(), self._process)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(WITHIN_S)
+        self._log.close()
 
 
 def catch(folder: Path, count: int, *processes: subprocess.Popen[str]) -> list[int]:

@@ -28,6 +28,7 @@ from driving import (
 from scenarios import SPEC, snapshot
 
 import ctgpu
+from ctgpu import executor
 from ctgpu.distribute.slurm import part_from_environment
 from ctgpu.errors import StorageError, UsageError
 from ctgpu.planning import Part
@@ -67,6 +68,27 @@ def test_a_process_finds_its_part(variables: dict[str, str], part: Part | None) 
 
 
 @pytest.mark.parametrize(
+    ("variables", "on_terminal", "part"),
+    [
+        (step(0, 4, "4"), True, None),
+        (array(1, 3) | step(0, 4, "4"), True, Part(1, 3)),
+        # What srun starts within an interactive shell, which left it SLURM_PTY_PORT.
+        (step(0, 4, "4"), False, Part(0, 4, 4)),
+        (step(3, 4, "4"), False, Part(3, 4, 4)),
+    ],
+)
+def test_the_task_with_the_terminal_does_what_the_others_leave(
+    variables: dict[str, str], on_terminal: bool, part: Part | None
+) -> None:
+    variables = variables | {"SLURM_PTY_PORT": "34889"}
+    assert part_from_environment(variables, on_terminal=on_terminal) == part
+
+
+def test_a_terminal_alone_changes_no_part() -> None:
+    assert part_from_environment(step(2, 4, "4"), on_terminal=True) == Part(2, 4, 4)
+
+
+@pytest.mark.parametrize(
     ("variables", "words"),
     [
         (array(3, 2) | {"SLURM_ARRAY_TASK_MAX": "7"}, "no regular range"),
@@ -94,7 +116,7 @@ def test_memory_and_quotas_are_divided(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budgets, counts = [], []
-    usual_client, usual_maker = hub_module.HubClient, ctgpu.builder.ShardMaker  # type: ignore[attr-defined]
+    usual_client, usual_maker = hub_module.HubClient, executor.ShardMaker
 
     def client(*arguments: Any) -> Any:
         counts.append(arguments[-1])
@@ -105,7 +127,7 @@ def test_memory_and_quotas_are_divided(
         return usual_maker(*arguments, **options)
 
     monkeypatch.setattr(hub_module, "HubClient", client)
-    monkeypatch.setattr("ctgpu.builder.ShardMaker", maker)
+    monkeypatch.setattr(executor, "ShardMaker", maker)
     with LocalHub(source) as hub:
         ctgpu.build(
             tmp_path / "out",
@@ -173,6 +195,37 @@ def test_a_part_without_shards_does_nothing(tmp_path: Path, source: Path) -> Non
     log = finish(begin("--output-dir", tmp_path / "out", "--source", source, **variables))
     assert "this is part 1 of 64" in log
     assert committed_in(log) == []
+    assert "1 of the plan's 1 shards are not made yet" in log
+
+
+def test_a_shell_of_srun_builds_what_all_of_its_tasks_would(
+    tmp_path: Path, source: Path, undisturbed: dict[str, Any]
+) -> None:
+    folder, (terminal, stdin) = tmp_path / "out", os.openpty()
+    try:
+        variables = step(0, 4, "4") | {"SLURM_PTY_PORT": "34889"}
+        log = finish(
+            begin("--output-dir", folder, "--source", source, *SMALL, stdin=stdin, **variables)
+        )
+    finally:
+        os.close(terminal)
+        os.close(stdin)
+    assert "srun --pty has started 4 tasks, and this one does the work of all" in log
+    assert "this is part" not in log
+    assert "not made yet" not in log
+    assert snapshot(folder) == undisturbed
+
+
+def test_what_a_part_leaves_is_said_with_the_way_to_make_it(tmp_path: Path, source: Path) -> None:
+    arguments = ("--output-dir", tmp_path / "out", "--source", source, *SMALL)
+    variables = step(0, 4, "4") | {"SLURM_PTY_PORT": "34889"}
+    first = finish(begin(*arguments, **variables))
+    assert committed_in(first) == [0]
+    assert "3 of the plan's 4 shards are not made yet" in first
+    (way_out,) = re.findall(r"--shards \S+-\d+", first)
+    rest = finish(begin(*arguments, *way_out.split(), **variables))
+    assert committed_in(rest) == [1, 2, 3]
+    assert "not made yet" not in rest
 
 
 def batch_script() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ from engine_cases import (
 )
 from hypothesis import given, settings
 
+import ctgpu
 from ctgpu.buffers import allocate_pages
 from ctgpu.engines import Job
 from ctgpu.engines.cpu import CpuEngine
@@ -203,3 +205,102 @@ def test_says_so_where_it_was_not_built(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delattr("ctgpu._native", raising=False)
     with pytest.raises(DeviceError, match=r"was not built.*--device reference"):
         CpuEngine()
+
+
+def reason_without_engine(first: Path, *behind: Path) -> str:
+    """What a process says whose ctgpu is the one in `first`, with nothing installed but `behind`.
+
+    Python without ``site`` knows of no editable installation.
+    """
+    libraries = [path for path in sys.path if path.endswith("-packages")]
+    return subprocess.run(
+        [
+            *(sys.executable, "-S", "-P", "-c"),
+            "from ctgpu.engines import available_engines; print(available_engines()['cpu'])",
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (first, *behind, *libraries)))},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A checkout that was never compiled."""
+    package = Path(ctgpu.__file__).parent
+    uncompiled = shutil.ignore_patterns("__pycache__", "_native*.so", "_native*.dylib")
+    shutil.copytree(package, tmp_path / "checkout/ctgpu", ignore=uncompiled)
+    (tmp_path / "checkout/CMakeLists.txt").touch()
+    return tmp_path / "checkout"
+
+
+def install(folder: Path, *files: str) -> Path:
+    """A folder that pip has put a ctgpu of these files in."""
+    facts = folder / "ctgpu-0.1.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: ctgpu\nVersion: 0.1.0\n")
+    (facts / "RECORD").write_text("".join(f"{name},,\n" for name in files))
+    return folder
+
+
+def test_a_checkout_that_hides_an_installed_engine_is_named(checkout: Path) -> None:
+    installed = install(checkout.parent / "site", "ctgpu/_native.pyi", "ctgpu/_native.abi3.so")
+    reason = reason_without_engine(checkout, installed)
+    assert f"imported from the checkout in {checkout}" in reason
+    assert f"not from {installed / 'ctgpu'}, where it is installed" in reason
+    assert "no compiler" not in reason
+
+
+def test_a_checkout_that_was_never_compiled_is_named(checkout: Path) -> None:
+    pure = install(checkout.parent / "site", "ctgpu/_native.pyi")
+    reason = reason_without_engine(checkout, pure)
+    assert f"imported from the checkout in {checkout}" in reason
+    assert "where it is installed" not in reason
+    assert "pip install --editable" in reason
+
+
+def test_a_pure_installation_says_that_there_was_no_compiler(checkout: Path) -> None:
+    (checkout / "CMakeLists.txt").unlink()
+    assert "no compiler at install time" in reason_without_engine(checkout)
+
+
+def test_an_engine_that_cannot_be_loaded_says_why(checkout: Path) -> None:
+    (checkout / "ctgpu/_native.abi3.so").write_bytes(b"of another machine")
+    reason = reason_without_engine(checkout)
+    assert "the C++ engine cannot be loaded (" in reason
+    assert "_native.abi3.so" in reason
+    assert "no compiler" not in reason
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("kind", ["i8", "u8"])
+def test_64_bit_integers_are_rounded_once(
+    kind: str, order: str, engine: str, request: pytest.FixtureRequest
+) -> None:
+    # A little above half way between two values of float32: by way of float64, which drops the
+    # one, it would go down to the even one, which the rescaling makes 0, and the next one 1.
+    low = 2.0**60
+    spec = Spec(shape_hwd=(4, 4, 4), hu_window=(-1.0, 1.0))
+    voxels = np.full((4, 4, 4), 2**60 + 2**36 + 1, order + kind)
+    assert np.unique(voxels.astype(np.float64).astype(np.float32)).tolist() == [low]
+    rescale = Rescale(2.0**-37, -(2.0**23), "csv")
+    job = make_job(voxels, (0.75, 0.75, 1.5), spec, rescale)
+    assert np.unique(run(request.getfixturevalue(engine), job)).tolist() == [1.0]
+    voxels[...] = 2**60 + 2**36 - 1
+    assert np.unique(run(request.getfixturevalue(engine), job)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize("dtype", ["<i8", ">i8", "<u8", ">u8"])
+def test_64_bit_integers_give_the_bits_of_32_bit_ones(cpu: CpuEngine, dtype: str) -> None:
+    spec = Spec(shape_hwd=(30, 40, 24), layout="DHW")
+    same = "<i4" if "i" in dtype else "<u4"
+    for voxels in (
+        random_voxels(5, (33, 31, 29), same),
+        np.asfortranarray(random_voxels(6, (33, 31, 29), same)),
+        random_voxels(7, (66, 31, 29), same)[::-2, ::-1],
+    ):
+        wanted = run(cpu, make_job(voxels, (0.8, 0.9, 1.2), spec))
+        got = run(cpu, make_job(voxels.astype(dtype), (0.8, 0.9, 1.2), spec), threads=2)
+        assert np.array_equal(got.view(np.uint16), wanted.view(np.uint16))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import itertools
 import re
 import shutil
@@ -14,60 +12,15 @@ import pytest
 
 from ctgpu.engines._batch import KernelKey
 from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_folder, kernel_options, kernel_source
+from support.nvrtc import CUPY_OPTIONS, Nvrtc
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
-#: What CuPy adds by itself.  The arithmetic must not depend on it.
-CUPY_OPTIONS = ("-ftz=true",)
 USUAL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
-
-
-def nvrtc_libraries() -> dict[str, Path]:
-    """NVRTC of every major version that a PyPI wheel brought."""
-    spec = importlib.util.find_spec("nvidia")
-    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
-    found = itertools.chain.from_iterable(root.glob("*/lib/libnvrtc.so.*") for root in roots)
-    return {path.name.removeprefix("libnvrtc.so."): path for path in sorted(found)}
-
-
-class Nvrtc:
-    """The few calls of NVRTC that compiling takes."""
-
-    def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
-
-    def compile(self, options: tuple[str, ...]) -> str:
-        """The PTX; fails the test on an error and on a warning."""
-        library, program = self._library, ctypes.c_void_p()
-        source = kernel_source().encode()
-        assert not library.nvrtcCreateProgram(
-            ctypes.byref(program), source, b"preprocess.cu", 0, None, None
-        )
-        texts = [option.encode() for option in options]
-        failed = library.nvrtcCompileProgram(
-            program, len(texts), (ctypes.c_char_p * len(texts))(*texts)
-        )
-        log = self._text(program, "ProgramLog")
-        assert not failed, log
-        assert not log.strip("\0\n "), log
-        ptx = self._text(program, "PTX")
-        library.nvrtcDestroyProgram(ctypes.byref(program))
-        return ptx
-
-    def _text(self, program: ctypes.c_void_p, what: str) -> str:
-        size = ctypes.c_size_t()
-        assert not getattr(self._library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
-        text = ctypes.create_string_buffer(size.value)
-        assert not getattr(self._library, f"nvrtcGet{what}")(program, text)
-        return text.raw.decode()
 
 
 @pytest.fixture(scope="session", params=["12", "13"])
 def nvrtc(request: pytest.FixtureRequest) -> Nvrtc:
-    path = nvrtc_libraries().get(request.param)
-    if path is None:
-        wheel = {"12": "nvidia-cuda-nvrtc-cu12", "13": "nvidia-cuda-nvrtc"}[request.param]
-        pytest.skip(f"no NVRTC {request.param}: pip install {wheel}")
-    return Nvrtc(path)
+    return Nvrtc.of_version(request.param)
 
 
 def all_kernels() -> list[KernelKey]:
@@ -86,13 +39,15 @@ def all_kernels() -> list[KernelKey]:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvrtc_compiles_for_every_architecture(nvrtc: Nvrtc, architecture: int) -> None:
-    ptx = nvrtc.compile((f"-arch=compute_{architecture}", *kernel_options(USUAL), *CUPY_OPTIONS))
+    ptx = nvrtc.compile(
+        kernel_source(), (f"-arch=compute_{architecture}", *kernel_options(USUAL), *CUPY_OPTIONS)
+    )
     assert f".entry {KERNEL_NAME}" in ptx
 
 
 @pytest.mark.parametrize("key", all_kernels(), ids=lambda key: " ".join(key.defines))
 def test_nvrtc_compiles_every_kernel_to_exact_arithmetic(nvrtc: Nvrtc, key: KernelKey) -> None:
-    ptx = nvrtc.compile(("-arch=compute_90", *kernel_options(key), *CUPY_OPTIONS))
+    ptx = nvrtc.compile(kernel_source(), ("-arch=compute_90", *kernel_options(key), *CUPY_OPTIONS))
     # CuPy asks for subnormals to be flushed; no instruction may do so.
     assert not re.findall(r"^.*\.ftz.*$", ptx, re.MULTILINE)
     # Every fma is one that preprocess_math.h writes: all are rounded to nearest, none contracted.

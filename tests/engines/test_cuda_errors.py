@@ -70,11 +70,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (None, None, r"no NVIDIA driver was found .*install one.*or use --device cpu"),
         (11040, None, r"supports CUDA 11\.4 and 12\.0 is needed: update the driver"),
-        (12020, None, r"CuPy is not installed.*CUDA 12\.2: pip install 'ctgpu\[cuda12\]'"),
-        (13000, None, r"CuPy is not installed.*CUDA 13\.0: pip install 'ctgpu\[cuda13\]'"),
+        (12020, None, r"CuPy is not installed.*CUDA 12\.2: pip install .*\[cuda12\]'"),
+        (13000, None, r"CuPy is not installed.*CUDA 13\.0: pip install .*\[cuda13\]'"),
         (13000, stand_in(version="13.6.0"), r"CuPy 13\.6\.0 is installed and 14 is needed"),
         (12040, stand_in(), r"CUDA 12\.4 .*built for CUDA 13\.0: .*\[cuda12\]"),
-        (13000, stand_in(nvrtc=False), r"no NVRTC.*pip install 'ctgpu\[cuda13\]' brings it"),
+        (13000, stand_in(nvrtc=False), r"no NVRTC.*pip install .*\[cuda13\]' brings it"),
         (13000, stand_in(devices=0), r"shows no GPU.*CUDA_VISIBLE_DEVICES"),
         (13000, stand_in(devices=CUDARuntimeError(100)), r"shows no GPU.*CUDA_VISIBLE_DEVICES"),
         (13000, stand_in(devices=CUDARuntimeError(35)), r"too old for the installed CuPy: update"),
@@ -112,6 +112,44 @@ def test_a_broken_cupy_says_what_broke(machine: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     with pytest.raises(DeviceError, match=r"cannot be imported \(libfoo\.so\.1 is missing\)"):
         open_engine("cuda")
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            OSError(30, "Read-only file system", "/home/me/.cupy"),
+            r"CuPy cannot keep compiled kernels in \S+kernel_cache \(Read-only file system\): set "
+            r"CUPY_CACHE_DIR to a folder that can be written, or use --device cpu$",
+        ),
+        (
+            OSError("libcublas.so.13: cannot open shared object file"),
+            r"CuPy cannot be imported \(libcublas\.so\.13: cannot open shared object file\): pip",
+        ),
+        (
+            RuntimeError("module compiled against ABI version 0x1000009"),
+            r"CuPy cannot be imported \(module compiled against ABI version 0x1000009\): pip",
+        ),
+        (ValueError("numpy.dtype size changed"), r"imported \(numpy\.dtype size changed\): pip"),
+        (AttributeError(), r"imported \(no reason given\): pip install .*\[cuda13\]'"),
+    ],
+)
+def test_whatever_importing_cupy_raises_is_one_sentence(
+    machine: Any, monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
+) -> None:
+    class Broken:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "cupy":
+                raise error
+
+    machine(13000)
+    monkeypatch.delenv("CUPY_CACHE_DIR", raising=False)
+    monkeypatch.delitem(sys.modules, "cupy")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    with pytest.raises(DeviceError, match=sentence) as caught:
+        open_engine("cuda")
+    assert "\n" not in str(caught.value)
+    assert open_engine("auto").name == "cpu"
 
 
 def test_auto_falls_back_with_one_log_line(machine: Any, caplog: pytest.LogCaptureFixture) -> None:

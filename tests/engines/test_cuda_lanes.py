@@ -1,161 +1,33 @@
 """The CUDA engine's host side: batches, copies, memory, failures.
 
-No GPU is pretended to give results.  The stand-in for CuPy has host memory in the place of the
-device's and runs the kernel itself, compiled for the host, so that every address, size and pitch
-that the engine computes is used as a GPU would use it.
+No GPU is pretended to give results: ``host_cuda.py`` says what stands in its place.
 """
 
 from __future__ import annotations
 
-import ctypes
+import gc
 import logging
-import re
 import sys
-import types
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host import emulation, expected, job, launch, spec
+from cuda_host import expected, job
+from host_cuda import DeviceArray, HostCuda, check, installed, some_jobs
 
+import ctgpu
 from ctgpu.buffers import BufferPool
-from ctgpu.engines import Job, _batch, _cupy
-from ctgpu.engines._batch import _VOXEL_TYPES, VOLUME, KernelKey
+from ctgpu.engines import Job, _batch
 from ctgpu.engines.cuda import CudaEngine
 from ctgpu.errors import DeviceError
 from ctgpu.geometry import plan_volume
-from ctgpu.testing.voxels import MEMORY_ORDERS, random_voxels
-
-
-class CUDARuntimeError(RuntimeError):
-    def __init__(self, status: int) -> None:
-        super().__init__(f"cudaError {status}")
-        self.status = status
-
-
-class DeviceArray(np.ndarray):
-    """What stands for ``cupy.ndarray``."""
-
-    data = property(lambda self: types.SimpleNamespace(ptr=self.ctypes.data))  # type: ignore[assignment]
-    device = property(lambda self: types.SimpleNamespace(id=0))  # type: ignore[assignment]
-
-
-class HostCuda:
-    """A device's memory and runtime, over host memory.
-
-    Attributes
-    ----------
-    free_bytes : int
-        What an allocation may still take.
-    lost : bool
-        Whether every call fails, as after a device fell off the bus.
-    """
-
-    def __init__(self) -> None:
-        self.free_bytes = 1 << 40
-        self.lost = False
-        self.launches: list[KernelKey] = []
-        self.largest = 0
-
-    def copy(self, to: int, address: int, size: int, kind: int, stream: int) -> None:
-        if self.lost:
-            raise CUDARuntimeError(719)
-        ctypes.memmove(to, address, size)
-
-    def copy_2d(
-        self, to: int, to_pitch: int, at: int, pitch: int, width: int, rows: int, *_: int
-    ) -> None:
-        assert width <= min(to_pitch, pitch)
-        for row in range(rows):
-            ctypes.memmove(to + row * to_pitch, at + row * pitch, width)
-
-    def memory(self, size: int) -> Any:
-        if size > self.free_bytes:
-            raise CUDARuntimeError(2)
-        self.largest = max(self.largest, size)
-        held = np.full(size + 256, 0xAA, np.uint8)
-        return types.SimpleNamespace(size=size, held=held, ptr=-(-held.ctypes.data // 256) * 256)
-
-    def module(self, *, code: str, options: tuple[str, ...], backend: str) -> Any:
-        assert "ctgpu_preprocess" in code
-        assert backend == "nvrtc"
-        defines = dict(re.findall(r"-DCTGPU_(\w+)=(.+)", "\n".join(options)))
-        voxel = next(kind for kind, name in _VOXEL_TYPES.items() if name == defines["VOXEL"])
-        flags = (defines["RESCALES"] == "1", defines["CLIPS_BEFORE"] == "1")
-        axes = (int(defines["FAST"]), int(defines["OUT"]))
-        key = KernelKey(voxel, defines["SWAP"] == "1", *axes, *flags)
-        return types.SimpleNamespace(get_function=lambda name: self.kernel(key))
-
-    def kernel(self, key: KernelKey) -> Callable[..., None]:
-        def run(grid: tuple[int], block: tuple[int], args: tuple[np.uint64, np.int32]) -> None:
-            assert block == (320,)
-            address, count = (int(argument) for argument in args)
-            described = (ctypes.c_uint8 * (count * VOLUME.itemsize)).from_address(address)
-            assert (np.frombuffer(described, VOLUME)["first_tile"] < grid[0]).all()
-            launch(emulation(), key, address, count)
-            self.launches.append(key)
-
-        return run
-
-    def cupy(self) -> Any:
-        stream = type("Stream", (nullcontext,), {"ptr": 0, "synchronize": lambda _: None})
-        runtime = types.SimpleNamespace(
-            runtimeGetVersion=lambda: 13000,
-            getDeviceCount=lambda: 2,
-            memGetInfo=lambda: (self.free_bytes, 1 << 40),
-            memcpyAsync=self.copy,
-            memcpy2DAsync=self.copy_2d,
-            memcpyHostToDevice=1,
-            memcpyDeviceToHost=2,
-            hostAllocPortable=1,
-            CUDARuntimeError=CUDARuntimeError,
-        )
-        other_error = type("OtherError", (Exception,), {})
-        return types.SimpleNamespace(
-            __version__="14.0.0",
-            RawModule=self.module,
-            ndarray=DeviceArray,
-            empty=lambda shape, dtype: np.empty(shape, dtype).view(DeviceArray),
-            cuda=types.SimpleNamespace(
-                runtime=runtime,
-                nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0), NVRTCError=other_error),
-                driver=types.SimpleNamespace(CUDADriverError=other_error),
-                compiler=types.SimpleNamespace(CompileException=other_error),
-                memory=types.SimpleNamespace(OutOfMemoryError=other_error),
-                Device=lambda ordinal: nullcontext(),
-                Stream=lambda non_blocking: stream(),
-                ExternalStream=lambda pointer: stream(),
-                get_current_stream=stream,
-                Memory=self.memory,
-                PinnedMemory=lambda size, flags: np.zeros(size, np.uint8),
-                PinnedMemoryPointer=lambda memory, offset: memory[offset:],
-            ),
-        )
+from forking import Child
 
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
-    emulation()  # skips where there is no compiler
-    host = HostCuda()
-    monkeypatch.setattr(_cupy, "driver_cuda_version", lambda: 13000)
-    monkeypatch.setitem(sys.modules, "cupy", host.cupy())
-    return host
-
-
-def some_jobs(count: int, layout: str = "HWD") -> list[Job]:
-    orders = MEMORY_ORDERS * count
-    return [
-        job(random_voxels(n, (37 + n, 29, 41 - n), order=orders[n]), spec((48, 40, 56), layout))
-        for n in range(count)
-    ]
-
-
-def check(jobs: list[Job]) -> None:
-    for made in jobs:
-        np.testing.assert_array_equal(made.out.view(np.uint16), expected(made).view(np.uint16))
+    return installed(monkeypatch)
 
 
 @pytest.mark.parametrize("layout", ["HWD", "DHW"])
@@ -225,14 +97,61 @@ def test_a_closed_engine_says_so(host: HostCuda) -> None:
 
 def test_pinned_buffers_are_whole_pages_for_the_pool(host: HostCuda) -> None:
     engine = CudaEngine((0,))
-    pool = BufferPool(allocate=engine.allocate)
+    pool = BufferPool(0, engine.allocate)
     with pool.acquire(10_001) as buffer:
         assert buffer.bytes.ctypes.data % 4096 == 0
         assert len(buffer.capacity) == 12_288
+        assert host.registered == {buffer.bytes.ctypes.data: 12_288}
     made = some_jobs(1)[0]
-    made.out = pool.acquire(made.out.nbytes).array(made.out.shape, np.float16)
+    with pool.acquire(made.out.nbytes) as buffer:
+        made.out = buffer.array(made.out.shape, np.float16)
+        engine.run([made])
+    check([made])
+    engine.close()  # gives back the lanes' own
+    assert len(host.registered) == 1
+    del buffer, made
+    gc.collect()
+    assert host.registered == {}
+
+
+def test_memory_that_cannot_be_pinned_serves_unpinned(
+    host: HostCuda, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = CudaEngine((0,))
+    host.pins = False
+    made = some_jobs(1)[0]
+    with caplog.at_level(logging.WARNING, "ctgpu"):
+        memory = engine.allocate(5 << 20)
+    assert "5 MiB of host memory cannot be pinned: cudaError 2" in caplog.text
+    made.out = np.ndarray(made.out.shape, np.float16, buffer=memory.data)
     engine.run([made])
     check([made])
+    assert host.registered == {}
+
+
+def test_pinned_memory_of_a_lost_device_goes_quietly(
+    host: HostCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complaints: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", complaints.append)
+    memory = CudaEngine((0,)).allocate(5 << 20)
+    host.lost = True
+    del memory
+    gc.collect()
+    assert complaints == []
+
+
+def test_what_a_caller_gets_is_not_pinned(host: HostCuda) -> None:
+    """A forked child inherits it, and it takes nothing from what may be pinned."""
+    made = some_jobs(1)[0]
+    engine = CudaEngine((0,))
+    got = ctgpu.preprocess(
+        made.voxels, made.plan.spacing_mm, made.plan.spec, engine, intensity="hu"
+    )
+    engine.close()
+    assert host.registered == {}
+    child = Child(got.tobytes)
+    assert child.sees() == got.tobytes()
 
 
 @pytest.mark.parametrize("layout", ["HWD", "DHW"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import itertools
 import math
 import os
 import subprocess
@@ -280,3 +282,21 @@ def sanitized(library: ctypes.CDLL) -> int:
 
 if __name__ == "__main__":
     print(sanitized(ctypes.CDLL(sys.argv[1])), "volumes")
+
+
+@pytest.mark.parametrize("dtype", ["<i8", ">i8", "<u8", ">u8"])
+def test_64_bit_integers_give_the_bits_of_the_cpu_engine(
+    emulation: ctypes.CDLL, dtype: str
+) -> None:
+    random = np.random.default_rng(1)
+    for bits, order, rescale in itertools.product(
+        (11, 40, 62), ("C", "F"), (Rescale(), Rescale(2.0**-30, -100.5, "csv"))
+    ):
+        low = 0 if "u" in dtype else -(2**bits)
+        voxels = np.asarray(random.integers(low, 2**bits, (33, 29, 41)).astype(dtype), order=order)
+        made = job(voxels, spec((32, 24, 40), "HWD"), (1.1, 0.9, 1.3), rescale)
+        emulate(emulation, [made])
+        with contextlib.closing(open_engine("cpu")) as cpu:
+            twin = Job(voxels, rescale, made.plan, np.full_like(made.out, np.nan))
+            cpu.run([twin])
+        assert np.array_equal(made.out.view(np.uint16), twin.out.view(np.uint16))

@@ -39,3 +39,11 @@ def test_needs_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(DeviceError, match="torch"):
         ReferenceEngine()
+
+
+def test_voxels_that_may_not_be_written_to_are_taken_without_a_warning() -> None:
+    voxels = random_voxels(1, (6, 5, 4), "float32")
+    job = make_job(voxels, (1.0, 1.0, 1.5), Spec(shape_hwd=(6, 5, 4)))
+    wanted = run(ReferenceEngine(), job)
+    voxels.flags.writeable = False
+    assert np.array_equal(run(ReferenceEngine(), job), wanted)

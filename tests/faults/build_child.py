@@ -1,9 +1,10 @@
 """Builds in processes that can be killed anywhere, fifty times a minute.
 
 A process that has imported everything forks a child for each line of JSON on standard input, and
-answers with the child's exit status.  The child builds, appends an event per line to a log, and
-kills itself with SIGKILL as told: at the n-th call of :mod:`os` that changes the folder (half of a
-write is done first), after some seconds, or when a file appears.
+answers with its exit status.  The child builds, appends an event per line to a log, and kills
+itself with SIGKILL as told: at the n-th call of :mod:`os` that changes the folder (half of a
+write is done first), after some seconds, or when a file appears.  Or it stops itself with SIGSTOP
+at such a call, as a paused machine would.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import nibabel  # noqa: F401
 
 import ctgpu
 from ctgpu.builder import build
+from ctgpu.convert import convert_tars
 from ctgpu.engines import open_engine
 from ctgpu.errors import CtgpuError
 from ctgpu.progress import Event, SampleWritten
@@ -31,11 +33,12 @@ from ctgpu.spec import Spec
 
 
 class DeadlyOs:
-    """Stands for :mod:`os` in the modules that write; SIGKILL strikes at call number `at`."""
+    """Stands for :mod:`os` in the modules that write; `number` strikes at call number `at`."""
 
-    def __init__(self, at: int | None, log: int) -> None:
+    def __init__(self, at: int | None, log: int, number: int = signal.SIGKILL) -> None:
         self._at = at
         self._log = log
+        self._number = number
         self._lock = threading.Lock()
         self.calls: Counter[str] = Counter()
 
@@ -84,10 +87,13 @@ class DeadlyOs:
         with self._lock:
             self.calls[call] += 1
             if self.calls.total() == self._at:
-                os.write(self._log, f"killed {call}\n".encode())
-                if before is not None:
-                    before()
-                os.kill(os.getpid(), signal.SIGKILL)
+                if self._number == signal.SIGSTOP:
+                    os.write(self._log, f"stopped {call} {os.getpid()}\n".encode())
+                else:
+                    os.write(self._log, f"killed {call}\n".encode())
+                    if before is not None:
+                        before()
+                os.kill(os.getpid(), self._number)
 
 
 def kill_when(path: Path) -> None:
@@ -100,8 +106,14 @@ def kill_when(path: Path) -> None:
 def run(job: dict[str, Any]) -> int:
     """One build; its exit code."""
     log = os.open(job["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    deadly = DeadlyOs(job.get("kill_at_call"), log)
+    if "stop_at_call" in job:
+        deadly = DeadlyOs(job["stop_at_call"], log, signal.SIGSTOP)
+    else:
+        deadly = DeadlyOs(job.get("kill_at_call"), log)
     deadly.install()
+    if "stale_after_s" in job:
+        quick = {"beat_every_s": job["stale_after_s"] / 5, "stale_after_s": job["stale_after_s"]}
+        lease.LeaseSession.__init__.__kwdefaults__ |= quick
     if "kill_after_s" in job:
         timer = threading.Timer(job["kill_after_s"], os.kill, (os.getpid(), signal.SIGKILL))
         timer.daemon = True
@@ -118,7 +130,17 @@ def run(job: dict[str, Any]) -> int:
         options["spec"] = Spec.from_dict(options["spec"])
     began = time.perf_counter()
     try:
-        report = build(job["folder"], device="cpu", watch=watch, **options)
+        if "convert" in job:
+            report = convert_tars(
+                job["convert"],
+                job["folder"],
+                device="cpu",
+                delete_after=True,
+                watch=watch,
+                **options,
+            )
+        else:
+            report = build(job["folder"], device="cpu", watch=watch, **options)
     except CtgpuError as error:
         os.write(log, f"error {type(error).__name__}: {error}\n".encode())
         return error.exit_code

@@ -1,4 +1,4 @@
-"""Hostile volume files, made by code from a seed: every one differs, and all can be made again.
+"""Hostile files, made by code from a seed: every one differs, and all can be made again.
 
 The harmful ones come from real mistakes and from attacks: files cut short, bits flipped in storage
 or on the way, headers that promise what the data does not hold, streams that unfold without end,
@@ -10,12 +10,18 @@ from __future__ import annotations
 import gzip
 import io
 import itertools
+import json
+import os
 import pickle
+import shutil
+import socket
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -78,6 +84,14 @@ def valid_files() -> dict[str, bytes]:
         "stored.npz": npz_bytes(compress=False, arr_0=np.asfortranarray(voxels)),
         "gzip.nii.gz": gzip.compress(nifti_bytes(voxels), 6, mtime=0),
     }
+
+
+def surplus() -> Iterator[Hostile]:
+    """Whole volumes with something behind them that readers pass over."""
+    packed, plain = valid_files()["gzip.nii.gz"], nifti_bytes(true_voxels())
+    yield Hostile("rubbish-behind.nii.gz", packed + b"rubbish")
+    yield Hostile("rubbish-in-a-member.nii.gz", packed + gzip.compress(b"more voxels"))
+    yield Hostile("rubbish-behind.nii", plain + b"rubbish")
 
 
 def damaged(count: int, seed: int) -> Iterator[Hostile]:
@@ -251,8 +265,7 @@ def _crafted_nifti() -> Iterator[Hostile]:
     good = valid_files()["gzip.nii.gz"]
     yield Hostile("wrong-crc.nii.gz", good[:-8] + bytes(4) + good[-4:])
     yield Hostile("wrong-size.nii.gz", good[:-1] + b"\x7f")
-    yield Hostile("rubbish-behind.nii.gz", good + b"rubbish")
-    yield Hostile("second-member.nii.gz", good + gzip.compress(b"more voxels"))
+    yield Hostile("second-member.nii.gz", good + gzip.compress(voxels.tobytes()))
     yield Hostile("many-empty-members.nii.gz", gzip.compress(b"") * 20_000)
     squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = squeeze.compress(nifti_bytes(voxels)) + squeeze.compress(bytes(256 << 20))
@@ -265,3 +278,108 @@ def _crafted_voxels() -> Iterator[Hostile]:
         voxels[-1, -1, -1] = value
         yield Hostile(f"{value}.npz", npz_bytes(data=voxels))
         yield Hostile(f"{value}.nii.gz", gzip.compress(nifti_bytes(voxels), 1, mtime=0))
+
+
+#: What no field of plan, record, manifest or journal may be where it is not so already.
+WRONG_VALUES = (
+    None,
+    True,
+    -1,
+    1.5,
+    2**63,
+    10**400,
+    "",
+    "text",
+    "../../../evil",
+    "/etc/passwd",
+    "a\0b",
+    "\ud800",
+    [],
+    [1],
+    ["a"],
+    {},
+    {"a": 1},
+)
+
+
+def hostile_json(valid: bytes) -> Iterator[tuple[str, bytes]]:
+    """Variants of one JSON object, each with a name: first of its text, then of every value in it.
+
+    Of lists and of objects alike only the first and the last item are varied.
+    """
+    yield "empty", b""
+    yield "no UTF-8", b"\xff\xfe" + valid
+    yield "UTF-8 of half a character", valid.replace(b"0", b"\xed\xa0\x80", 1)
+    yield "deep list", b"[" * 200_000
+    yield "deep object", b'{"a":' * 200_000
+    yield "cut", valid[: len(valid) // 2]
+    yield "doubled", valid + valid
+    for name, text in {
+        "deep list": b"[" * 100_000 + b"]" * 100_000,
+        "infinite": b"1e999",
+        "long number": b"1" * 5000,
+        "NaN": b"NaN",
+        "half a character": rb'"\ud800"',
+    }.items():
+        yield f"{name} beside the fields", valid.replace(b"{", b'{"x": ' + text + b",", 1)
+    whole = json.loads(valid)
+    for place, own in _places(whole):
+        for wrong in WRONG_VALUES:
+            if wrong != own or type(wrong) is not type(own):
+                name = f"{'.'.join(map(str, place))} is {str(wrong)[:20]!a}"
+                yield name, json.dumps(_changed(whole, place, wrong)).encode()
+        if own is not whole:
+            yield (
+                f"{'.'.join(map(str, place))} is gone",
+                json.dumps(_without(whole, place)).encode(),
+            )
+
+
+Place = tuple[str | int, ...]
+
+
+def _places(value: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
+    yield place, value
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _places(item, (*place, key))
+    elif isinstance(value, list):
+        for k in sorted({0, len(value) - 1} & set(range(len(value)))):
+            yield from _places(value[k], (*place, k))
+
+
+def _changed(value: Any, place: Place, new: Any) -> Any:
+    if not place:
+        return new
+    copied = value.copy()
+    copied[place[0]] = _changed(value[place[0]], place[1:], new)
+    return copied
+
+
+def _without(value: Any, place: Place) -> Any:
+    copied = value.copy()
+    if len(place) == 1:
+        del copied[place[0]]
+    else:
+        copied[place[0]] = _without(value[place[0]], place[1:])
+    return copied
+
+
+def put_in_place(path: Path, kind: str) -> None:
+    """Something that is no regular file, in the place of `path`."""
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "socket":
+        # Its own name is limited to a hundred bytes.
+        with tempfile.TemporaryDirectory() as short, socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{short}/s")
+            shutil.move(f"{short}/s", path)
+    else:
+        path.symlink_to({"endless device": "/dev/zero", "dangling link": "gone"}[kind])
+
+
+#: What :func:`put_in_place` can put there.
+NO_FILES = ("pipe", "endless device", "folder", "socket", "dangling link")

@@ -7,6 +7,8 @@ import csv
 import json
 import os
 import random
+import re
+import select
 import shutil
 import subprocess
 import sys
@@ -100,13 +102,23 @@ def quick_patience() -> Iterator[None]:
 
 
 class Builder:
-    """Runs builds in children of their own; use it as a context."""
+    """Runs builds in children of their own; use it as a context.
 
-    def __init__(self, work_dir: Path) -> None:
-        self._log = work_dir / "events"
+    Parameters
+    ----------
+    work_dir : Path
+        For the children's log.
+    host : str, optional
+        What the children take their host to be called; needs the right to ``unshare --uts``.
+    """
+
+    def __init__(self, work_dir: Path, host: str | None = None) -> None:
+        self._log = work_dir / f"events-{host or 'here'}"
         self._seen = 0
+        child = [sys.executable, str(Path(__file__).with_name("build_child.py"))]
+        elsewhere = ["unshare", "--uts", "sh", "-c", f'hostname {host} && exec "$@"', "sh"]
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("build_child.py"))],
+            [*elsewhere, *child] if host else child,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -114,11 +126,21 @@ class Builder:
         )
 
     def start(self, folder: Path, options: dict[str, Any], **kill: Any) -> None:
-        """Begin a build; `kill` is ``kill_at_call``, ``kill_after_s`` or ``kill_file``."""
+        """Begin a build; `kill` is one of the ways of ``build_child.py``."""
         job = {"folder": str(folder), "log": str(self._log), "options": options, **kill}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
+
+    def stopped(self) -> int | None:
+        """Wait until the child has stopped itself, and give its number; None where it has ended."""
+        assert self._process.stdout is not None
+        while not select.select([self._process.stdout], [], [], 0.01)[0]:
+            text = self._log.read_text() if self._log.exists() else ""
+            if line := re.search(r"^stopped \w+ (\d+)$", text, re.MULTILINE):
+                self._log.write_text(text.replace(line[0], "was " + line[0]))
+                return int(line[1])
+        return None
 
     def wait(self) -> tuple[int, list[list[str]]]:
         """Exit code (negative: the signal that ended it) and the words of the new events."""

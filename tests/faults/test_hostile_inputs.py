@@ -66,6 +66,11 @@ def test_crafted_files_are_refused(hostile):
     assert judge(hostile) == "refused"
 
 
+@pytest.mark.parametrize("hostile", list(corpus.surplus()), ids=lambda hostile: hostile.file_name)
+def test_what_lies_behind_the_voxels_does_not_change_them(hostile):
+    assert judge(hostile) == "true"
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_thousand_damaged_files(seed):
     outcomes = [judge(hostile) for hostile in corpus.damaged(200, seed)]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,9 @@ from scenarios import (
 
 import ctgpu
 from ctgpu.buffers import BufferPool, ByteBudget
-from ctgpu.errors import EnvironmentFailure, StorageError, UsageError
+from ctgpu.errors import EnvironmentFailure, FetchError, StorageError, UsageError
 from ctgpu.pipeline import Failure, Pipeline, Stages, Workers
+from ctgpu.planning import Request
 from ctgpu.progress import Event, SampleWritten
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 
@@ -40,14 +43,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(
-    *arguments: object, limits: Sequence[str] = (), **environment: str
+    *arguments: object, limits: Sequence[str] = (), before: str = "", device: str = "cpu"
 ) -> subprocess.CompletedProcess[str]:
     """``ctgpu build``, under limits as ``ulimit`` takes them."""
-    shell = "".join(f"ulimit {limit} && " for limit in limits) + 'exec "$@"'
+    shell = before + "".join(f"ulimit {limit} && " for limit in limits) + 'exec "$@"'
     return subprocess.run(
         [
             *("bash", "-c", shell, "bash", sys.executable, "-m", "ctgpu.cli", "build"),
-            *("--device", "cpu", "--shape", "90,90,50", "--spacing", "4,4,6"),
+            *("--device", device, "--shape", "90,90,50", "--spacing", "4,4,6"),
             *map(str, arguments),
         ],
         capture_output=True,
@@ -55,7 +58,6 @@ def run(
         cwd=REPOSITORY,
         timeout=60,
         check=False,
-        env=os.environ | environment,
     )
 
 
@@ -156,7 +158,7 @@ def test_memory_of_a_process_stays_within_the_budget(tmp_path: Path) -> None:
 def test_memory_that_runs_out_ends_the_run_and_not_every_sample(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*arguments: Any) -> Any:
+    def refuse(*arguments: Any, **options: Any) -> Any:
         raise OSError(12, "Cannot allocate memory")
 
     with monkeypatch.context() as patch:
@@ -177,10 +179,200 @@ def test_a_volume_larger_than_memory_is_a_failed_sample(
     assert "at most 800,000 are accepted" in report.failures[0]["message"]
 
 
-@pytest.mark.parametrize("workers", [0, -1])
-def test_no_workers_are_refused(tmp_path: Path, source: Path, workers: int) -> None:
-    with pytest.raises(UsageError, match=f"--num-workers is {workers}"):
-        ctgpu.build(tmp_path / "out", source=source, num_workers=workers)
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_workers": 0}, "--num-workers is 0"),
+        ({"num_workers": -1}, "--num-workers is -1"),
+        ({"num_workers": 10**9}, "--num-workers is 1000000000"),
+        ({"num_workers": 2.5}, "--num-workers is 2.5"),
+        ({"memory_limit_bytes": 0}, "--memory-limit is 0"),
+        ({"memory_limit_bytes": -1}, "--memory-limit is -1"),
+        ({"memory_limit_bytes": 10**400}, "--memory-limit is 1000"),
+        ({"memory_limit_bytes": 1e9}, "--memory-limit is 1000000000.0"),
+        ({"limit": 0}, "--limit is 0"),
+        ({"limit": 10**400}, "--limit is 1000"),
+        ({"samples_per_shard": 10**400}, "--samples-per-shard is 1000"),
+        ({"seed": 10**400}, "--seed is 1000"),
+        ({"shards": range(0)}, r"--shards is range\(0, 0\)"),
+        ({"shards": range(-2, 1)}, r"--shards is range\(-2, 1\)"),
+        ({"shards": range(0, 4, 2)}, r"--shards is range\(0, 4, 2\)"),
+        ({"shards": range(10**400)}, r"--shards asks for shard 999"),
+    ],
+    ids=str,
+)
+def test_a_number_out_of_its_range_is_refused(
+    tmp_path: Path, source: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^{sentence}"):
+        ctgpu.build(tmp_path / "out", source=source, spec=SPEC, device="cpu", **options)
+    assert not list((tmp_path / "out").glob("shard-*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"num_workers": 0}, "--num-workers is 0"),
+        ({"num_workers": 10**9}, "--num-workers is 1000000000"),
+        ({"memory_limit_bytes": 0}, "--memory-limit is 0"),
+        ({"calibrate": -1}, "--calibrate is -1"),
+    ],
+    ids=str,
+)
+def test_a_number_out_of_its_range_is_refused_by_the_estimate_too(
+    tmp_path: Path, source: Path, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=f"^{sentence}"):
+        ctgpu.estimate_build(tmp_path, Request(source=source, selection={}), **options)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
+@pytest.mark.parametrize("address_space_kb", [400_000, 600_000])
+def test_too_little_memory_for_threads_or_modules_exits_3(
+    tmp_path: Path, source: Path, address_space_kb: int
+) -> None:
+    result = run(
+        *("--output-dir", tmp_path / "out", "--source", source, "--num-workers", 64),
+        limits=[f"-v {address_space_kb}"],
+    )
+    assert is_one_sentence(result, 3), result.stderr
+    assert "memory ran out" in result.stderr or "no more threads" in result.stderr
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+# Threads
+
+
+@contextmanager
+def few_processes(most: int) -> Iterator[Path]:
+    """A control group in which so many processes and threads may run, by its list of members."""
+    group = Path("/sys/fs/cgroup/pids") / f"ctgpu-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group may be made here: {error}")
+    try:
+        (group / "pids.max").write_text(str(most))
+        yield group / "cgroup.procs"
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.parametrize("most", [2, 3, 5, 9])
+def test_too_few_threads_exit_3_and_no_sample_is_blamed(
+    tmp_path: Path, source: Path, most: int
+) -> None:
+    arguments = ("--output-dir", tmp_path / "out", "--source", source, "--num-workers", 8)
+    with few_processes(most) as members:
+        result = run(*arguments, before=f"echo $$ > {members} && ")
+        assert is_one_sentence(result, 3), result.stderr
+        assert "no more threads can be started here" in result.stderr
+        assert not list((tmp_path / "out").glob("shard-*.tar"))
+    again = run(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert not (tmp_path / "out" / "failures.jsonl").read_text()
+
+
+def test_too_few_threads_for_torch_exit_3_before_its_openmp_ends_the_process_with_1(
+    tmp_path: Path, source: Path
+) -> None:
+    pytest.importorskip("torch")
+    arguments = ("--output-dir", tmp_path / "out", "--source", source)
+    with few_processes(2) as members:
+        result = run(*arguments, before=f"echo $$ > {members} && ", device="reference")
+    assert is_one_sentence(result, 3), result.stderr
+    assert "no more threads can be started here" in result.stderr
+
+
+@pytest.mark.parametrize("started", range(12))
+def test_a_thread_that_cannot_be_started_is_a_failure_of_the_environment(
+    tmp_path: Path, source: Path, started: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever it is, of the pipeline or of the leases, and the folder goes on afterwards."""
+    start = threading.Thread.start
+    left = started
+
+    def refuse(thread: threading.Thread) -> None:
+        nonlocal left
+        if not left:
+            raise RuntimeError("can't start new thread")
+        left -= 1
+        start(thread)
+
+    options: dict[str, Any] = {"source": source, "spec": SPEC, "device": "cpu", "num_workers": 8}
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(EnvironmentFailure, match="no more threads can be started"):
+            ctgpu.build(tmp_path / "out", **options)
+    for lease in (tmp_path / "out").glob("*.lease.*"):
+        lease.unlink()
+    assert ctgpu.build(tmp_path / "out", **options).written == 6
+
+
+# What runs out in a stage
+
+
+SHORTAGES = {
+    "too many files": OSError(errno.EMFILE, "Too many open files"),
+    "too many files are open on this machine": OSError(errno.ENFILE, "Too many open files"),
+    "memory ran out": OSError(errno.ENOMEM, "Cannot allocate memory"),
+    "memory ran": MemoryError("3 GB"),
+    "no space is left": OSError(errno.ENOSPC, "No space left on device"),
+    "no more threads": RuntimeError("can't start new thread"),
+}
+
+
+@pytest.mark.parametrize("stage", ["fetch", "decode", "make", "write"])
+@pytest.mark.parametrize("sentence", SHORTAGES)
+def test_what_runs_out_in_any_stage_ends_the_run_and_blames_no_sample(
+    stage: str, sentence: str
+) -> None:
+    class Refused(FetchError):
+        pass
+
+    def run_out(*arguments: Any) -> Any:
+        try:
+            raise SHORTAGES[sentence]
+        except Exception as error:
+            if stage == "write":
+                raise
+            raise Refused("v.npz cannot be read") from error
+
+    results: list[int | Failure] = []
+    work: dict[str, Any] = {
+        "fetch": lambda task: task,
+        "decode": lambda task, fetched: fetched,
+        "make": lambda batch: [task for task, _ in batch],
+        "write": lambda task, result: results.append(result),
+    }
+    stages: Stages[int, int, int, int] = Stages(
+        footprint=lambda task: 1,
+        fetched_footprint=lambda task, fetched: 1,
+        decoded_footprint=lambda task, decoded: 1,
+        made_footprint=lambda task: 1,
+        discard=lambda unused: None,
+        **(work | {stage: run_out}),
+    )
+    with pytest.raises(EnvironmentFailure, match=f"^{sentence}"):
+        Pipeline(stages, Workers(2, 2, 1), ByteBudget(1 << 20)).run(range(4))
+    assert results == []
+
+
+def test_a_folder_whose_files_cannot_be_opened_for_want_of_descriptors_blames_no_sample(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_open = os.open
+
+    def refuse(path: Any, flags: int, *arguments: Any, **options: Any) -> int:
+        if str(path).endswith(".nii.gz"):
+            raise OSError(errno.EMFILE, "Too many open files", str(path))
+        return real_open(path, flags, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(EnvironmentFailure, match="too many files are open"):
+            ctgpu.build(tmp_path / "out", source=source, spec=SPEC, device="cpu")
+    assert ctgpu.build(tmp_path / "out", device="cpu").failures == []
 
 
 # Files

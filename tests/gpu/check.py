@@ -1,119 +1,45 @@
-"""Everything that needs a GPU, in one go: ``make gpu-check``.
+"""Everything there is to know about a GPU, in one command of under ten minutes.
 
-For a bare machine with a GPU, Python 3.12, CuPy, torch, nanobind, scikit-build-core and a compiler,
-without internet.  Builds and installs the checkout into a folder of its own, runs the GPU tests, a
-part of them under compute-sanitizer, and the GPU benchmark, and writes one JSON.  What such a
-machine lacks lies in ``.gpu-check`` beside the checkout's files: ``pack.py`` puts it there.
+    python3 tests/gpu/check.py --limit 560 --output result.json
+
+For a bare machine without internet: a driver, Python 3.12 with CuPy, torch perhaps, no git.  What
+else is needed ``pack.py`` puts into ``.gpu-check`` beside the checkout's files.  The stages run one
+after the other (``runner.py``); after each, what was found is in the result file and in
+``.gpu-check/result.json``, so that nothing is lost where the command is cut off.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 import os
 import shutil
-import subprocess
+import signal
 import sys
 import tempfile
-import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-CARRIED = REPOSITORY / ".gpu-check"
-# Under a sanitizer everything takes many times as long: one test for each way through the kernel.
+import words
+from pack import CARRIED, REPOSITORY
+from runner import Found, Runner, Stage, table
+
+HERE = Path(__file__).resolve().parent
+#: With this, a build of eight volumes is a matter of seconds, and all stages fit ten minutes.
+DEFAULT_LIMIT_S = 560.0
+#: Under a sanitizer everything takes many times as long: one test for each way through the kernel.
 SANITIZED = "every_memory_order or shapes_that_leave_a_rest or batch_of_everything"
-
-
-def main() -> int:
-    """Run every stage, also after one failed; returns 0 where all passed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--json", type=Path, default=CARRIED / "result.json", help="where to write the result"
-    )
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        result = check(Path(folder))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    failed = [stage for stage, outcome in result["stages"].items() if outcome["status"] == "failed"]
-    print(f"{result['device']}: " + (f"failed: {', '.join(failed)}" if failed else "all passed"))
-    print(f"written to {options.json}")
-    return 1 if failed else 0
-
-
-def check(work: Path) -> dict[str, Any]:
-    """The stages' outcomes, and what tests and benchmark wrote."""
-    site, stages = work / "site", {}
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-index",
-        "--no-deps",
-        "--upgrade",
-    ]
-    wheels = sorted((CARRIED / "wheels").glob("*.whl"))
-    environment = {
-        **os.environ,
-        # The installed package first: the checkout holds no compiled module.
-        "PYTHONPATH": os.pathsep.join(map(str, (site, REPOSITORY))),
-        "CTGPU_REAL_CT": str(CARRIED / "real_ct"),
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-
-    def stage(name: str, command: list[Any], *, limit_s: float) -> bool:
-        print(f"== {name}", flush=True)
-        begin = time.monotonic()
-        try:
-            ran = subprocess.run(
-                list(map(str, command)), cwd=work, env=environment, timeout=limit_s, check=False
-            )
-            status = "failed" if ran.returncode else "passed"
-        except subprocess.TimeoutExpired:
-            status = "failed"
-        stages[name] = {"status": status, "seconds": round(time.monotonic() - begin, 1)}
-        return status == "passed"
-
-    def pytest(*arguments: Any) -> list[Any]:
-        return [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("-c", REPOSITORY / "pyproject.toml", "--rootdir", REPOSITORY),
-            *(REPOSITORY / "tests" / "gpu", *arguments),
-        ]
-
-    if wheels:
-        stage("carried wheels", [*pip, "--target", site, *wheels], limit_s=60)
-    built = stage(
-        "build", [*pip, "--no-build-isolation", "--target", site, REPOSITORY], limit_s=180
-    )
-    doctor = [sys.executable, "-c", DOCTOR, work / "doctor.json"]
-    if built and stage("doctor", doctor, limit_s=60):
-        report = work / "tests.xml"
-        stage("tests", pytest(f"--junitxml={report}"), limit_s=240)
-        for tool in ("memcheck", "racecheck"):
-            sanitizer = shutil.which("compute-sanitizer")
-            if sanitizer is None:
-                stages[tool] = {"status": "no compute-sanitizer here"}
-                continue
-            run = [sanitizer, "--tool", tool, "--error-exitcode", "9"]
-            stage(tool, [*run, *pytest("-k", SANITIZED)], limit_s=120)
-        benchmark = [sys.executable, REPOSITORY / "benchmarks" / "run_gpu.py"]
-        stage("benchmark", [*benchmark, "--json", work / "benchmark.json"], limit_s=240)
-    found = read(work / "doctor.json")
-    devices = [c["facts"]["name"] for c in found.get("checks", []) if c["name"] == "cuda:0"]
-    return {
-        "device": devices[0] if devices else "no GPU",
-        "stages": stages,
-        "tests": count_tests(work / "tests.xml"),
-        "doctor": found,
-        "benchmark": read(work / "benchmark.json"),
-    }
-
-
+#: By these a tool says that it cannot work on this machine, whatever it was asked.
+UNSUPPORTED = (
+    "Device not supported",
+    "is not supported",
+    "LibraryNotLoaded",
+    "ERR_NVGPUCTRPERM",
+    "Failed to initialize the profiler",
+    "Unable to find injection library",
+)
 DOCTOR = """
 import json, sys
 from rich.console import Console
@@ -123,23 +49,239 @@ Console(width=160).print(report.to_table())
 json.dump(report.to_dict(), open(sys.argv[1], "w"))
 sys.exit(report.exit_code)
 """
+#: What a stage that uses the GPU cannot do without.
+WORKING = ("install", "doctor")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A JSON file, or nothing where its stage did not write it."""
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+def main() -> int:
+    """Run every stage, also after one failed; returns 0 where none failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--limit", type=seconds, default=DEFAULT_LIMIT_S, help="seconds for everything"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="where else to write the result than .gpu-check/result.json"
+    )
+    options = parser.parse_args()
+    kept = CARRIED / "result.json"
+    outputs = [kept] if options.output is None else [options.output.absolute(), kept]
+    signal.signal(signal.SIGTERM, _stop)
+    with tempfile.TemporaryDirectory() as folder:
+        runner = Runner(options.limit, outputs, Path(folder), environment(Path(folder)))
+        try:
+            runner.run(stages(Path(folder)))
+        finally:
+            print(table(runner.result))
+            print(f"written to {outputs[0]}")
+    bad = ("failed", "timed out", "killed")
+    return 1 if any(status in bad for status in runner.statuses.values()) else 0
 
 
-def count_tests(path: Path) -> dict[str, int]:
-    """Tests, failures and skips of a JUnit report."""
-    if not path.is_file():
-        return {}
-    suites = ElementTree.parse(path).getroot().iter("testsuite")
-    total = dict.fromkeys(("tests", "failures", "errors", "skipped"), 0)
-    for suite in suites:
-        for key in total:
-            total[key] += int(suite.get(key, 0))
-    return total
+def seconds(text: str) -> float:
+    """A limit, from the command line."""
+    value = float(text)
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds above 0")
+    return value
+
+
+def _stop(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def environment(work: Path) -> dict[str, str]:
+    """That of every stage: the installed package, and neither internet nor foreign plugins."""
+    # The installed package first: the checkout holds no compiled module.
+    path = [work / "site", REPOSITORY, REPOSITORY / "tests", HERE]
+    path += filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, path)),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "CUPY_CACHE_DIR": str(work / "kernels"),  # so that the first time is a first time
+        "CTGPU_REAL_CT": str(CARRIED / "real_ct"),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def stages(work: Path) -> list[Stage]:
+    """What is found out, in this order: the sooner, the more it tells for its time."""
+    python = sys.executable
+
+    def script(name: str, *arguments: Any) -> list[Any]:
+        return [python, HERE / f"{name}.py", *arguments]
+
+    def saved(name: str) -> Path:
+        return work / f"{name}.json"
+
+    benchmark = REPOSITORY / "benchmarks" / "run_gpu.py"
+    data = CARRIED / "real_ct"
+    return [
+        Stage(
+            "facts",
+            script("facts", saved("facts"), CARRIED),
+            20,
+            (),
+            saved("facts"),
+            says=words.of_facts,
+        ),
+        Stage(
+            "install",
+            script("install", saved("install"), CARRIED, work / "site"),
+            150,
+            (),
+            saved("install"),
+            says=words.of_install,
+        ),
+        Stage(
+            "doctor",
+            [python, "-c", DOCTOR, saved("doctor")],
+            60,
+            ("install",),
+            saved("doctor"),
+            says=words.of_doctor,
+        ),
+        Stage(
+            "smoke",
+            script("smoke", saved("smoke")),
+            60,
+            WORKING,
+            saved("smoke"),
+            says=words.of_smoke,
+        ),
+        Stage(
+            "benchmark",
+            [python, benchmark, "--data", data, "--json", saved("benchmark")],
+            170,
+            WORKING,
+            saved("benchmark"),
+            says=words.of_benchmark,
+        ),
+        profile(work, script("smoke", "--one-launch")),
+        tests("tests", work, 120, "tests/gpu", "--ignore", HERE / "test_check.py"),
+        tests("loader tests", work, 60, "tests/loading", "tests/test_doctor.py", "-m", "gpu"),
+        Stage(
+            "end to end",
+            script("end_to_end", saved("end_to_end"), data),
+            100,
+            WORKING,
+            saved("end_to_end"),
+            says=words.of_end_to_end,
+        ),
+        *(sanitizer(tool, work) for tool in ("memcheck", "racecheck", "synccheck")),
+    ]
+
+
+def pytest(work: Path, name: str, *arguments: Any) -> list[Any]:
+    """The command for some tests; what other packages warn of on this machine is not ours."""
+    return [
+        *(sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider"),
+        *("-c", REPOSITORY / "pyproject.toml", "--rootdir", REPOSITORY),
+        *(f"--junitxml={work / name}.xml", "--continue-on-collection-errors"),
+        *(REPOSITORY / a if str(a).startswith("tests/") else a for a in arguments),
+    ]
+
+
+def tests(name: str, work: Path, most_s: float, *arguments: Any) -> Stage:
+    """Some tests on the GPU."""
+    file = name.replace(" ", "-")
+    return Stage(
+        name,
+        pytest(work, file, *arguments),
+        most_s,
+        WORKING,
+        work / f"{file}.xml",
+        read=read_tests,
+        says=words.of_tests,
+    )
+
+
+def profile(work: Path, launch: list[Any]) -> Stage:
+    """One launch under Nsight Compute, with all that it counts."""
+    log = work / "ncu.csv"
+    tool = find_tool("ncu")
+    what = ["--kernel-name", "ctgpu_preprocess", "--launch-count", "1", "--set", "full"]
+    how = ["--clock-control", "none", "--target-processes", "all"]
+    where = ["--csv", "--page", "raw", "--log-file", log]
+    return Stage(
+        "ncu",
+        [tool, *what, *how, *where, *launch],
+        50,
+        WORKING,
+        log,
+        read=read_profile,
+        says=words.of_profile,
+        unsupported=UNSUPPORTED,
+        absent="" if tool else "no ncu here",
+    )
+
+
+def sanitizer(tool: str, work: Path) -> Stage:
+    """The tests for each way through the kernel, under one tool of compute-sanitizer."""
+    found = find_tool("compute-sanitizer")
+    # CuPy asks for what there may not be and handles the error: that is no finding.
+    words_ = ["--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
+    run = pytest(work, tool, "tests/gpu/test_cuda_engine.py", "-k", SANITIZED)
+    return Stage(
+        tool,
+        [found, *words_, *run],
+        50,
+        WORKING,
+        work / f"{tool}.xml",
+        read=read_tests,
+        says=words.of_tests,
+        unsupported=UNSUPPORTED,
+        absent="" if found else "no compute-sanitizer here",
+    )
+
+
+def find_tool(name: str) -> str | None:
+    """Where a tool of the CUDA toolkit is, which need not be on the PATH."""
+    on_path = shutil.which(name)
+    if on_path is not None:
+        return on_path
+    patterns = (f"cuda*/bin/{name}", f"cuda*/compute-sanitizer/{name}")
+    roots = (Path("/usr/local"), Path("/opt"))
+    found = [path for root in roots for pattern in patterns for path in root.glob(pattern)]
+    found += Path("/opt/nvidia/nsight-compute").glob(f"*/{name}")
+    return str(sorted(found)[-1]) if found else None
+
+
+def read_tests(path: Path) -> Found | None:
+    """Tests, skips and the names of those that failed, of a JUnit report."""
+    try:
+        root = ElementTree.parse(path).getroot()
+    except (OSError, ElementTree.ParseError):
+        return None
+    cases = list(root.iter("testcase"))
+    failed = [
+        f"{case.get('classname', '')}::{case.get('name', '')}"
+        for case in cases
+        if case.find("failure") is not None or case.find("error") is not None
+    ]
+    skipped = sum(case.find("skipped") is not None for case in cases)
+    return {"tests": len(cases), "skipped": skipped, "names": failed}
+
+
+def read_profile(path: Path) -> Found | None:
+    """Every metric of the first launch, from ``ncu --csv --page raw``: names, units, values."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    rows = list(csv.reader(line for line in lines if line.startswith('"')))
+    header = next((n for n, row in enumerate(rows) if row[0] == "ID"), len(rows))
+    if header + 2 >= len(rows):
+        return None
+    names, units, values = rows[header : header + 3]
+    metrics: dict[str, Mapping[str, str]] = {
+        name: {"value": value, "unit": unit}
+        for name, unit, value in zip(names, units, values, strict=False)
+        if "__" in name
+    }
+    return dict(metrics) or None
 
 
 if __name__ == "__main__":

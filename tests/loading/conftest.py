@@ -13,6 +13,7 @@ from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 
 SPACING_MM = (3.5, 3.0, 5.0)
 STUDIES = [f"valid_{n}_a_1" for n in range(1, 12)]
+UNLABELLED = ["valid_3_a_1", "valid_7_a_1", "valid_8_a_1"]
 SPECS = {
     layout: Spec(target_spacing_mm=(8.0, 8.0, 12.0), shape_hwd=(44, 36, 24), layout=layout)
     for layout in ("HWD", "DHW")
@@ -47,6 +48,26 @@ def folder(request: pytest.FixtureRequest, _built: dict[str, Path]) -> Path:
 def hwd(_built: dict[str, Path]) -> Path:
     """The same, in the default layout."""
     return _built["HWD"]
+
+
+@pytest.fixture(scope="session")
+def _part_labelled(tmp_path_factory: pytest.TempPathFactory, _built: dict[str, Path]) -> Path:
+    root = tmp_path_factory.mktemp("part-labelled")
+    source = shutil.copytree(_built["HWD"].parent / "source", root / "source")
+    (table,) = source.rglob("*labels*.csv")
+    rows = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(row for row in rows if not row.startswith(tuple(UNLABELLED))))
+    report = ctgpu.build(
+        root / "shards", source=source, spec=SPECS["HWD"], samples_per_shard=3, device="cpu"
+    )
+    assert report.manifest["unlabelled_samples"] == len(UNLABELLED)
+    return root / "shards"
+
+
+@pytest.fixture
+def part_labelled(_part_labelled: Path) -> Path:
+    """The eleven samples, of which :data:`UNLABELLED` have no label row; not to be changed."""
+    return _part_labelled
 
 
 @pytest.fixture

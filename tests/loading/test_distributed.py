@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ctgpu.errors import UsageError
+from ctgpu.loading import loader as loader_module
 from ctgpu.loading import make_loader
 
 torch = pytest.importorskip("torch")
@@ -108,6 +110,55 @@ def test_lightning_trains_saves_and_resumes_within_an_epoch(hwd: Path, tmp_path:
         assert rest.seen == whole.seen[first:]
 
 
+@pytest.mark.filterwarnings("ignore")  # Lightning gives deprecation warnings of its own
+def test_lightning_validates_within_an_epoch_on_a_loader_of_its_own(
+    hwd: Path, tmp_path: Path
+) -> None:
+    lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
+
+    class Model(lightning.LightningModule):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(1, 18)
+            self.seen: dict[str, list[str]] = {"train": [], "valid": []}
+
+        def training_step(self, batch: dict[str, Any], _: int) -> Any:
+            self.seen["train"] += batch["study_id"]
+            return self.layer(batch["volume"].float().mean((1, 2, 3, 4))[:, None]).sum()
+
+        def validation_step(self, batch: dict[str, Any], _: int) -> None:
+            self.seen["valid"] += batch["study_id"]
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 1e-3)
+
+    def fit(train: Any, valid: Any) -> dict[str, list[str]]:
+        model = Model()
+        trainer = lightning.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            default_root_dir=tmp_path,
+            max_epochs=2,
+            val_check_interval=3,  # of six steps
+            num_sanity_val_steps=1,
+        )
+        trainer.fit(model, train, valid)
+        return model.seen
+
+    seen = fit(make_loader(hwd, 2, shuffle=True, seed=7), make_loader(hwd, 2))
+    epochs = make_loader(hwd, 2, shuffle=True, seed=7)
+    whole = [s for _ in range(2) for batch in epochs for s in batch["study_id"]]
+    assert seen["train"] == whole
+    in_order = [f"valid_{n}_a_1" for n in range(1, 12)]
+    assert seen["valid"] == in_order[:2] + 4 * in_order
+    loader = make_loader(hwd, 2)
+    with pytest.raises(UsageError, match="make two loaders"):
+        fit(loader, loader)
+
+
 def test_accelerate_leaves_the_loader_as_it_is(hwd: Path) -> None:
     accelerate = pytest.importorskip("accelerate", reason="Accelerate is not installed")
     accelerator = accelerate.Accelerator(cpu=True)
@@ -118,3 +169,42 @@ def test_accelerate_leaves_the_loader_as_it_is(hwd: Path) -> None:
     assert prepared is loader
     assert prepared_model is model
     assert sum(len(batch["study_id"]) for batch in prepared) == 11
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({}, []),
+        ({"RANK": "", "WORLD_SIZE": ""}, []),
+        ({"RANK": "0", "WORLD_SIZE": "1"}, []),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, ["RANK is 0 and WORLD_SIZE 4, but torch.distributed"]),
+        ({"RANK": "3"}, ["RANK is 3 and WORLD_SIZE 1, but torch.distributed"]),
+    ],
+)
+def test_ranks_without_a_process_group_are_warned_once(
+    hwd: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    variables: dict[str, str],
+    says: list[str],
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    loader_module._warn_of_ranks.cache_clear()
+    for _ in range(2):
+        assert sum(len(batch["study_id"]) for batch in make_loader(hwd)) == 11
+    about_ranks = [text for text in caplog.messages if "RANK" in text]
+    assert len(about_ranks) == len(says)
+    assert all(text.startswith(start) for text, start in zip(about_ranks, says, strict=True))
+
+
+def test_ranks_that_are_named_are_not_warned(
+    hwd: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "1")
+    loader_module._warn_of_ranks.cache_clear()
+    assert len(make_loader(hwd, rank=1, world_size=4)) == 3
+    assert "RANK" not in caplog.text

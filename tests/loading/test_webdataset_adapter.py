@@ -35,6 +35,39 @@ def test_a_stock_pipeline_gives_the_same_samples(folder: Path) -> None:
         assert sample["volume"].dtype == np.float16
         assert np.array_equal(sample["labels"], expected["labels"])
         assert (sample["report"], sample["study_id"]) == (expected["report"], expected["study_id"])
+        # As an augmentation in place does it.
+        for name in ("volume", "labels"):
+            sample[name] *= 0
+            assert not sample[name].any()
+    del source
+    gc.collect()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+def test_a_stock_pipeline_selects_by_study_id(hwd: Path) -> None:
+    urls = str(hwd / "shard-{000000..000003}.tar")
+    source = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    ids = {"valid_2_a_1", "valid_11_a_1"}
+    found = source.map(decoder).select(lambda sample: sample["study_id"] in ids)
+    assert [sample["study_id"] for sample in found] == ["valid_2_a_1", "valid_11_a_1"]
+    del source, found
+    gc.collect()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+@pytest.mark.parametrize("name", ["x[ab]", "x{1,2}"])
+def test_a_stock_pipeline_takes_the_tars_of_any_pattern(own: Path, name: str) -> None:
+    folder = own.rename(own.with_name(name))
+    dataset = VolumeDataset(folder / "shard-*.tar")
+    urls = [str(shard.path) for shard in dataset.shards]
+    source = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    assert [sample["study_id"] for sample in source.map(decoder)] == list(dataset.study_ids)
     del source
     gc.collect()
 

@@ -2,7 +2,7 @@
 
 It passes every call on to the system, counts those that change something, and keeps a model of
 what would have survived a loss of power: the content of a file up to its last ``fsync``, the
-entries of the folder up to its last ``fsync``.
+entries of the folder, those of folders in it included, up to its last ``fsync``.
 """
 
 from __future__ import annotations
@@ -64,9 +64,12 @@ class Machine:
         self._at = at
         self.fault = fault
         self.calls: list[str] = []
+        self.renames: list[tuple[int, str]] = []
         self.dead = False
         self._open: dict[int, _Content] = {}
-        self._names = {p.name: _Content(p.read_bytes()) for p in path.iterdir()}
+        self._names = {
+            self._name(p): _Content(p.read_bytes()) for p in path.rglob("*") if p.is_file()
+        }
         self._durable = dict(self._names)
         self._pending: list[Callable[[dict[str, _Content]], object]] = []
 
@@ -92,6 +95,7 @@ class Machine:
                 change(names)
         share = chance.choice([0.0, 0.5, 0.9])
         for name, content in names.items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             (target / name).write_bytes(content.after(lambda: chance.random() < share))
 
     def open(self, path: Any, flags: int, mode: int = 0o777) -> int:
@@ -99,7 +103,7 @@ class Machine:
             self._strike("open")
         fd = os.open(path, flags, mode)
         if not flags & os.O_DIRECTORY:
-            name = Path(path).name
+            name = self._name(path)
             if name not in self._names:
                 content = _Content()
                 self._change(lambda names: names.update({name: content}))
@@ -146,30 +150,34 @@ class Machine:
     def rename(self, old: Any, new: Any) -> None:
         self._strike("rename")
         os.rename(old, new)
-        content = self._names[Path(old).name]
+        before, after = self._name(old), self._name(new)
+        self.renames.append((len(self.calls) - 1, after))
 
         def change(names: dict[str, _Content]) -> None:
-            names.pop(Path(old).name, None)
-            names[Path(new).name] = content
+            for name in [n for n in names if n == before or n.startswith(f"{before}/")]:
+                names[after + name.removeprefix(before)] = names.pop(name)
 
         self._change(change)
 
     def link(self, old: Any, new: Any) -> None:
         self._strike("link")
         os.link(old, new)
-        content = self._names[Path(old).name]
-        self._change(lambda names: names.update({Path(new).name: content}))
+        content = self._names[self._name(old)]
+        self._change(lambda names: names.update({self._name(new): content}))
 
     def unlink(self, path: Any) -> None:
         if Path(path).exists():
             self._strike("unlink")
         os.unlink(path)
-        self._change(lambda names: names.pop(Path(path).name, None))
+        self._change(lambda names: names.pop(self._name(path), None))
 
     def lose_unsynced(self) -> None:
         """What a failed ``fsync`` does: pages that never reached the disk count as clean."""
         for name, content in self._names.items():
             (self._path / name).write_bytes(content.after(lambda: False))
+
+    def _name(self, path: Any) -> str:
+        return Path(path).relative_to(self._path).as_posix()
 
     def _buffered(self, fd: int) -> int:
         # A torn write need not be aligned, so does not go through O_DIRECT.

@@ -18,7 +18,13 @@ from ctgpu.shards.folder import (
     summaries,
 )
 from ctgpu.shards.manifest import manifest, write_manifest
-from ctgpu.shards.names import FAILURES_NAME, MANIFEST_NAME, parse_shard_name, record_name
+from ctgpu.shards.names import (
+    FAILURES_NAME,
+    MANIFEST_NAME,
+    natural_key,
+    parse_shard_name,
+    record_name,
+)
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import ShardRecord
 
@@ -41,12 +47,28 @@ def built(tmp_path: Path) -> Path:
         ("shard-000000.tar.partial", (0, "tar.partial")),
         ("shard-000000.journal", (0, "journal")),
         ("shard-00001.tar", None),
+        # Not what the shard is called; another file would be opened in its place.
+        ("shard-0000001.tar", None),
+        ("shard-٠٠٠٠٠١.tar", None),
         ("shard-000001.tar.gz", None),
         ("manifest.json", None),
     ],
 )
 def test_names(name: str, parsed: tuple[int, str] | None) -> None:
     assert parse_shard_name(name) == parsed
+
+
+def test_names_of_any_number_of_digits_have_an_order() -> None:
+    names = ["a" + "9" * 6000, "a10", "a9", "a" + "0" * 6000]
+    assert sorted(names, key=natural_key)[:3] == ["a" + "0" * 6000, "a9", "a10"]
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "shard-000001.json"])
+def test_what_is_no_file_is_no_finished_shard(built: Path, name: str) -> None:
+    (built / name).unlink()
+    (built / name).mkdir()
+    with pytest.raises(StorageError, match=f"{name} is no file"):
+        committed_shards(built)
 
 
 def test_a_shard_is_committed_by_tar_and_record(built: Path) -> None:
@@ -63,15 +85,15 @@ def test_a_finished_build_is_checked_without_reading_a_tar(
     for tar in built.glob("*.tar"):
         tar.chmod(0)
     opened: list[str] = []
-    path_open = Path.open
+    real_open = os.open
 
-    def noting(self: Path, *args: object, **options: object) -> object:
-        opened.append(self.name)
-        return path_open(self, *args, **options)  # type: ignore[call-overload]
+    def noting(path: object, *args: int, **options: object) -> int:
+        opened.append(Path(str(path)).name)
+        return real_open(path, *args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Path, "open", noting)
+    monkeypatch.setattr(os, "open", noting)
     write_manifest(built)
-    assert opened
+    assert "shard-000002.json" in opened
     assert not [name for name in opened if name.endswith(".tar")]
 
 
@@ -163,8 +185,12 @@ def test_a_folder_that_vanished_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_read_only_folder_is_one_sentence(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
-        raise PermissionError(13, "Permission denied")
+    real_open = os.open
+
+    def refuse(path: str, flags: int, *mode: int) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(13, "Permission denied")
+        return real_open(path, flags, *mode)
 
     monkeypatch.setattr(folder_module.disk.os, "open", refuse)
     with pytest.raises(StorageError, match="permission is denied"):

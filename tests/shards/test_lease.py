@@ -11,9 +11,21 @@ from pathlib import Path
 
 import pytest
 
+import ctgpu
+from ctgpu.errors import StorageError
 from ctgpu.shards import lease as lease_module
-from ctgpu.shards.lease import Lease, LeaseHeld, LeaseLost, LeaseSession, process_start
+from ctgpu.shards.lease import (
+    Lease,
+    LeaseHeld,
+    LeaseLost,
+    LeasesBlocked,
+    LeaseSession,
+    identity,
+    process_start,
+)
 from ctgpu.shards.names import lease_name, session_name, shard_name
+from ctgpu.spec import Spec
+from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 
 _HOLD = """
 import sys
@@ -24,6 +36,13 @@ session.acquire(int(sys.argv[2]))
 print("held", flush=True)
 sys.stdin.read()
 """
+
+SMALL = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(72, 72, 36))
+
+
+def _lay_out_one(source: Path) -> None:
+    volume = Volume(chest_phantom((64, 60, 40), (3.5, 3.0, 5.0)), (3.5, 3.0, 5.0))
+    lay_out_ct_rate(source, {"valid_1_a_1": volume})
 
 
 class Clock:
@@ -228,6 +247,101 @@ def test_a_dead_taker_does_not_block_the_next(tmp_path: Path) -> None:
         clock.now = 60.0
         session.acquire(0).confirm()
         assert len(list(tmp_path.glob("*.lease.*"))) == 1
+
+
+def test_four_dead_leases_stop_the_build_and_are_named(tmp_path: Path) -> None:
+    clock = Clock()
+    for slot in range(4):
+        _foreign(tmp_path, slot)
+    with LeaseSession(tmp_path, clock=clock) as session:
+        with pytest.raises(LeaseHeld):
+            session.acquire(0)
+        clock.now = 60.0
+        with pytest.raises(LeasesBlocked) as caught:
+            session.acquire(0)
+        with pytest.raises(LeasesBlocked):
+            session.acquire_unless_alive(0)
+        assert session.acquire(1)
+    assert caught.value.exit_code == 3
+    for slot in range(4):
+        assert lease_name(shard_name(0), slot) in str(caught.value)
+    assert "remove these files" in str(caught.value)
+
+
+def test_four_dead_leases_of_this_host_stop_a_build(tmp_path: Path) -> None:
+    _lay_out_one(tmp_path / "source")
+    (folder := tmp_path / "out").mkdir()
+    gone = json.dumps({**identity(), "pid": 2**22 + 1, "session": "gone"})
+    for slot in range(4):
+        (folder / lease_name(shard_name(0), slot)).write_text(gone)
+    with pytest.raises(StorageError, match=r"lease\.0, .*lease\.3 are leases of processes"):
+        ctgpu.build(folder, source=tmp_path / "source", device="cpu", spec=SMALL)
+    for path in folder.glob("*.lease.*"):
+        path.unlink()
+    report = ctgpu.build(folder, source=tmp_path / "source", device="cpu", spec=SMALL)
+    assert report.exit_code == 0
+
+
+_DEEP = "[" * 60_000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        _DEEP,
+        '{"host": ' + _DEEP,
+        '{"host": "elsewhere", "pid": 1, "session": "a\\u0000b"}',
+        '{"host": "elsewhere", "pid": 1, "session": "\\ud800"}',
+        '{"host": "elsewhere", "pid": 1, "session": "../../../../etc/passwd"}',
+        '{"host": "elsewhere", "pid": 1, "session": {"a": 1}}',
+        '{"host": ["elsewhere"], "pid": {"a": 1}, "session": null}',
+        '{"host": "\\ud800", "pid": "\\u0000", "session": "x"}',
+        '{"host": "elsewhere", "pid": 1e999, "session": "x"}',
+        '{"host": "elsewhere", "pid": ' + "9" * 5_000 + ', "session": "x"}',
+        "\x00\x01\xff",
+        "null",
+        "x" * 60_000,
+    ],
+    ids=lambda content: content[:40].encode("unicode_escape").decode(),
+)
+def test_a_lease_that_is_none_of_ours_is_waited_for_and_taken(content: str, tmp_path: Path) -> None:
+    clock = Clock()
+    path = tmp_path / lease_name(shard_name(0), 0)
+    path.write_text(content, errors="surrogatepass")
+    with LeaseSession(tmp_path, clock=clock) as session:
+        with pytest.raises(LeaseHeld) as caught:
+            session.acquire(0)
+        assert len(str(caught.value)) < 400
+        clock.now = 60.0
+        session.acquire(0).confirm()
+    assert not path.exists()
+
+
+def test_a_lease_of_this_host_with_a_nonsensical_number_is_dead(tmp_path: Path) -> None:
+    for pid in (10**400, -1, "1", None, 1.5, True):
+        (tmp_path / lease_name(shard_name(0), 0)).write_text(
+            json.dumps({**identity(), "pid": pid, "session": "x"})
+        )
+        with LeaseSession(tmp_path) as session:
+            session.acquire(0).confirm()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "zeros", "long", "deep"])
+def test_what_is_no_lease_file_is_one_sentence(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / lease_name(shard_name(0), 0)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "zeros":
+        path.symlink_to("/dev/zero")
+    elif kind == "deep":
+        path.write_text("[" * 200_000)
+    else:
+        path.write_bytes(bytes(1 << 20))
+    with pytest.raises(StorageError, match=r"lease\.0 cannot be read: it .*remove it"):
+        LeaseSession(tmp_path)
+    assert not list(tmp_path.glob(".session-*"))
 
 
 def test_a_lease_that_appears_during_a_takeover_wins(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -11,6 +12,7 @@ from shard_samples import ODD, make_plan
 
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards import disk
+from ctgpu.shards import plan as plan_module
 from ctgpu.shards.names import PLAN_NAME
 from ctgpu.shards.plan import Plan, PlannedSample
 from ctgpu.spec import Spec
@@ -66,6 +68,32 @@ def test_of_many_creators_one_wins(
     assert len(results) == len(plans)
     assert all(result == results[0] for result in results)
     assert results[0] in plans
+    assert os.listdir(tmp_path) == [PLAN_NAME]
+
+
+def test_a_creator_that_comes_back_late_replaces_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without hard links a lease decides; its holder stands still just before it renames."""
+
+    def refuse(*args: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(disk.os, "link", refuse)
+    usual = os.rename
+    others = [make_plan(5)]
+
+    def rename(old: object, new: object) -> None:
+        if others:
+            # Another process takes the lease over, and creates its plan.
+            with monkeypatch.context() as patch:
+                patch.setattr(plan_module, "plan_lock", lambda folder: contextlib.nullcontext())
+                assert Plan.create(tmp_path, other := others.pop()) is other
+        usual(old, new)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(disk.os, "rename", rename)
+    assert Plan.create(tmp_path, make_plan(4)) == make_plan(5)
+    assert Plan.load(tmp_path) == make_plan(5)
     assert os.listdir(tmp_path) == [PLAN_NAME]
 
 

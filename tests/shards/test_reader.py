@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from ctgpu.buffers import allocate_pages
 from ctgpu.errors import FetchError, StorageError
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.reader import ShardReader
+from ctgpu.shards.record import Member
 
 
 @pytest.fixture
@@ -72,3 +75,19 @@ def test_what_is_missing_is_one_sentence(tar: Path, tmp_path: Path) -> None:
         assert len(reader.scan()) == 16
         with pytest.raises(StorageError, match="not named as a shard"):
             _ = reader.record
+
+
+def test_what_is_no_file_is_one_sentence(tar: Path) -> None:
+    tar.unlink()
+    os.mkfifo(tar)
+    with pytest.raises(StorageError, match=r"shard-000000\.tar cannot be opened: it is a pipe"):
+        ShardReader(tar)
+
+
+def test_no_more_memory_is_taken_than_the_tar_has_bytes(tar: Path) -> None:
+    with ShardReader(tar) as reader:
+        entry = reader.record.samples[0]
+        huge = Member(entry.members["txt"].offset, 1 << 60, "0" * 32)
+        claims = replace(entry, members={**entry.members, "txt": huge})
+        with pytest.raises(FetchError, match=r"ends within scan_0\.txt"):
+            reader.read(claims, "txt")

@@ -37,6 +37,34 @@ def test_the_summary_is_its_first_line(record: ShardRecord, tmp_path: Path) -> N
     assert record.summary == ShardSummary(0, record.fingerprint, record.size_bytes, 3, 0, 1)
 
 
+def test_orientations_are_counted_in_the_first_line(record: ShardRecord, tmp_path: Path) -> None:
+    codes = ("RAS", "LPS", "RAS")
+    samples = [replace(s, orientation=c) for s, c in zip(record.samples, codes, strict=True)]
+    known = replace(record, samples=samples)
+    assert known.summary.orientations == {"LPS": 1, "RAS": 2}
+    known.save(tmp_path)
+    assert ShardRecord.load(tmp_path / "shard-000000.json") == known
+    assert ShardSummary.load(tmp_path / "shard-000000.json") == known.summary
+    # Where nothing is known, nothing is said, as before there were orientations.
+    assert b"orientation" not in record.to_json()
+
+
+@pytest.mark.parametrize("said", ['"LPX"', '"LP"', "3", '["L"]', '{"LPS": -1}', '{"LPS": "1"}'])
+def test_an_orientation_that_is_none_is_refused(
+    record: ShardRecord, tmp_path: Path, said: str
+) -> None:
+    first = replace(record.samples[0], orientation="LPS")
+    known = replace(record, samples=[first, *record.samples[1:]])
+    old = '{"LPS":1}' if said.startswith("{") else '"orientation":"LPS"'
+    new = said if said.startswith("{") else f'"orientation":{said}'
+    text = known.to_json().decode()
+    assert old in text
+    path = tmp_path / "shard-000000.json"
+    path.write_text(text.replace(old, new))
+    with pytest.raises(StorageError, match="is not the record of its shard"):
+        ShardRecord.load(path)
+
+
 def test_only_the_run_depends_on_the_run(record: ShardRecord) -> None:
     first = replace(record, run={"engine": "a"}).to_json()
     second = replace(record, run={"engine": "b"}).to_json()
@@ -111,3 +139,30 @@ def test_a_damaged_summary_is_one_sentence(content: bytes, tmp_path: Path) -> No
 def test_a_missing_record_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot be read"):
         ShardRecord.load(tmp_path / "shard-000000.json")
+
+
+def test_the_summary_of_another_shard_is_refused(record: ShardRecord, tmp_path: Path) -> None:
+    other = (tmp_path / "shard-000000.json").rename(tmp_path / "shard-000001.json")
+    with pytest.raises(StorageError, match="it is the record of shard 0"):
+        ShardSummary.load(other)
+
+
+def test_a_record_accounts_for_every_byte_and_sample_once(
+    record: ShardRecord, tmp_path: Path
+) -> None:
+    first, second, third = record.samples
+    failure = record.failures[0]
+    for change, words in (
+        ({"samples": [first, third]}, "leaves a gap before scan_3"),
+        ({"samples": [second, third]}, "leaves a gap before scan_2"),
+        ({"samples": [first, second]}, "its samples end at byte"),
+        ({"size_bytes": record.size_bytes + 512}, "its samples end at byte"),
+        ({"failures": [failure, failure]}, "it has scan_1 twice"),
+        ({"failures": [replace(failure, key="scan_0")]}, "it has scan_0 twice"),
+        ({"failures": [replace(failure, key="../evil")]}, "the key '../evil' holds a dot"),
+    ):
+        replace(record, **change).save(tmp_path)
+        with pytest.raises(StorageError, match=words):
+            ShardRecord.load(tmp_path / "shard-000000.json")
+    record.save(tmp_path)
+    assert ShardRecord.load(tmp_path / "shard-000000.json") == record

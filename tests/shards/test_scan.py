@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,23 @@ def test_damaged_archives_are_read_or_refused(
     for member in members:
         assert 0 <= member.offset <= member.offset + member.size_bytes <= length
         assert ".." not in member.name.split("/")[:-1]
+
+
+def test_extended_headers_without_end_are_not_hoarded(tmp_path: Path) -> None:
+    content = bytearray()
+    for number in range(200):
+        rest = b" comment%03d=" % number + b"a" * 60_000 + b"\n"
+        record = b"%d" % (len(rest) + 5) + rest
+        content += header("././@PaxHeader", len(record), b"x") + record
+        content += bytes(-len(record) % 512)
+    content += _file("scan.bin", b"data") + END_OF_ARCHIVE
+    path = tmp_path / "hoard.tar"
+    path.write_bytes(content)
+    with path.open("rb") as file:
+        tracemalloc.start()
+        try:
+            members = list(scan_tar(file.fileno(), path))
+            assert tracemalloc.get_traced_memory()[1] < 2 << 20
+        finally:
+            tracemalloc.stop()
+    assert [member.name for member in members] == ["scan.bin"]

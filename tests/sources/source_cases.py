@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
+import pytest
+
+from ctgpu.buffers import BufferPool
+from ctgpu.sources.base import SampleRef
+from ctgpu.sources.hub import HubSource
 from ctgpu.sources.transfer import Patience
+from ctgpu.testing.hub import LocalHub
 
 #: Fails in fractions of a second what takes minutes in earnest.
 QUICK = Patience(
@@ -22,3 +29,28 @@ VOLUME_BYTES = 300_000
 def random_bytes(name: str, size: int = VOLUME_BYTES) -> bytes:
     """Bytes that belong to a name."""
     return random.Random(name).randbytes(size)
+
+
+def fetch(source: HubSource, ref: SampleRef, pool: BufferPool | None = None) -> bytes:
+    with source.fetch(ref, (pool or BufferPool()).acquire) as buffer:
+        assert buffer.size_bytes == ref.size_bytes
+        return bytes(buffer.bytes)
+
+
+def first(source: HubSource) -> SampleRef:
+    return source.list_volumes("valid")[0]
+
+
+def answer_with(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, text: str, **headers: str) -> None:
+    def do_get(handler: Any) -> None:
+        answer(handler, text, **headers)
+
+    monkeypatch.setattr(hub._server.RequestHandlerClass, "do_GET", do_get)
+
+
+def answer(handler: Any, text: str, **headers: str) -> None:
+    handler.send_response(200)
+    for name, value in {"Content-Length": str(len(text)), **headers}.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+    handler.wfile.write(text.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ctgpu.buffers import BufferPool
+from ctgpu.buffers import Buffer, BufferPool
 from ctgpu.errors import FetchError, SourceError, UsageError
 from ctgpu.sources import open_source
 from ctgpu.sources.base import SampleRef
@@ -82,6 +83,227 @@ def test_a_split_that_is_not_there_is_a_usage_error(tmp_path: Path) -> None:
         FolderSource(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("present", [("train",), ("valid",), ("train", "valid")])
+@pytest.mark.parametrize("fixed", ["_fixed", ""])
+@pytest.mark.parametrize("inner", ["dataset/", ""])
+@pytest.mark.parametrize("outer", ["", "CT-RATE/", "a/b/c/", "datasets--o--n/snapshots/0123abcd/"])
+def test_splits_never_mix_wherever_the_data_set_lies(
+    tmp_path: Path, outer: str, inner: str, fixed: str, present: tuple[str, ...]
+) -> None:
+    data_set = f"{outer}{inner}"
+    for name in present:
+        put(tmp_path, f"{data_set}{name}{fixed}/{name}_1/{name}_1_a/{name}_1_a_1.nii.gz")
+    if not inner and not fixed and len(present) == 1:
+        # `train` alone is a name of others too; these are known by their tables.
+        put(tmp_path, f"{data_set}radiology_text_reports/validation_reports.csv")
+    for asked in ("train", "valid"):
+        if asked in present:
+            volume = f"{data_set}{asked}{fixed}/{asked}_1/{asked}_1_a/{asked}_1_a_1.nii.gz"
+            assert [path for path, _ in listed(tmp_path, asked)] == [volume]
+        else:
+            (other,) = present
+            with pytest.raises(UsageError, match=f"none for the split '{asked}'.*--split {other}"):
+                listed(tmp_path, asked)
+
+
+def test_tables_are_those_of_the_data_set_that_was_found(tmp_path: Path) -> None:
+    inner, outer = "multi_abnormality_labels/valid_predicted_labels.csv", "train_metadata.csv"
+    put(tmp_path, "C/dataset/valid_fixed/x.npz", f"C/dataset/{inner}", inner, outer)
+    source = FolderSource(tmp_path)
+    source.list_volumes("valid")
+    names = (f"dataset/{inner}", inner, "valid_predicted_labels.csv")
+    assert source.read_table(*names) == (f"C/dataset/{inner}", f"C/dataset/{inner}".encode())
+    assert source.identity()["root"] == "C"
+    # What the data set itself has not may lie at the top.
+    assert source.read_table("dataset/metadata/train_metadata.csv", outer) == (
+        outer,
+        outer.encode(),
+    )
+
+
+def test_the_revision_follows_the_tables_of_the_data_set_that_was_found(tmp_path: Path) -> None:
+    def revision() -> str:
+        source = FolderSource(tmp_path)
+        source.list_volumes("valid")
+        return source.identity()["revision"]
+
+    put(tmp_path, "C/dataset/valid_fixed/x.npz")
+    without = revision()
+    put(tmp_path, "C/dataset/metadata/validation_metadata.csv")
+    assert revision() != without
+
+
+def test_at_the_top_alone_a_folder_is_listed_as_before(tmp_path: Path) -> None:
+    # What plans were made of that name no root: the listing's hash is written down.
+    table = "C/dataset/metadata/validation_metadata.csv"
+    put(tmp_path / "disk", "C/dataset/valid_fixed/x.npz", "C/dataset/train_fixed/y.npz", table)
+    source = FolderSource(tmp_path / "disk", only_top=True)
+    assert [ref.path for ref in source.list_volumes("valid")] == [
+        "C/dataset/train_fixed/y.npz",
+        "C/dataset/valid_fixed/x.npz",
+    ]
+    assert source.read_table("dataset/metadata/validation_metadata.csv") is None
+    assert source.identity() == {
+        "kind": "folder",
+        "location": "disk",
+        "revision": hashlib.sha256(
+            b"C/dataset/train_fixed/y.npz\t27\nC/dataset/valid_fixed/x.npz\t27\n"
+        ).hexdigest(),
+    }
+
+
+def test_a_data_set_at_the_top_names_no_root(tmp_path: Path) -> None:
+    put(tmp_path, "dataset/valid_fixed/x.npz", "plain/x.npz")
+    for root in (tmp_path, tmp_path / "dataset", tmp_path / "plain"):
+        source = FolderSource(root)
+        source.list_volumes("valid")
+        assert "root" not in source.identity()
+
+
+def test_several_copies_of_a_split_are_refused_by_name(tmp_path: Path) -> None:
+    disk, cache = tmp_path / "disk", tmp_path / "cache"
+    put(disk, "b/dataset/valid_fixed/x.npz", "a/dataset/valid/x.npz", "c/train_fixed/y.npz")
+    put(cache, *(f"snapshots/{n}/dataset/valid_fixed/x.npz" for n in (0, 1)))
+    with pytest.raises(UsageError, match=r"2 copies of the split 'valid': in \S+/a, \S+/b; give"):
+        listed(disk)
+    with pytest.raises(UsageError, match=r"2 copies.*/snapshots/0, \S+/snapshots/1; give one"):
+        listed(cache)
+    assert listed(disk, "train") == [("c/train_fixed/y.npz", "fixed")]
+
+
+def test_a_link_to_a_data_set_is_no_other_copy(tmp_path: Path) -> None:
+    put(tmp_path, "snapshots/0/dataset/valid_fixed/x.npz")
+    (tmp_path / "latest").symlink_to("snapshots/0")
+    assert listed(tmp_path) == [("latest/dataset/valid_fixed/x.npz", "fixed")]
+
+
+def test_folders_of_splits_may_be_links(tmp_path: Path) -> None:
+    put(tmp_path, "bulk/7/x.npz", "bulk/8/y.npz")
+    folder = tmp_path / "disk" / "CT-RATE" / "dataset"
+    folder.mkdir(parents=True)
+    for name, place in (("valid_fixed", "7"), ("train_fixed", "8")):
+        (folder / name).symlink_to(tmp_path / "bulk" / place)
+    assert listed(tmp_path / "disk") == [("CT-RATE/dataset/valid_fixed/x.npz", "fixed")]
+    assert listed(tmp_path / "disk", "train") == [("CT-RATE/dataset/train_fixed/y.npz", "fixed")]
+
+
+def test_links_that_lead_in_circles_through_split_folders_end(tmp_path: Path) -> None:
+    put(tmp_path, "disk/F/dataset/valid_fixed/x.npz", "G/valid_fixed/y.npz")
+    first = tmp_path / "disk/F/dataset/valid_fixed"
+    (first / "valid_fixed").symlink_to(first)
+    (first / "g").symlink_to(tmp_path / "G")
+    (tmp_path / "G/valid_fixed/back").symlink_to(first)
+    (tmp_path / "disk/F/top").symlink_to(tmp_path / "disk")
+    assert [path for path, _ in listed(tmp_path / "disk")] == [
+        "F/dataset/valid_fixed/g/valid_fixed/y.npz"
+    ]
+
+
+def test_hidden_folders_are_no_copies(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "C/dataset/valid_fixed/x.npz",
+        "C/dataset/valid_fixed/.cache/train_fixed/z.npz",
+        "C/.cache/huggingface/download/dataset/valid_fixed/x.npz",
+        ".snapshot/C/dataset/valid_fixed/x.npz",
+        "C/dataset/.cache/huggingface/download/train_fixed/y.nii.gz.0123.incomplete",
+    )
+    assert listed(tmp_path) == [("C/dataset/valid_fixed/x.npz", "fixed")]
+    with pytest.raises(UsageError, match="none for the split 'train'"):
+        listed(tmp_path, "train")
+
+
+def test_folders_named_after_splits_may_hold_whole_data_sets(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        put(tmp_path, f"{split}/dataset/{split}_fixed/{split}_1_a_1.npz")
+    for split in ("train", "valid"):
+        path = f"{split}/dataset/{split}_fixed/{split}_1_a_1.npz"
+        assert listed(tmp_path, split) == [(path, "fixed")]
+
+
+def test_other_volumes_beside_a_data_set_are_left_out_and_named(tmp_path: Path) -> None:
+    put(tmp_path, "C/dataset/valid_fixed/x.npz", "other/y.npz", "z.npz")
+    source = FolderSource(tmp_path)
+    assert [r.path for r in source.list_volumes("valid")] == ["C/dataset/valid_fixed/x.npz"]
+    assert list(source.left_out) == ["z.npz", "other/y.npz"]
+
+
+@pytest.mark.parametrize(
+    ("place", "split"),
+    [
+        ("dataset/train_fixed", "train"),
+        ("dataset/train_fixed/p", "train"),
+        ("dataset/train", "train"),
+        ("dataset/valid_fixed", "valid"),
+        ("elsewhere/train", None),
+        ("elsewhere", None),
+        ("link", "train"),
+    ],
+)
+def test_a_source_knows_the_split_that_it_is_part_of(
+    tmp_path: Path, place: str, split: str | None
+) -> None:
+    put(tmp_path, *(f"dataset/{name}/p/x.npz" for name in ("train_fixed", "train", "valid_fixed")))
+    put(tmp_path, "elsewhere/train/x.npz")
+    (tmp_path / "link").symlink_to(tmp_path / "dataset" / "train_fixed")
+    source = FolderSource(tmp_path / place)
+    source.list_volumes(split or "train")  # type: ignore[arg-type]
+    assert source.listed_split == (split if place != "elsewhere" else None)
+
+
+def test_data_sets_of_others_go_on_serving_any_split(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "imagesTr/a_0000.nii.gz",
+        "imagesTs/b_0000.nii.gz",
+        "ct/train/c.npz",
+        "ct/test/d.npz",
+        "training/e.npz",
+        "validation/f.npz",
+    )
+    assert len(listed(tmp_path)) == 6
+    assert listed(tmp_path) == listed(tmp_path, "train")
+    assert {provenance for _, provenance in listed(tmp_path)} == {"unknown"}
+
+
+def test_tables_that_are_not_read_are_named(tmp_path: Path) -> None:
+    put(
+        tmp_path,
+        "scans/a.nii.gz",
+        "scans/a.json",
+        "scans/per_scan.TSV",
+        "scans/valid_predicted_labels.csv",
+        "scans/.hidden.csv",
+        "labels.csv",
+        "dataset.json",
+        "Sheet.xlsx",
+        "validation_metadata.csv",
+        "shards/plan.json",
+        "notes.txt",
+    )
+    source = FolderSource(tmp_path)
+    source.list_volumes("valid")
+    assert set(source.unused_tables) == {
+        *("labels.csv", "dataset.json", "Sheet.xlsx"),
+        *("scans/per_scan.TSV", "scans/valid_predicted_labels.csv"),
+    }
+
+
+def test_tables_above_a_split_given_by_itself_are_named(tmp_path: Path) -> None:
+    put(tmp_path, "dataset/valid_fixed/p/x.npz", "dataset/metadata/validation_metadata.csv")
+    put(tmp_path, "dataset/metadata/train_metadata.csv", "valid_predicted_labels.csv")
+    for place, up in (("dataset/valid_fixed", ".."), ("dataset/valid_fixed/p", "../..")):
+        source = FolderSource(tmp_path / place)
+        source.list_volumes("valid")
+        assert set(source.unused_tables) == {
+            f"{up}/metadata/validation_metadata.csv",
+            f"{up}/../valid_predicted_labels.csv",
+        }
+    source = FolderSource(tmp_path)
+    source.list_volumes("valid")
+    assert list(source.unused_tables) == []
+
+
 def test_links_are_followed_as_a_hub_cache_needs_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -95,11 +317,44 @@ def test_links_are_followed_as_a_hub_cache_needs_it(
     (folder / "itself.npz").symlink_to("itself.npz")
     (folder / "broken.npz").symlink_to("nowhere")
     caplog.set_level(logging.WARNING)
-    assert listed(tmp_path / "snapshot") == [
-        ("dataset/valid_fixed/more/valid_2_a_1.npz", "fixed"),
-        ("dataset/valid_fixed/valid_1_a_1.npz", "fixed"),
-    ]
-    assert {"broken.npz", "itself.npz"} <= {word.rsplit("/", 1)[-1] for word in caplog.text.split()}
+    (folder / "nothing").symlink_to("nowhere")
+    refs = FolderSource(tmp_path / "snapshot").list_volumes("valid")
+    assert {ref.path.removeprefix("dataset/valid_fixed/"): ref.size_bytes for ref in refs} == {
+        "broken.npz": 0,
+        "itself.npz": 0,
+        "more/valid_2_a_1.npz": 21,
+        "valid_1_a_1.npz": 10,
+    }
+    assert "2 of 4 volumes cannot be looked at, such as dataset/valid_fixed/broken" in caplog.text
+    assert f"{folder}/nothing is left out" in caplog.text
+
+
+def test_a_link_that_leads_nowhere_fails_until_its_file_is_back(tmp_path: Path) -> None:
+    put(tmp_path, "s/a.npz")
+    source = FolderSource(tmp_path / "s")
+    source.list_volumes("valid")
+    before = source.identity()
+    (tmp_path / "s" / "b.npz").symlink_to("../blobs/0123")
+    (ref,) = (ref for ref in source.list_volumes("valid") if ref.path == "b.npz")
+    assert source.identity() == before, "a folder that was planned with the link goes on"
+    with pytest.raises(
+        FetchError, match=r"b\.npz is a link to \.\./blobs/0123, which is not there"
+    ):
+        source.fetch(ref, BufferPool().acquire)
+    put(tmp_path, "blobs/0123")
+    (ref,) = (ref for ref in source.list_volumes("valid") if ref.path == "b.npz")
+    with source.fetch(ref, BufferPool().acquire) as buffer:
+        assert bytes(buffer.bytes) == b"blobs/0123"
+    assert source.identity() != before
+
+
+def test_a_table_whose_link_leads_nowhere_is_not_taken_for_none(tmp_path: Path) -> None:
+    put(tmp_path, "a.npz")
+    (tmp_path / "valid_predicted_labels.csv").symlink_to("blobs/4567")
+    source = FolderSource(tmp_path)
+    source.list_volumes("valid")
+    with pytest.raises(SourceError, match=r"labels\.csv is a link to blobs/4567, which is not"):
+        source.tables("valid")
 
 
 def test_pipes_are_neither_listed_nor_read(tmp_path: Path) -> None:
@@ -183,3 +438,33 @@ def test_a_folder_and_the_hub_exclude_each_other(tmp_path: Path) -> None:
     for extra in ({"repo_id": "a/b"}, {"revision": "main"}):
         with pytest.raises(UsageError, match="--source names a folder"):
             open_source(source=tmp_path, **extra)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["x.nii", "x.nii.gz", "x.npz"])
+def test_a_volume_that_is_rewritten_while_it_is_read_fails_and_can_be_retried(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"A" * 3_000_000)
+    source, pool = FolderSource(tmp_path), BufferPool()
+    (ref,) = source.list_volumes("valid")
+
+    def allocate(size_bytes: int) -> Buffer:
+        path.write_bytes(b"B" * size_bytes)
+        return pool.acquire(size_bytes)
+
+    with pytest.raises(FetchError, match=rf"{name} was not read: it was written.*--retry-failed"):
+        source.fetch(ref, allocate)
+    assert pool.lent_bytes == 0
+    with source.fetch(ref, pool.acquire) as buffer:
+        assert set(buffer.bytes) == {ord("B")}
+
+
+def test_a_table_that_is_no_file_is_refused_in_words(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(SourceError, match=r"a\.csv cannot be read: it is a pipe"):
+        FolderSource(tmp_path).read_table("a.csv")
+    (tmp_path / "b.csv").touch()
+    os.truncate(tmp_path / "b.csv", 1 << 40)
+    with pytest.raises(SourceError, match=r"b\.csv cannot be read: it has more than"):
+        FolderSource(tmp_path).read_table("b.csv")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from source_cases import FOLDER, QUICK, VOLUME_BYTES, random_bytes
+from source_cases import FOLDER, QUICK, VOLUME_BYTES, answer_with, fetch, first, random_bytes
 
 from ctgpu.buffers import BufferPool
 from ctgpu.errors import AccessError, CtgpuError, FetchError, SourceError, StorageError, UsageError
@@ -30,16 +30,6 @@ from ctgpu.testing.hub import BodyFault, Faults, LocalHub
 
 TOKEN = "hf_a-secret-of-nobody"
 Open = Callable[..., HubSource]
-
-
-def fetch(source: HubSource, ref: SampleRef, pool: BufferPool | None = None) -> bytes:
-    with source.fetch(ref, (pool or BufferPool()).acquire) as buffer:
-        assert buffer.size_bytes == ref.size_bytes
-        return bytes(buffer.bytes)
-
-
-def first(source: HubSource) -> SampleRef:
-    return source.list_volumes("valid")[0]
 
 
 def starts(hub: LocalHub) -> list[int]:
@@ -251,15 +241,40 @@ def test_retry_after_is_honoured(
     assert sum(slept) == pytest.approx(70, abs=5)
 
 
+@pytest.mark.parametrize("stated", ["864000", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
 def test_a_retry_after_of_days_is_not_obeyed(
-    hub: LocalHub, open_hub: Open, monkeypatch: pytest.MonkeyPatch
+    hub: LocalHub, open_hub: Open, monkeypatch: pytest.MonkeyPatch, stated: str
 ) -> None:
     source = open_hub()
     ref = first(source)
     slept = on_fake_time(source, monkeypatch)
-    hub.faults = Faults(statuses={"resolve": [503]}, retry_after="864000")
+    hub.faults = Faults(statuses={"resolve": [503]}, retry_after=stated)
     fetch(source, ref)
     assert slept == [600]
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        Faults(rate_limit='"resolvers";r=0;t=999999999'),
+        Faults(rate_limit=f'"resolvers";r=0;t={"9" * 5000}'),
+        Faults(rate_limit_policy='"fixed window";"resolvers";q=1;w=999999999'),
+        Faults(rate_limit_policy=f'"fixed window";"resolvers";q=1;w={"9" * 5000}'),
+    ],
+    ids=["pause", "pause of many digits", "pace", "pace of many digits"],
+)
+def test_a_rate_limit_of_years_is_not_obeyed(
+    hub: LocalHub, open_hub: Open, monkeypatch: pytest.MonkeyPatch, faults: Faults
+) -> None:
+    source = open_hub()
+    ref = first(source)
+    slept = on_fake_time(source, monkeypatch)
+    hub.faults = faults
+    for _ in range(4):
+        before = sum(slept)
+        fetch(source, ref)
+        assert sum(slept) - before < 605
+    assert sum(slept) > 500
 
 
 def test_rate_limit_with_nothing_left_holds_all_requests(
@@ -342,6 +357,7 @@ def test_an_answer_that_is_not_the_hubs_is_a_source_error(
         ('[{"type": "file", "path": "a.npz"}]', "without a size"),
         ('[{"type": "file", "path": "a.npz", "size": -1}]', "without a size"),
         ('[{"type": "file", "path": "a.npz", "size": 1, "lfs": 7}]', "without a size"),
+        ('[{"type": "file", "path": "a.npz", "size": Infinity}]', "without a size"),
     ],
 )
 def test_a_listing_that_is_none_is_a_source_error(
@@ -351,28 +367,6 @@ def test_a_listing_that_is_none_is_a_source_error(
     answer_with(hub, monkeypatch, answer)
     with pytest.raises(SourceError, match=message):
         source.list_volumes("valid")
-
-
-def test_pages_in_circles_end(
-    hub: LocalHub, open_hub: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = open_hub(hub.head)
-    entry = '[{"type": "file", "path": "a.npz", "size": 1}]'
-    answer_with(hub, monkeypatch, entry, Link='</next>; rel="next"')
-    assert {ref.path for ref in source.list_volumes("valid")} == {"a.npz"}
-
-
-def answer_with(
-    hub: LocalHub, monkeypatch: pytest.MonkeyPatch, answer: str, **headers: str
-) -> None:
-    def do_get(handler: Any) -> None:
-        handler.send_response(200)
-        for name, value in {"Content-Length": str(len(answer)), **headers}.items():
-            handler.send_header(name, value)
-        handler.end_headers()
-        handler.wfile.write(answer.encode())
-
-    monkeypatch.setattr(hub._server.RequestHandlerClass, "do_GET", do_get)
 
 
 def test_bodies_without_a_length_are_read_too(
@@ -482,11 +476,9 @@ def test_a_token_revoked_midway_stops_the_source(hub: LocalHub, open_hub: Open) 
         fetch(source, ref)
 
 
-def test_a_bad_repository_name_or_endpoint_is_a_usage_error() -> None:
+def test_a_bad_repository_name_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="wanted OWNER/NAME"):
         HubSource("not a name")
-    with pytest.raises(UsageError, match="starts with https://"):
-        HubSource("a/b", endpoint="huggingface.co")
 
 
 def test_redirects_in_circles_end(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ctgpu.sources.quota import RequestQuota
+from ctgpu.sources.quota import LONGEST_WAIT_S, RequestQuota, stated_wait_s
 
 
 class Clock:
@@ -72,6 +72,72 @@ def test_nothing_left_pauses_everyone_until_the_window_ends() -> None:
     quota.learn({"RateLimit": "rubbish", "RateLimit-Policy": "q=0;w=0"})
     quota.acquire(clock.wait)
     assert clock.now == 1056.0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"RateLimit": '"api";r=0;t=999999999'},
+        {"RateLimit": f'"api";r=0;t={"9" * 400}'},
+        {"RateLimit-Policy": "q=1;w=999999999"},
+        {"RateLimit-Policy": f"q=1;w={'9' * 400}"},
+        {"RateLimit-Policy": "q=1;w=999999999", "RateLimit": "r=0;t=999999999"},
+    ],
+)
+def test_no_request_waits_longer_than_the_longest_wait(headers: dict[str, str]) -> None:
+    clock = Clock()
+    quota = RequestQuota(None, clock=clock)
+    for _ in range(5):
+        quota.learn(headers)
+        before = clock.now
+        quota.acquire(clock.wait)
+        assert clock.now - before <= LONGEST_WAIT_S
+    assert clock.now > 1000 + 2 * LONGEST_WAIT_S
+    # And a policy that makes sense again is kept again.
+    quota.learn({"RateLimit-Policy": "q=3000;w=300"})
+    clock.now += LONGEST_WAIT_S
+    for _ in range(10):
+        before = clock.now
+        quota.acquire(clock.wait)
+    assert clock.now - before < 1
+
+
+@pytest.mark.parametrize(
+    "policy", ["q=0;w=300", "q=5;w=0", "q=-1;w=300", "q=nan;w=inf", f"q={'9' * 400};w=1", "q=1e9"]
+)
+def test_a_policy_that_makes_no_sense_holds_nobody(policy: str) -> None:
+    clock = Clock()
+    quota = RequestQuota(None, clock=clock)
+    quota.learn({"RateLimit-Policy": policy})
+    for _ in range(100):
+        quota.acquire(clock.wait)
+    assert clock.now == pytest.approx(1000.0)
+
+
+@pytest.mark.parametrize(
+    ("stated", "wait_s"),
+    [
+        ("7", 7),
+        ("0", 0),
+        ("600", 600),
+        ("864000", 600),
+        ("9" * 400, 600),
+        ("9" * 5000, None),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 600),
+        ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("Fri, 31 Dec 99999 23:59:59 GMT", None),
+        ("nan", None),
+        ("inf", None),
+        ("-5", None),
+        ("", None),
+    ],
+)
+def test_what_a_server_asks_to_wait(stated: str, wait_s: float | None) -> None:
+    assert stated_wait_s({"Retry-After": stated}) == wait_s
+    assert stated_wait_s({"Retry-After": stated, "RateLimit": '"api";r=0;t=55'}) == (
+        55 if wait_s is None else wait_s
+    )
+    assert stated_wait_s({"RateLimit": '"api";r=0;t=999999999'}) == LONGEST_WAIT_S
 
 
 def test_a_pause_holds_those_who_already_wait() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import random
 
 import pytest
 
 from ctgpu.errors import UsageError
-from ctgpu.sources.base import SampleRef, natural_key
+from ctgpu.shards.names import natural_key
+from ctgpu.sources.base import SampleRef
 from ctgpu.sources.selection import select
 from ctgpu.sources.tables import Table, Tables
 
@@ -81,6 +83,7 @@ def test_counts_say_where_every_volume_went() -> None:
     assert [ref.study_id for ref in samples] == ["train_1_a_1", "train_2_a_2"]
     assert counts == {
         "listed": 6,
+        "of the other split": 0,
         "without a chest": 1,
         "other reconstructions": 2,
         "beyond the limit": 1,
@@ -88,6 +91,7 @@ def test_counts_say_where_every_volume_went() -> None:
         "without labels": 0,
         "without a report": 2,
         "without metadata": 2,
+        "without a byte": 0,
     }
 
 
@@ -109,3 +113,31 @@ def test_collisions_are_refused_by_both_names(one: str, other: str) -> None:
 def test_a_name_that_is_not_utf8_is_refused() -> None:
     with pytest.raises(UsageError, match="not UTF-8"):
         select([SampleRef("x/\udcff.npz", 1)], Tables())
+
+
+def test_volumes_that_ct_rate_names_after_the_other_split_are_left_out_and_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING)
+    names = ["valid_1_a_1", "train_1_a_1", "train_2_b_1_resampled", "scan", "trained_1_a_1"]
+    flat = [SampleRef(f"{name}.nii.gz", 1) for name in names]
+    samples, counts = select(flat, Tables(), split="valid")
+    assert {ref.study_id for ref in samples} == {"valid_1_a_1", "scan", "trained_1_a_1"}
+    assert counts["listed"] == 5
+    assert counts["of the other split"] == 2
+    assert "2 volumes are left out" in caplog.text
+    assert "train_1_a_1.nii.gz" in caplog.text
+    assert {ref.study_id for ref in select(flat, Tables(), split="train").samples} == {
+        *names[1:],
+    }
+    assert len(select(flat, Tables()).samples) == 5
+
+
+def test_a_volume_of_the_other_split_collides_with_none() -> None:
+    same = [SampleRef("a/train_1_a_1.npz", 1), SampleRef("b/train_1_a_1.npz", 1)]
+    assert len(select([*same, SampleRef("x.npz", 1)], Tables(), split="valid").samples) == 1
+
+
+def test_a_folder_that_holds_only_the_other_split_by_its_names_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"'train' by their names \(.*train_1_a_1.*--split train"):
+        select(refs(*NAMES), Tables(), split="valid")

@@ -14,7 +14,10 @@ import pytest
 import ctgpu
 from ctgpu.buffers import BufferPool
 from ctgpu.errors import DecodeError, FetchError, TableError, UsageError
-from ctgpu.sources.tars import TarSource, expand_pattern, samples_of_tar
+from ctgpu.shards.patterns import expand_pattern
+from ctgpu.sources.tables import LABEL_NAMES
+from ctgpu.sources.tar_samples import samples_of_tar
+from ctgpu.sources.tars import TarSource
 from ctgpu.spec import Spec
 
 
@@ -98,18 +101,55 @@ def _members(path: Path, key: str) -> dict[str, bytes]:
         ({"json": facts(XYSpacing="wide")}, "XYSpacing"),
         ({"json": facts(ZSpacing=None)}, "states no XYSpacing and ZSpacing"),
         ({"json": facts(), "cls": bytes(71)}, "71 bytes; wanted 18"),
+        ({"json": facts(), "cls": bytes(76)}, "76 bytes; wanted 18"),
+        ({"json": facts(), "cls": b""}, "0 bytes; wanted 18"),
     ],
 )
 def test_unusable_members_fail_the_sample_before_it_is_read(
     tmp_path: Path, members: dict[str, bytes], message: str
 ) -> None:
-    good = {"b.bin": VOXELS.tobytes(), "b.json": facts()}
+    good = {"a.bin": VOXELS.tobytes(), "a.cls": bytes(72), "a.json": facts()}
+    good |= {"b.bin": VOXELS.tobytes(), "b.cls": bytes(72), "b.json": facts()}
     bad = {"c.bin": VOXELS.tobytes()} | {f"c.{name}": c for name, c in members.items()}
     source = TarSource(tar(tmp_path / "a.tar", good | bad))
     source.list_volumes("valid")
     source.tables("valid").row("b")
     with pytest.raises(TableError, match=message):
         source.tables("valid").row("c")
+
+
+def labelled(path: Path, **labels: bytes | None) -> TarSource:
+    """Tars of one sample each, with these labels, listed."""
+    for name, content in labels.items():
+        members = {f"{name}.bin": VOXELS.tobytes(), f"{name}.json": facts()}
+        tar(path / f"{name}.tar", members | ({} if content is None else {f"{name}.cls": content}))
+    source = TarSource(path / "*.tar")
+    source.list_volumes("valid")
+    return source
+
+
+def test_labels_are_as_many_as_the_manifest_beside_the_tars_names(tmp_path: Path) -> None:
+    values = np.array([0, 1, np.nan], "<f4")
+    source = labelled(tmp_path, a=values.tobytes(), b=None)
+    (tmp_path / "manifest.json").write_text(json.dumps({"class_names": ["x", "y", "z"]}))
+    tables = source.tables("valid")
+    assert tables.class_names == ("x", "y", "z")
+    assert np.array_equal(tables.row("a").labels, values, equal_nan=True)
+    assert np.isnan(tables.row("b").labels).tolist() == [True] * 3
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_tars_without_labels_have_no_classes(tmp_path: Path, content: bytes | None) -> None:
+    tables = labelled(tmp_path, a=content).tables("valid")
+    assert tables.class_names == ()
+    assert tables.row("a").labels.shape == (0,)
+
+
+def test_a_plan_that_has_ct_rates_classes_keeps_them_for_tars_without_labels(
+    tmp_path: Path,
+) -> None:
+    tables = labelled(tmp_path, a=None).tables("valid", LABEL_NAMES)
+    assert np.isnan(tables.row("a").labels).tolist() == [True] * 18
 
 
 @pytest.mark.parametrize(
@@ -152,7 +192,7 @@ def test_a_tar_that_was_cut_fails_the_sample_alone(tmp_path: Path) -> None:
     (ref,) = source.list_volumes("valid")
     path.write_bytes(path.read_bytes()[:520])
     pool = BufferPool()
-    with pytest.raises(FetchError, match=r"ends within b\.bin"):
+    with pytest.raises(FetchError, match=r"changed after it had been listed"):
         source.fetch(ref, pool.acquire)
     assert pool.lent_bytes == 0
 
@@ -182,3 +222,28 @@ def test_the_old_builders_scramble_is_told_from_good_volumes_on_real_ct(
             told[ref.key] = "bad" if "60 of 120 in-plane rows are gone" in str(error) else "?"
     assert len(told) == len(members) > 2
     assert all(key.endswith(verdict) for key, verdict in told.items())
+
+
+def test_hidden_members_are_no_samples(tmp_path: Path) -> None:
+    own = {"a.bin": VOXELS.tobytes(), "a.json": facts(), "sub/b.npz": b"x"}
+    plain = TarSource(tar(tmp_path / "plain" / "x.tar", own).parent / "*.tar")
+    members = {"._a.bin": b"AppleDouble", **own, "sub/._b.npz": b"AppleDouble", ".DS_Store": b""}
+    hidden = TarSource(tar(tmp_path / "hidden" / "x.tar", members).parent / "*.tar")
+    assert hidden.list_volumes("valid") == plain.list_volumes("valid")
+    assert hidden.identity()["revision"] == plain.identity()["revision"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n" + b"oid " * 500, "git lfs pull"),
+        (b"<html>" + b" " * 2000, "is an HTML page"),
+        (b"", "is empty"),
+    ],
+)
+def test_a_file_in_the_place_of_a_tar_is_called_what_it_is(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(DecodeError, match=rf"x\.tar .*{message}"):
+        samples_of_tar(tmp_path / "x.tar")

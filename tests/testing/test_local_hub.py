@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -136,6 +137,33 @@ def test_faults_of_a_body(hub: LocalHub) -> None:
     with pytest.raises(ConnectionResetError):
         get(hub)
     assert get(hub)[1] == content
+
+
+def test_answers_that_never_end(hub: LocalHub) -> None:
+    api, file = f"/api/datasets/{hub.repo_id}", f"/datasets/{hub.repo_id}/resolve/main/{FILE}"
+    hub.redirect = True
+    hub.faults.answers = {
+        "info": ["continue", "trickle_head", "trickle_body"],
+        "resolve": ["trickle_body"],
+    }
+    for path, beginning, piece in (
+        (api, b"HTTP/1.1 ", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (api, b"X-Slow: ", b"-"),
+        (api, b"\r\n\r\n", b" "),
+        (file, b"\r\n\r\n", b" "),
+    ):
+        seen = b""
+        with socket.create_connection(("127.0.0.1", hub.port), timeout=10) as connection:
+            head = f"GET {path} HTTP/1.1\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
+            connection.sendall(head.encode())
+            while seen.partition(beginning)[2].count(piece) < 3:
+                received = connection.recv(1 << 16)
+                assert received
+                seen += received
+        assert (b"Content-Length: 10000" in seen) == (beginning == b"\r\n\r\n")
+        assert (b"Location: " in seen) == (path == file)
+    assert not any(hub.faults.answers.values())
+    assert get(hub)[0].status == 302
 
 
 def test_statuses_and_their_headers(hub: LocalHub) -> None:

@@ -1,0 +1,405 @@
+"""What the compiled kernels hold: ``python benchmarks/run_gpu.py --static``, without a GPU.
+
+NVRTC compiles every variant with the options that CuPy gives it, ptxas says what each takes of a
+multiprocessor, and nvdisasm (``pip install nvidia-cuda-nvdisasm``) lists its instructions.  From
+these and from instructions counted while the PTX runs on the CPU (``tests/support/ptx.py``) follows
+a roofline: an estimate, until a device has spoken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import importlib.util
+import itertools
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import REPOSITORY, counted, print_table
+from ctgpu.engines import Job
+from ctgpu.engines._batch import _VOXEL_TYPES as VOXEL_TYPES
+from ctgpu.engines._batch import THREADS, KernelKey, Piece, Placed, Span, header_bytes, pack
+from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_options, kernel_source
+from ctgpu.geometry import plan_volume
+from ctgpu.limits import usable_cores
+from ctgpu.spec import Spec
+from ctgpu.volume import Rescale
+from publishing import publish
+
+ARCHITECTURE = "sm_90"
+#: What CuPy adds by itself.
+CUPY_OPTIONS = ("-ftz=true",)
+USUAL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
+USUAL_DHW = KernelKey("i2", swap=False, fast=0, out=1, rescales=False, clips_before=True)
+
+
+@dataclass(frozen=True)
+class Device:
+    """What bounds a kernel on a GPU.
+
+    Attributes
+    ----------
+    multiprocessors : int
+    clock_ghz : float
+        The highest, which it reaches under this load.
+    copy_gb_per_s : float
+        Read and written together by a copy within the device, as measured on one.
+    """
+
+    multiprocessors: int
+    clock_ghz: float
+    copy_gb_per_s: float
+
+
+# SM count and boost clock: NVIDIA's data sheets of the SXM boards.
+DEVICES = {"H100": Device(132, 1.98, 3000.0), "H200": Device(132, 1.98, 4300.0)}
+# Of a multiprocessor of compute capability 9.0: CUDA C++ Programming Guide, "Compute Capabilities".
+_SCHEDULERS, _WARP = 4, 32
+_REGISTERS, _REGISTER_UNIT, _SHARED_BYTES, _MOST_WARPS = 65536, 256, 228 << 10, 64
+_SHARED_BYTES_OF_SYSTEM = 1024  # of each block
+
+# Opcodes of nvdisasm, by what they do to memory.
+_MEMORY = {
+    "global loads": ("LDG", "LD"),
+    "shared loads": ("LDS",),
+    "shared stores": ("STS",),
+}
+
+
+class ToolError(Exception):
+    """A tool is missing or failed: one sentence."""
+
+
+def main(options: argparse.Namespace) -> int:
+    """Count, print and publish; returns the exit status."""
+    keys = [USUAL, USUAL_DHW] if options.quick else variants()
+    try:
+        compiler, disassembler = Compiler(nvrtc_path()), nvdisasm_path()
+        with ThreadPoolExecutor(usable_cores()) as threads:
+            counts = list(threads.map(lambda key: count(compiler, disassembler, key), keys))
+        tables = {name_of(key): numbers for key, numbers in zip(keys, counts, strict=True)}
+        model = {
+            spec.layout: roofline(compiler, key, tables[name_of(key)], spec)
+            for key, spec in ((USUAL, Spec()), (USUAL_DHW, Spec(layout="DHW")))
+        }
+    except ToolError as error:
+        print(f"the kernels cannot be counted: {error}", file=sys.stderr)
+        return 3
+    show(tables, model)
+    result = {
+        "data": "the kernels of this commit, compiled and not run",
+        "architecture": ARCHITECTURE,
+        "nvrtc": compiler.version,
+        "variants": tables,
+        "roofline": model,
+    }
+    publish(options, "gpu_static", result)
+    return 0
+
+
+def variants() -> list[KernelKey]:
+    """Every kernel that there is: a byte has no other byte order."""
+    return [
+        KernelKey(voxel, swap, fast, out, rescales, clips_before)
+        for voxel, swap, fast, out, rescales, clips_before in itertools.product(
+            VOXEL_TYPES, (False, True), (0, 1, 2), (2, 1), (False, True), (True, False)
+        )
+        if not (swap and voxel[1:] == "1")
+    ]
+
+
+def name_of(key: KernelKey) -> str:
+    """A variant in words, such as ``"i2, H to D, clips before"``."""
+    return ", ".join(
+        [
+            key.voxel + (" swapped" if key.swap else ""),
+            f"{'HWD'[key.fast]} to {'HWD'[key.out]}",
+            *(["rescales"] if key.rescales else []),
+            f"clips {'before' if key.clips_before else 'after'}",
+        ]
+    )
+
+
+# ---- compiling and disassembling ---------------------------------------------------------------
+
+
+def _in_wheels(pattern: str) -> list[Path]:
+    """Files of NVIDIA's wheels, those of the newest CUDA last."""
+    spec = importlib.util.find_spec("nvidia")
+    roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
+    return sorted(path for root in roots for path in root.glob(pattern))
+
+
+def nvrtc_path() -> Path:
+    """The newest NVRTC that a wheel brought.
+
+    Raises
+    ------
+    ToolError
+        If there is none.
+    """
+    found = _in_wheels("*/lib/libnvrtc.so.*")
+    if not found:
+        raise ToolError("there is no NVRTC; pip install nvidia-cuda-nvrtc")
+    return max(found, key=lambda path: int(path.name.rpartition(".")[2]))
+
+
+def nvdisasm_path() -> Path:
+    """The disassembler: a wheel's, or one on the PATH.
+
+    Raises
+    ------
+    ToolError
+        If there is none.
+    """
+    found, on_path = _in_wheels("*/bin/nvdisasm"), shutil.which("nvdisasm")
+    if not found and on_path is None:
+        raise ToolError("there is no nvdisasm; pip install nvidia-cuda-nvdisasm")
+    return found[-1] if found else Path(str(on_path))
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What NVRTC made of a source: machine code, PTX, and what ptxas said of them."""
+
+    cubin: bytes
+    ptx: str
+    log: str
+
+
+class Compiler:
+    """NVRTC; may be used by several threads."""
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        major, minor = ctypes.c_int(), ctypes.c_int()
+        self._library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+        self.version = f"{major.value}.{minor.value}"
+
+    def compile(self, key: KernelKey) -> Compiled:
+        """One variant, as CuPy has it compiled.
+
+        Raises
+        ------
+        ToolError
+            If it does not compile.
+        """
+        library, program = self._library, ctypes.c_void_p()
+        library.nvrtcCreateProgram(
+            ctypes.byref(program), kernel_source().encode(), b"preprocess.cu", 0, None, None
+        )
+        options = [
+            f"-arch={ARCHITECTURE}",
+            *kernel_options(key),
+            *CUPY_OPTIONS,
+            "--ptxas-options=-v",
+        ]
+        texts = [option.encode() for option in options]
+        try:
+            failed = library.nvrtcCompileProgram(
+                program, len(texts), (ctypes.c_char_p * len(texts))(*texts)
+            )
+            log = self._output(program, "ProgramLog").decode().rstrip("\0")
+            if failed:
+                raise ToolError(f"{name_of(key)} does not compile: {log}")
+            ptx = self._output(program, "PTX").decode().rstrip("\0")
+            return Compiled(self._output(program, "CUBIN"), ptx, log)
+        finally:
+            library.nvrtcDestroyProgram(ctypes.byref(program))
+
+    def _output(self, program: ctypes.c_void_p, what: str) -> bytes:
+        size = ctypes.c_size_t()
+        getattr(self._library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        getattr(self._library, f"nvrtcGet{what}")(program, text)
+        return text.raw
+
+
+def disassemble(disassembler: Path, cubin: bytes) -> Counter[str]:
+    """How often each opcode stands in the machine code; padding and its loop are left out.
+
+    Raises
+    ------
+    ToolError
+        If nvdisasm fails, or lists nothing.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        ran = subprocess.run(
+            [disassembler, "-c", file.name], capture_output=True, text=True, check=False
+        )
+    lines = re.findall(
+        r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*)", ran.stdout, re.MULTILINE
+    )
+    if ran.returncode or not lines:
+        raise ToolError(f"{disassembler.name} fails: {ran.stderr.strip() or 'it lists nothing'}")
+    opcodes = Counter(lines)
+    del opcodes["NOP"]
+    opcodes["BRA"] -= 1  # the endless loop behind the last instruction
+    return opcodes
+
+
+_PTXAS = re.compile(
+    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
+    r"Used (\d+) registers.*?(\d+) bytes smem",
+    re.DOTALL,
+)
+
+
+def count(compiler: Compiler, disassembler: Path, key: KernelKey) -> dict[str, Any]:
+    """Registers, spills, shared memory and instructions of one variant."""
+    compiled = compiler.compile(key)
+    said = _PTXAS.search(compiled.log)
+    if said is None:
+        raise ToolError(f"ptxas says nothing of {name_of(key)}: {compiled.log!r}")
+    _, stores, loads, registers, shared = map(int, said.groups())
+    opcodes = disassemble(disassembler, compiled.cubin)
+    numbers = {
+        "registers": counted(registers, "registers"),
+        "spill stores": counted(stores, "bytes"),
+        "spill loads": counted(loads, "bytes"),
+        "shared memory": counted(shared, "bytes"),
+        "instructions": counted(opcodes.total(), "instructions"),
+    }
+    for name, family in _MEMORY.items():
+        numbers[name] = counted(sum(opcodes[opcode] for opcode in family), "instructions")
+    return numbers
+
+
+# ---- the roofline ------------------------------------------------------------------------------
+
+
+def blocks_of_a_multiprocessor(registers: int, shared_bytes: int) -> int:
+    """How many blocks a multiprocessor holds at a time."""
+    warps = THREADS // _WARP
+    of_warp = -(-registers * _WARP // _REGISTER_UNIT) * _REGISTER_UNIT
+    return min(
+        _REGISTERS // (of_warp * warps),
+        _SHARED_BYTES // (shared_bytes + _SHARED_BYTES_OF_SYSTEM),
+        _MOST_WARPS // warps,
+    )
+
+
+def issued_by_a_block(compiler: Compiler, key: KernelKey, spec: Spec) -> float:
+    """PTX instructions that the warps of one block issue, within a volume of the usual spacing.
+
+    The kernel runs on the CPU over a part of a volume that is all source, and is counted.
+    """
+    tests = str(REPOSITORY / "tests")
+    if tests not in sys.path:
+        sys.path.append(tests)
+    from support.ptx import Buffer, Kernel
+
+    # Sampled as 512×512×300 is for 480×480×240; a tile of output has 32 rows, 256 voxels each.
+    shape_hwd = (64, 32, 32)
+    ratios = (512 / 480, 512 / 480, 300 / 240)
+    source_shape = [round(n * r) for n, r in zip(shape_hwd, ratios, strict=True)]
+    small = Spec(target_spacing_mm=(1, 1, 1), shape_hwd=shape_hwd, layout=spec.layout)
+    voxels = np.zeros(source_shape, np.int16, order="F")
+    spacing_mm = tuple((n + 0.5) / s for n, s in zip(shape_hwd, source_shape, strict=True))
+    plan = plan_volume(voxels.shape, spacing_mm, small)  # type: ignore[arg-type]
+    out = np.empty(small.stored_shape, np.float16)
+    piece = Piece.of(Job(voxels, Rescale(), plan, out), 0, shape_hwd[2])
+    span = Span.of(voxels)
+    header = np.empty(header_bytes([piece]), np.uint8)
+    placed = Placed(piece, voxels, span.address + span.origin_bytes, out.ctypes.data)
+    packed, (launch,) = pack([placed], header.ctypes.data)
+    header[:] = packed
+    kernel = Kernel(compiler.compile(key).ptx)
+    counts = kernel.launch(
+        launch.blocks,
+        THREADS,
+        [np.uint64(header.ctypes.data), np.int32(1)],
+        [Buffer(header), Buffer(voxels), Buffer(out)],
+    )
+    return counts.warps.total() / launch.blocks
+
+
+def roofline(
+    compiler: Compiler, key: KernelKey, numbers: Mapping[str, Any], spec: Spec
+) -> dict[str, Any]:
+    """What bounds the usual volume: instructions to issue, or bytes to move.
+
+    Machine code has about as many instructions as PTX, with the ratio of the two as they stand in
+    the kernel; each scheduler issues one a clock at best.
+    """
+    compiled = compiler.compile(key)
+    in_ptx = len(re.findall(r"^\s*(?:@!?%p\d+\s+)?[a-z][\w.]*\s.*;\s*$", _body(compiled.ptx), re.M))
+    issued = issued_by_a_block(compiler, key, spec)
+    machine_code = issued * numbers["instructions"]["runs"][0] / in_ptx
+    source_shape = (512, 512, 300)
+    tile_w, tile_d = key.tile_wd
+    blocks = 1
+    for n, tile in zip(spec.shape_hwd, (32, tile_w, tile_d), strict=True):
+        blocks *= -(-n // tile)
+    moved = 2 * int(np.prod(source_shape)) + spec.size_bytes
+    resident = blocks_of_a_multiprocessor(
+        numbers["registers"]["runs"][0], numbers["shared memory"]["runs"][0]
+    )
+    bounds = {}
+    for name, device in DEVICES.items():
+        schedulers = device.multiprocessors * _SCHEDULERS
+        bounds[name] = {
+            "issue_us": blocks * machine_code / schedulers / device.clock_ghz / 1e3,
+            "memory_us": moved / device.copy_gb_per_s / 1e3,
+        }
+    return {
+        "estimate": True,
+        "source_shape": source_shape,
+        "out_shape": spec.stored_shape,
+        "bytes_moved": moved,
+        "blocks": blocks,
+        "ptx_instructions_of_a_block": counted(round(issued), "instructions"),
+        "instructions_of_a_block": round(machine_code),
+        "blocks_of_a_multiprocessor": resident,
+        "occupancy": resident * THREADS // _WARP / _MOST_WARPS,
+        "bounds": bounds,
+    }
+
+
+def _body(ptx: str) -> str:
+    return ptx[ptx.index("{", ptx.index(f".entry {KERNEL_NAME}")) :]
+
+
+def show(tables: Mapping[str, Mapping[str, Any]], model: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a table of the variants, and what bounds the usual one."""
+    short = {
+        "regs": "registers",
+        "spill st": "spill stores",
+        "spill ld": "spill loads",
+        "shared": "shared memory",
+        "instr": "instructions",
+        "LDG": "global loads",
+        "LDS": "shared loads",
+        "STS": "shared stores",
+    }
+    print_table(
+        f"kernels for {ARCHITECTURE}; spills and shared memory in bytes, the rest instructions",
+        ("variant", *short),
+        [
+            (name, *(n[column]["runs"][0] for column in short.values()))
+            for name, n in tables.items()
+        ],
+    )
+    rows: list[Sequence[object]] = [
+        (layout, name, f"{bound['issue_us']:.0f} µs", f"{bound['memory_us']:.0f} µs")
+        for layout, of in model.items()
+        for name, bound in of["bounds"].items()
+    ]
+    print_table(
+        "at least, for 512×512×300 int16: an estimate",
+        ("layout", "device", "to issue", "to move the bytes"),
+        rows,
+    )

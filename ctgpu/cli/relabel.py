@@ -1,0 +1,57 @@
+"""``ctgpu relabel``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from ctgpu.cli.build import resumable
+from ctgpu.cli.options import Debug
+from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say
+from ctgpu.relabelling import RelabelReport, relabel
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data set's folder.")],
+    source: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the tables are; volumes are not needed. (default: the data set's source)"
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write labels, reports and metadata of finished samples again from the tables.
+
+    Volumes are copied, not made again, and only shards in which something differs are rewritten.
+    Exits with 1 where a sample cannot be as the tables say.
+    """
+    console = Console(stderr=True)
+    configure_logging(LogFormat.text, logging.DEBUG if debug else logging.INFO, console)
+    again = ["relabel", str(folder), *(["--source", str(source)] if source is not None else [])]
+    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+    task = progress.add_task("looking at shards", total=None)
+    with resumable(folder, again), progress:
+        report = relabel(
+            folder,
+            source=source,
+            looked_at=lambda done, shards: progress.update(task, completed=done, total=shards),
+        )
+    for key, reason in report.left.items():
+        say(f"{key}: {reason}")
+    say(_summary(report))
+    raise typer.Exit(report.exit_code)
+
+
+def _summary(report: RelabelReport) -> str:
+    card = report.manifest
+    left = f"; {len(report.left)} are not as the tables say" if report.left else ""
+    return (
+        f"{report.folder}: {len(report.relabelled)} of {card['total_samples']} samples relabelled, "
+        f"{report.shards} of {card['total_shards']} shards rewritten; "
+        f"{card['unlabelled_samples']} samples without labels{left}"
+    )

@@ -1,0 +1,203 @@
+"""Reads batches ahead of who takes them: threads, straight into batch buffers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ctgpu.buffers import Buffer, BufferPool
+from ctgpu.errors import SampleError
+from ctgpu.loading.dataset import Labels, Volume, VolumeDataset
+from ctgpu.loading.order import EpochOrder, Indices, Share
+from ctgpu.loading.region import Shape, random_start
+from ctgpu.loading.targets import Target
+
+log = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pending:
+    """A batch being read, and the memory it is read into."""
+
+    batch: Future[Batch]
+    buffer: Buffer
+
+
+class BatchReader:
+    """Reads the batches of an epoch; it does not know which of them anybody got.
+
+    Parameters
+    ----------
+    dataset : VolumeDataset
+        The samples.
+    order : EpochOrder
+        In which order.
+    target : Target
+        What becomes of what was read.
+    batch_size : int
+        Samples of one batch of one rank.
+    prefetch_batches : int
+        How many are read ahead.
+    threads : int
+        Readers.
+    skip_bad : bool
+        Whether the next good sample of the order takes the place of a damaged one.
+    box : tuple of int, optional
+        Random boxes of this shape, in stored order, instead of whole volumes.
+    """
+
+    def __init__(
+        self,
+        dataset: VolumeDataset,
+        order: EpochOrder,
+        target: Target,
+        *,
+        batch_size: int,
+        prefetch_batches: int,
+        threads: int,
+        skip_bad: bool,
+        box: Shape | None,
+    ) -> None:
+        self._dataset = dataset
+        self._order = order
+        self._target = target
+        self._batch_size = batch_size
+        self._prefetch_batches = prefetch_batches
+        self._threads = threads
+        self._skip_bad = skip_bad
+        self._box = box
+        # What is given away never comes back, and the pool shall not wait for it.
+        kept_bytes = 0 if target.memory == "given" else 1 << 62
+        self._pool = BufferPool(kept_bytes, target.allocate)
+
+    @property
+    def total(self) -> int:
+        """Samples of an epoch, of all ranks together."""
+        return len(self._dataset)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Host memory that the batch buffers take now."""
+        return self._pool.lent_bytes + self._pool.idle_bytes
+
+    def read_ahead(
+        self, share: Share, epoch: int, position: int
+    ) -> Generator[tuple[Batch, Buffer | None], None, None]:
+        """The batches of a share of `epoch` from `position` on.
+
+        Beside each is the memory that it is lent, for the taker to release; None where it has
+        memory of its own.  Closing the generator ends the threads.
+
+        Raises
+        ------
+        FetchError, StorageError
+            If a sample is damaged, or its shard is gone; at its batch.
+        """
+        total = self.total
+        order = self._order.of(epoch)
+        steps = iter(_positions(share, total, position))
+        ours: set[int] = set()
+
+        def enlist() -> None:
+            ours.add(threading.get_ident())
+
+        readers = ThreadPoolExecutor(self._threads, "ctgpu-read", enlist)
+        assembler = ThreadPoolExecutor(1, "ctgpu-assemble", enlist)
+        ahead: deque[_Pending] = deque()
+
+        def read_next() -> None:
+            if (place := next(steps, None)) is not None:
+                positions = share.batch(total, place)
+                ahead.append(self._begin(readers, assembler, order, positions, epoch))
+
+        try:
+            for _ in range(self._prefetch_batches):
+                read_next()
+            while ahead:
+                read_next()
+                batch = ahead[0].batch.result()
+                buffer = ahead.popleft().buffer
+                yield batch, buffer if self._target.memory == "lent" else None
+        finally:
+            # The garbage collector may run this in one of the threads that would be waited for.
+            wait = threading.get_ident() not in ours
+            readers.shutdown(wait, cancel_futures=True)
+            assembler.shutdown(wait, cancel_futures=True)
+            if wait:  # otherwise they may still be read into, and go with their last reference
+                for pending in ahead:
+                    pending.buffer.release()
+
+    def _begin(
+        self,
+        readers: ThreadPoolExecutor,
+        assembler: ThreadPoolExecutor,
+        order: Indices,
+        positions: range,
+        epoch: int,
+    ) -> _Pending:
+        """Have one batch read and assembled."""
+        box = self._box or self._dataset.spec.stored_shape
+        # Smaller batches take the memory of a whole one, so that the pool keeps to one size.
+        buffer = self._pool.acquire(2 * self._batch_size * int(np.prod(box)))
+        stored = buffer.array((len(positions), *box), "<f2")
+        reads = [
+            readers.submit(self._read, order, position, epoch, stored[row])
+            for row, position in enumerate(positions)
+        ]
+        return _Pending(assembler.submit(self._assemble, buffer, stored, reads), buffer)
+
+    def _read(
+        self, order: Indices, position: int, epoch: int, out: Volume
+    ) -> tuple[str, Labels, str]:
+        """Read the sample at `position`, or the next good one of the order."""
+        attempts = len(order) if self._skip_bad else 1
+        for step in range(attempts):
+            index = int(order[(position + step) % len(order)])
+            start = (
+                random_start(
+                    self._dataset.spec.stored_shape,
+                    self._box,
+                    seed=self._order.seed,
+                    epoch=epoch,
+                    index=index,
+                )
+                if self._box
+                else (0, 0, 0)
+            )
+            try:
+                return self._dataset.study_ids[index], *self._dataset.read_into(index, out, start)
+            except SampleError as error:
+                if step == attempts - 1:
+                    raise
+                log.warning("%s; the next sample takes its place in this epoch", error)
+        raise AssertionError("unreachable")
+
+    def _assemble(
+        self, buffer: Buffer, stored: Volume, reads: list[Future[tuple[str, Labels, str]]]
+    ) -> Batch:
+        # All are waited for: none may still be reading when the buffer is used again.
+        samples = [read.result() for read in reads]
+        volume, labels = self._target.place(stored, np.stack([labels for _, labels, _ in samples]))
+        if self._target.memory != "lent":
+            buffer.release()
+        return {
+            "volume": volume,
+            "labels": labels,
+            "report": [report for _, _, report in samples],
+            "study_id": [study_id for study_id, _, _ in samples],
+        }
+
+
+def _positions(share: Share, total: int, position: int) -> list[int]:
+    """Where in the order each step that is left begins."""
+    steps = share.steps(total - position)
+    return [position + step * share.step_samples for step in range(steps)]

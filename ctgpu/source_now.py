@@ -1,0 +1,302 @@
+"""What has become of a source since it was planned, and whether its build can go on with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ctgpu.errors import MismatchError, TableError
+from ctgpu.sample import says_the_same
+from ctgpu.shards.folder import committed_shards
+from ctgpu.shards.names import natural_key, record_name
+from ctgpu.shards.plan import Plan, PlannedSample
+from ctgpu.shards.record import SampleEntry, ShardRecord
+from ctgpu.sources.base import SampleRef, Source, Split
+from ctgpu.sources.folder import FolderSource
+from ctgpu.sources.selection import eligible
+from ctgpu.sources.tables import no_chest_of
+from ctgpu.sources.tars import TarSource
+
+_log = logging.getLogger(__name__)
+
+_NAMED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SourceNow:
+    """The source of a plan, listed again.
+
+    Attributes
+    ----------
+    source : Source
+        Open.
+    sizes_now : dict of str to int
+        Sizes in bytes of the planned volumes whose size is not the planned one, by path.
+    gone : frozenset of str
+        Paths of the planned volumes that it does not hold.
+    new : sequence of str
+        Paths of volumes that a plan made now would have beside the planned ones.
+    tables : sequence of str or None
+        Paths of the tables that are not those that were planned with; None where neither the plan
+        nor the listing says.
+    """
+
+    source: Source
+    sizes_now: Mapping[str, int] = field(default_factory=dict)
+    gone: frozenset[str] = frozenset()
+    new: Sequence[str] = ()
+    tables: Sequence[str] | None = ()
+
+
+def look_again(plan: Plan, source: Source) -> SourceNow:
+    """List the source of a plan again and compare.
+
+    Parameters
+    ----------
+    plan : Plan
+        The plan.
+    source : Source
+        Its source; one on the Hub is pinned, and not listed.
+
+    Raises
+    ------
+    UsageError
+        If it has no volumes of the plan's split.
+    AccessError, SourceError
+        If it cannot be listed.
+    """
+    split: Split = "train" if plan.split == "train" else "valid"
+    if isinstance(source, TarSource):
+        refs = source.list_left()
+    elif isinstance(source, FolderSource):
+        refs = source.list_volumes(split)
+    else:
+        return SourceNow(source)
+    listed = {ref.path: ref.size_bytes for ref in refs}
+    return SourceNow(
+        source,
+        {
+            sample.path: listed[sample.path]
+            for sample in plan.samples
+            # Of 0 bytes nothing can be made, so what was made before stays.
+            if listed.get(sample.path, 0) not in (0, sample.size_bytes)
+        },
+        frozenset(sample.path for sample in plan.samples if sample.path not in listed),
+        _new(plan, source, refs, split),
+        _changed_tables(plan, source, split) if isinstance(source, FolderSource) else (),
+    )
+
+
+def _new(plan: Plan, source: Source, refs: Sequence[SampleRef], split: Split) -> list[str]:
+    """What the plan's selection takes now beside what it took; nothing where that was a trial."""
+    planned = {sample.path for sample in plan.samples}
+    if plan.selection.get("limit") is not None or planned.issuperset(ref.path for ref in refs):
+        return []
+    if isinstance(source, TarSource):
+        found = refs
+    else:
+        found = eligible(
+            refs,
+            no_chest_of(source, split),
+            split=split,
+            recon=plan.selection.get("recon", "all"),
+            keep_no_chest=bool(plan.selection.get("keep_no_chest")),
+        )
+    return [ref.path for ref in found if ref.path not in planned]
+
+
+def _changed_tables(plan: Plan, source: FolderSource, split: Split) -> Sequence[str] | None:
+    planned = plan.source.get("tables")
+    if planned is not None:
+        now = source.table_checksums(split)
+        return sorted(p for p in planned.keys() | now.keys() if planned.get(p) != now.get(p))
+    # Earlier plans have one hash of all names and sizes.
+    if source.identity()["revision"] == plan.source["revision"]:
+        return ()
+    volumes = [
+        SampleRef(sample.path, sample.size_bytes)
+        for sample in sorted(plan.samples, key=lambda sample: natural_key(sample.path))
+    ]
+    unchanged = source.revision_of(volumes, split) == plan.source["revision"]
+    return () if unchanged else None
+
+
+def require_going_on(
+    now: SourceNow,
+    folder: Path,
+    plan: Plan,
+    pending: Collection[int],
+    *,
+    path: Path,
+    force: bool,
+) -> None:
+    """Refuse a source that what is to be made cannot be made of; say what else has changed.
+
+    Parameters
+    ----------
+    now : SourceNow
+        The source.
+    folder : Path
+        The data set's folder.
+    plan : Plan
+        Its plan.
+    pending : collection of int
+        Shards that are to be made, or made again; of a committed one the good samples stay.
+    path : Path
+        Where the source is.
+    force : bool
+        The good samples of committed shards do not stay.
+
+    Raises
+    ------
+    MismatchError
+        If a volume is gone that is to be made, or another place has none of its planned size.
+    """
+    say_what_is_new(now.new, path)
+    if not (now.sizes_now or now.gone or now.tables is None or now.tables):
+        return
+    finished = {} if force else _finished(folder)
+    missing = [
+        sample.path
+        for sample, index in _with_shards(plan)
+        # One that had failed may fail again.
+        if sample.path in now.gone and index in pending and index not in finished
+    ]
+    none_is_as_planned = len(now.sizes_now) + len(now.gone) == len(plan.samples)
+    if missing or (none_is_as_planned and is_elsewhere(plan, path)):
+        raise foreign_source(now, plan, path, missing)
+    mended = [
+        sample.path
+        for sample, index in _with_shards(plan)
+        if sample.path in now.sizes_now
+        and index in pending
+        and sample.key not in finished.get(index, ())
+    ]
+    if mended:
+        _log.info(
+            "%s: %s of another size than planned, taken as they are now: %s",
+            path,
+            _count(mended, "volume"),
+            shortened(mended),
+        )
+    _say_what_stays(now, plan, finished, path)
+
+
+def is_elsewhere(plan: Plan, path: Path) -> bool:
+    """Whether a source is at another place than the one that was planned."""
+    return str(path.resolve()) != plan.source.get("path")
+
+
+def foreign_source(
+    now: SourceNow, plan: Plan, path: Path, missing: Sequence[str] = ()
+) -> MismatchError:
+    """What to say of a source that is not the planned one, with the volumes that tell it."""
+    missing = missing or sorted(now.gone, key=natural_key)
+    found = []
+    if missing:
+        found.append(f"{_count(missing, 'volume')} gone, such as {shortened(missing)}")
+    if now.sizes_now:
+        resized = sorted(now.sizes_now, key=natural_key)
+        found.append(f"{_count(resized, 'volume')} of another size, such as {shortened(resized)}")
+    return MismatchError(
+        f"{path} does not hold the volumes that were planned: of {len(plan.samples)} there "
+        f"are {' and '.join(found)}; bring them back, name the right folder with --source, or "
+        "build into another one"
+    )
+
+
+def new_tars(plan: Plan, pattern: Path) -> list[str]:
+    """Tars that a pattern names and nothing of the plan is in; none of them is read."""
+    source = TarSource(pattern)
+    planned = {sample.path.partition(".tar/")[0] + ".tar" for sample in plan.samples}
+    return [name for name in map(source.relative, source.tars_left()) if name not in planned]
+
+
+def say_what_is_new(new: Sequence[str], path: Path) -> None:
+    """Warn of files that have come since, which a plan does not take in."""
+    if new:
+        _log.warning(
+            "%s holds %s that this data set was planned without, such as %s: build what is new "
+            "into a folder of its own and load both (see docs/reliability.md)",
+            path,
+            _count(new, "file"),
+            shortened(new),
+        )
+
+
+def _say_what_stays(
+    now: SourceNow, plan: Plan, finished: Mapping[int, Mapping[str, SampleEntry]], path: Path
+) -> None:
+    stays: dict[str, int] = {}
+    for sample, index in _with_shards(plan):
+        entry = finished.get(index, {}).get(sample.key)
+        size_bytes = now.sizes_now.get(sample.path)
+        if entry is not None and size_bytes is not None and entry.source_bytes != size_bytes:
+            stays[sample.key] = index
+    if stays:
+        _log.warning(
+            "%s: finished samples stay as they are although their volumes have changed since: %s; "
+            "`ctgpu build --force --shards %d` makes that shard again",
+            path,
+            shortened(list(stays)),
+            next(iter(stays.values())),
+        )
+    if now.tables:
+        _log.info(
+            "%s: changed since this data set was planned, and read as they are now: %s",
+            path,
+            shortened(now.tables),
+        )
+    if now.tables is None or now.tables:
+        differ = list(_said_otherwise(now.source, plan, finished))
+        if differ:
+            _log.warning(
+                "%s: %s whose labels or report are not what the tables say now: %s; `ctgpu "
+                "relabel DIR` writes them again",
+                path,
+                _count(differ, "finished sample"),
+                shortened(differ),
+            )
+
+
+def _said_otherwise(
+    source: Source, plan: Plan, finished: Mapping[int, Mapping[str, SampleEntry]]
+) -> Iterator[str]:
+    """Keys of the finished samples that the tables say something else about."""
+    tables = source.tables("train" if plan.split == "train" else "valid", plan.class_names)
+    from_header = plan.selection.get("spacing_fallback") == "header"
+    for entries in finished.values():
+        for key, entry in entries.items():
+            try:
+                row = tables.row(entry.study_id, spacing_from_header=from_header)
+            except TableError:
+                yield key
+            else:
+                if not says_the_same(entry, row):
+                    yield key
+
+
+def _finished(folder: Path) -> dict[int, dict[str, SampleEntry]]:
+    """The samples of the committed shards, by shard and key."""
+    records = (ShardRecord.load(folder / record_name(i)) for i in committed_shards(folder))
+    return {
+        record.shard_index: {entry.key: entry for entry in record.samples} for record in records
+    }
+
+
+def _with_shards(plan: Plan) -> Iterator[tuple[PlannedSample, int]]:
+    for place, sample in enumerate(plan.samples):
+        yield sample, place // plan.samples_per_shard
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    """Such as ``1 volume`` or ``2 volumes``."""
+    return f"{len(things)} {name}{'s' if len(things) != 1 else ''}"
+
+
+def shortened(paths: Sequence[str]) -> str:
+    """The first of some paths, and how many more there are."""
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return ", ".join(paths[:_NAMED]) + more

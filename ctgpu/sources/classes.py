@@ -1,0 +1,74 @@
+"""What the labels in the tars of a WebDataset mean."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from ctgpu.errors import UsageError
+from ctgpu.shards.names import MANIFEST_NAME
+from ctgpu.shards.untrusted import read_json
+from ctgpu.sources.tables import LABEL_NAMES
+
+#: Of one float32 label.
+LABEL_BYTES = 4
+
+
+def named_classes(folder: Path) -> tuple[str, ...] | None:
+    """The class names that the ``manifest.json`` in a folder states; None where it states none."""
+    try:
+        names = read_json(folder / MANIFEST_NAME)["class_names"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return tuple(names)
+
+
+def classes_of_labels(folders: Iterable[Path], sizes_bytes: Mapping[str, int]) -> tuple[str, ...]:
+    """Names of the classes that most of the labels in some tars are for.
+
+    Those that the manifests beside the tars state; else CT-RATE's where there are 18 labels; none
+    where there are no labels.
+
+    Parameters
+    ----------
+    folders : iterable of Path
+        Where the tars are.
+    sizes_bytes : mapping of str to int
+        Of each sample's labels, by what a message is to call them; float32 each.
+
+    Raises
+    ------
+    UsageError
+        If manifests contradict each other, or there are labels that nothing names.
+    """
+    stated = {
+        folder / MANIFEST_NAME: names
+        for folder in dict.fromkeys(folders)
+        if (names := named_classes(folder)) is not None
+    }
+    if len(set(stated.values())) > 1:
+        raise UsageError(
+            f"{' and '.join(map(str, stated))} state different class_names, so a label would mean "
+            "one thing here and another there; convert these tars apart"
+        )
+    # Labels of no bytes say nothing about the others.
+    usual = Counter(size for size in sizes_bytes.values() if size).most_common(1)
+    size_bytes = usual[0][0] if usual else 0
+    for path, names in stated.items():
+        if size_bytes not in (0, LABEL_BYTES * len(names)):
+            raise UsageError(
+                f"{path} names {len(names)} classes, and most labels beside it have {size_bytes} "
+                f"bytes; wanted {LABEL_BYTES * len(names)}: correct its class_names"
+            )
+        return names
+    if size_bytes in (0, LABEL_BYTES * len(LABEL_NAMES)):
+        return LABEL_NAMES if size_bytes else ()
+    example = next(name for name, size in sizes_bytes.items() if size == size_bytes)
+    raise UsageError(
+        f"{example} has {size_bytes} bytes, and nothing names its classes; wanted "
+        f"CT-RATE's {len(LABEL_NAMES)} as little-endian float32, or as many as a {MANIFEST_NAME} "
+        "beside the tars lists as class_names"
+    )

@@ -1,0 +1,313 @@
+"""One sample of a WebDataset's tar: its members, and the volume in them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ctgpu.buffers import Buffer, BufferPool
+from ctgpu.decode import decode, decode_raw
+from ctgpu.decode.mistaken import HEAD_BYTES, mistaken_for
+from ctgpu.errors import DecodeError, StorageError, UsageError, reason_of
+from ctgpu.shards.names import MANIFEST_NAME
+from ctgpu.shards.reader import ShardReader
+from ctgpu.shards.scan import TarMember
+from ctgpu.shards.untrusted import Stamp, open_regular, read_json, stamp_of
+from ctgpu.sources.classes import LABEL_BYTES
+from ctgpu.spec import CT_RATE
+from ctgpu.volume import RawVolume
+
+#: Members that may hold a sample's volume, best first.
+VOLUME_EXTENSIONS = ("bin", "npz", "nii.gz", "nii")
+
+SMALL_LIMIT_BYTES = 16 << 20
+LABEL_EXTENSIONS = ("labels", "cls")
+
+
+@dataclass(frozen=True, slots=True)
+class TarSample:
+    """The members of one tar that share a key.
+
+    Attributes
+    ----------
+    tar : Path
+        Where they are.
+    key : str
+        Their common name, folders inside the tar included.
+    members : dict of str to TarMember
+        By extension.
+    stamp : tuple of int
+        Of the tar when it was listed; one that was changed since is not read.
+    """
+
+    tar: Path
+    key: str
+    members: Mapping[str, TarMember]
+    stamp: Stamp
+
+    @property
+    def volume_extension(self) -> str | None:
+        """Extension of the member that holds the volume; None where there is none."""
+        return next((e for e in VOLUME_EXTENSIONS if e in self.members), None)
+
+    def read(self, extension: str, limit_bytes: int = SMALL_LIMIT_BYTES) -> bytes:
+        """One small member.
+
+        Raises
+        ------
+        DecodeError
+            If the tar cannot be read, has changed, or the member is larger than `limit_bytes`.
+        """
+        member = self.members[extension]
+        if member.size_bytes > limit_bytes:
+            raise DecodeError(
+                f"{self.tar}: {member.name} has {member.size_bytes:,} bytes; at most "
+                f"{limit_bytes:,} are read of such a member: look at the tar"
+            )
+        content = bytearray(member.size_bytes)
+        self.read_into(extension, memoryview(content))
+        return bytes(content)
+
+    def read_into(self, extension: str, out: memoryview) -> None:
+        """One member into memory of exactly its size.
+
+        Raises
+        ------
+        DecodeError
+            If the tar cannot be read, or is not as it was when it was listed.
+        """
+        member = self.members[extension]
+        position, view = member.offset, out.cast("B")
+        try:
+            with os.fdopen(open_regular(self.tar), "rb", buffering=0) as file:
+                self._require_unchanged(file.fileno())
+                file.seek(position)
+                while view:
+                    count = file.readinto(view)
+                    if not count:
+                        raise DecodeError(f"{self.tar} ends within {member.name}; fetch it again")
+                    view = view[count:]
+                self._require_unchanged(file.fileno())
+        except OSError as error:
+            raise DecodeError(f"{self.tar} cannot be read: {reason_of(error)}") from error
+
+    def _require_unchanged(self, fd: int) -> None:
+        if stamp_of(fd) != self.stamp:
+            raise DecodeError(
+                f"{self.tar} was changed after it had been listed; wait until nothing writes to "
+                "it, then run the same command again with --retry-failed"
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """Its ``.json``; empty where it has none.
+
+        Raises
+        ------
+        DecodeError
+            If that is not a JSON object.
+        """
+        if "json" not in self.members:
+            return {}
+        try:
+            facts = json.loads(self.read("json"), parse_constant=lambda _: None)
+            if not isinstance(facts, dict):
+                raise ValueError("it is not an object")
+        except (ValueError, RecursionError) as error:
+            raise DecodeError(f"{self.tar}: {self.key}.json is not readable: {error}") from error
+        return facts
+
+    @property
+    def label_extension(self) -> str | None:
+        """Extension of the member that holds the labels; None where there is none."""
+        return next((e for e in LABEL_EXTENSIONS if e in self.members), None)
+
+    def labels(self, num_classes: int | None = None) -> npt.NDArray[np.float32] | None:
+        """Its ``.labels``, or else ``.cls``: float32, shape (classes,); None where it has neither.
+
+        Parameters
+        ----------
+        num_classes : int, optional
+            How many there must be.
+
+        Raises
+        ------
+        DecodeError
+            If they are not raw float32 values, or not so many.
+        """
+        extension = self.label_extension
+        if extension is None:
+            return None
+        content = self.read(extension)
+        if len(content) % LABEL_BYTES or num_classes not in (None, len(content) // LABEL_BYTES):
+            wanted = "" if num_classes is None else f"{num_classes} "
+            raise DecodeError(
+                f"{self.tar}: {self.key}.{extension} has {len(content)} bytes; wanted "
+                f"{wanted}little-endian float32 values"
+            )
+        return np.frombuffer(content, "<f4")
+
+    def text(self) -> str:
+        """Its ``.txt``; empty where it has none."""
+        return self.read("txt").decode(errors="replace") if "txt" in self.members else ""
+
+
+def samples_of_tar(tar: Path) -> list[TarSample]:
+    """The samples of one tar, in its order; only headers are read.
+
+    Raises
+    ------
+    StorageError
+        If it cannot be opened.
+    DecodeError
+        If it is damaged or hostile, or names a member twice.
+    """
+    try:
+        stamp = stamp_of(tar)
+    except OSError as error:
+        raise StorageError(f"{tar} cannot be opened: {reason_of(error)}") from error
+    members = _members(tar)
+    samples: dict[str, dict[str, TarMember]] = {}
+    for member in members:
+        # Hidden files, such as the "._" ones of macOS, are no more looked at than in a folder.
+        if member.name.rsplit("/", 1)[-1].startswith("."):
+            continue
+        of_key = samples.setdefault(member.key, {})
+        if of_key.setdefault(member.extension, member) is not member:
+            raise DecodeError(f"{tar} holds {member.name} twice; make it again")
+    return [TarSample(tar, key, of_key, stamp) for key, of_key in samples.items()]
+
+
+def _members(tar: Path) -> list[TarMember]:
+    try:
+        with ShardReader(tar) as reader:
+            return reader.scan()
+    except DecodeError as error:
+        with os.fdopen(open_regular(tar), "rb") as file:
+            found = mistaken_for(file.read(HEAD_BYTES))
+        if found is not None:
+            raise DecodeError(f"{tar} {found}") from error
+        raise
+
+
+def preprocessed_shape(sample: TarSample) -> tuple[int, ...] | None:
+    """The shape that a preprocessed shard claims for its volumes; None where they are raw.
+
+    The ``manifest.json`` beside the tar decides, or else what the sample's JSON says.
+    """
+    try:
+        card = read_json(sample.tar.parent / MANIFEST_NAME)
+        claimed, preprocessed = card.get("sample_shape"), card.get("preprocessed") is True
+    except (OSError, ValueError, AttributeError):
+        claimed, preprocessed = None, False
+    facts = sample.facts()
+    if not preprocessed and facts.get("preprocessed") is not True:
+        return None
+    try:
+        shape = tuple(int(n) for n in claimed or CT_RATE.stored_shape)
+    except (TypeError, ValueError):
+        shape = ()
+    if len(shape) != 3:
+        raise UsageError(
+            f"{sample.tar.parent / MANIFEST_NAME} has the sample_shape {claimed!r}; wanted "
+            "three whole numbers"
+        )
+    return shape
+
+
+def read_volume(sample: TarSample, pool: BufferPool) -> RawVolume:
+    """The volume of a sample.
+
+    Raises
+    ------
+    DecodeError
+        If it has none, or one that cannot be read.
+    """
+    extension = sample.volume_extension
+    if extension is None:
+        raise DecodeError(
+            f"{sample.tar} has no volume for {sample.key}, only {', '.join(sample.members)}"
+        )
+    facts = sample.facts()
+    claimed = preprocessed_shape(sample) if extension == "bin" else None
+    buffer = pool.acquire(sample.members[extension].size_bytes)
+    try:
+        sample.read_into(extension, buffer.bytes.data)
+    except BaseException:
+        buffer.release()
+        raise
+    path = f"{sample.tar.name}/{sample.key}.{extension}"
+    if extension != "bin":
+        return decode(path, buffer, pool)
+    return decode_bin(path, buffer, facts, claimed, check=False)
+
+
+def decode_bin(
+    path: str,
+    buffer: Buffer,
+    facts: Mapping[str, Any],
+    claimed: tuple[int, ...] | None,
+    *,
+    check: bool = True,
+) -> RawVolume:
+    """A bare array as its JSON, or else the shape claimed for preprocessed volumes, says."""
+    shape = _first(facts, "volume_shape", "shape") or claimed
+    dtype = _first(facts, "volume_dtype", "dtype") or ("float16" if claimed else None)
+    try:
+        if shape is None or dtype is None:
+            raise DecodeError(
+                f"{path} has no volume_shape and volume_dtype in its JSON; without them its bytes "
+                "mean nothing: write both"
+            )
+        if claimed is not None and check:
+            _check_adoptable(path, buffer, shape, str(dtype), claimed)
+    except DecodeError:
+        buffer.release()
+        raise
+    return decode_raw(buffer, shape, str(dtype), facts, file_name=path)
+
+
+def _first(facts: Mapping[str, Any], *names: str) -> Any:
+    return next((facts[name] for name in names if facts.get(name) is not None), None)
+
+
+def _check_adoptable(
+    path: str, buffer: Buffer, shape: Any, dtype: str, wanted: tuple[int, ...]
+) -> None:
+    """Refuse a preprocessed volume that is not what its manifest claims.
+
+    The old builder cropped in the wrong axis order: it stored (480, 240, 480) where its manifest
+    said (480, 480, 240), which is the same number of bytes.  Voxels one step apart are more alike
+    than voxels further apart, so the strides at which neighbours are found tell the two apart.
+    """
+    h, w, d = wanted
+    if np.dtype(dtype) != np.float16 or buffer.size_bytes != 2 * math.prod(wanted):
+        raise DecodeError(
+            f"{path} holds {buffer.size_bytes:,} bytes of {dtype}; wanted float16 of shape "
+            f"{wanted}: it was preprocessed to something else, so make it from its original"
+        )
+    scrambled = tuple(shape) == (h, d, w) != wanted
+    if not scrambled and w != d:
+        rows = buffer.array((h, w * d), "<f2")[:: max(1, h // 32)].astype(np.float32)
+
+        def apart(stride: int) -> float:
+            return float(np.abs(rows[:, stride:] - rows[:, :-stride]).mean())
+
+        scrambled = apart(d) > apart(w)
+    if scrambled:
+        raise DecodeError(
+            f"{path} was cropped in the wrong axis order and stored as {(h, d, w)} where {wanted} "
+            f"is claimed, so {w - d} of {w} in-plane rows are gone: it cannot be recovered, make "
+            "it from its original"
+        )
+    if tuple(shape) != wanted:
+        raise DecodeError(
+            f"{path} has shape {tuple(shape)}; wanted {wanted}: make it from its original"
+        )

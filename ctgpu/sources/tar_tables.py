@@ -1,0 +1,113 @@
+"""What the samples of a WebDataset say about themselves, as rows of tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ctgpu.decode.layout import metadata_facts
+from ctgpu.errors import (
+    DecodeError,
+    TableError,
+)
+from ctgpu.shards.record import checksum
+from ctgpu.sources.tables import SampleRow, Table, Tables, report_text
+from ctgpu.sources.tar_samples import LABEL_EXTENSIONS, SMALL_LIMIT_BYTES, TarSample
+from ctgpu.spec import CT_RATE
+from ctgpu.volume import Spacing
+
+_REPORT_COLUMNS = ("Findings_EN", "Impressions_EN")
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadSample(TarSample):
+    """Remembers the checksums of the small members that were read."""
+
+    read_xxh3_128: dict[str, str] = field(default_factory=dict)
+
+    def read(self, extension: str, limit_bytes: int = SMALL_LIMIT_BYTES) -> bytes:
+        content = TarSample.read(self, extension, limit_bytes)
+        self.read_xxh3_128[extension] = checksum(content)
+        return content
+
+
+class TarTables(Tables):
+    """Rows made of the samples' own members, read when they are asked for."""
+
+    def __init__(
+        self, samples: Iterable[TarSample], class_names: Sequence[str], *, adopted: bool
+    ) -> None:
+        self._samples = {sample.key.rsplit("/", 1)[-1]: sample for sample in samples}
+        self._adopted = adopted
+
+        def having(*extensions: str) -> Table:
+            named = (
+                k for k, s in self._samples.items() if not s.members.keys().isdisjoint(extensions)
+            )
+            return Table("the tars", [], dict.fromkeys(named, ""))
+
+        super().__init__(
+            having("json"), having(*LABEL_EXTENSIONS), having("txt"), class_names=class_names
+        )
+
+    def row(self, study_id: str, *, spacing_from_header: bool = False) -> SampleRow:
+        try:
+            sample = self._samples[study_id]
+        except KeyError:
+            raise TableError(f"{study_id} is gone from the tars; bring its tar back") from None
+        sample = _ReadSample(sample.tar, sample.key, sample.members, sample.stamp)
+        try:
+            facts, text = sample.facts(), sample.text()
+            labels = sample.labels(len(self.class_names))
+            spacing_mm: Spacing | None = metadata_facts(study_id, facts).get("spacing_mm")
+        except DecodeError as error:
+            raise TableError(str(error)) from error
+        if spacing_mm is not None and any(map(math.isnan, spacing_mm)):
+            spacing_mm = None
+        source = "json"
+        if spacing_mm is None and self._adopted:
+            spacing_mm, source = CT_RATE.target_spacing_mm, "assumed"
+        if spacing_mm is None and sample.volume_extension == "bin":
+            raise TableError(
+                f"{sample.tar}: {sample.key}.json states no XYSpacing and ZSpacing, and a bare "
+                "array has no header: write them"
+            )
+        return SampleRow(
+            labels if labels is not None else np.full(len(self.class_names), np.nan, np.float32),
+            labels is not None,
+            _report(facts, text),
+            spacing_mm,
+            _rescale_pair(facts),
+            _shape_hint(facts),
+            spacing_source=source,
+            read_xxh3_128=sample.read_xxh3_128,
+        )
+
+
+def _report(facts: Mapping[str, Any], text: str) -> dict[str, str]:
+    """The raw columns where the JSON has them and they make the text; else the text alone."""
+    stated = facts.get("report", facts)
+    if isinstance(stated, dict):
+        columns = {k: v for k, v in stated.items() if k.endswith("_EN") and isinstance(v, str)}
+        if any(name in columns for name in _REPORT_COLUMNS) and report_text(columns) == text:
+            return columns
+    return {_REPORT_COLUMNS[0]: text} if text else {}
+
+
+def _rescale_pair(facts: Mapping[str, Any]) -> tuple[float, float] | None:
+    try:
+        return float(facts["RescaleSlope"]), float(facts["RescaleIntercept"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _shape_hint(facts: Mapping[str, Any]) -> tuple[int, int, int] | None:
+    try:
+        h, w, d = (int(n) for n in facts["volume_shape"])
+    except (KeyError, TypeError, ValueError):
+        return None
+    return h, w, d

@@ -1,0 +1,135 @@
+"""What lies below a folder: volumes, the folders of CT-RATE's splits, and tables."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ctgpu.errors import SourceError, reason_of
+from ctgpu.sources.base import VOLUME_SUFFIXES, strip_volume_suffix
+from ctgpu.sources.layout import split_folders_among
+
+_log = logging.getLogger(__name__)
+
+#: Suffixes of files that may say something about the volumes beside them.
+_TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xls", ".json", ".jsonl", ".parquet")
+
+# A folder to look into, and the real places from which links led to it.
+_Step = tuple[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """What is below a folder, as paths that begin with the folder's.
+
+    Attributes
+    ----------
+    volumes : list of (str, int)
+        With their sizes in bytes; those in split folders are not among them.
+    missing : list of str
+        Those of the volumes, with a size of 0, whose file cannot be looked at: links that lead
+        nowhere, as in a Hub cache with a blob gone.
+    split_folders : list of str
+        Those that bear the names of CT-RATE's splits.
+    tables : list of str
+        Those beside the volumes, without the JSON that a volume may have to itself.
+    """
+
+    volumes: list[tuple[str, int]] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    split_folders: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
+
+
+def look_below(
+    top: str, trail: tuple[str, ...] = (), *, at_top: bool, find_splits: bool = True
+) -> Tree:
+    """Everything below a folder that is not hidden.
+
+    Links are followed, but for one back to a place on the way.
+
+    Parameters
+    ----------
+    top : str
+        The folder.
+    trail : tuple of str
+        Real paths of the places on the way to it.
+    at_top : bool
+        Whether it is the source itself, where ``train`` and ``valid`` are folders of splits.
+    find_splits : bool
+        Tell the folders of splits from others.
+
+    Raises
+    ------
+    SourceError
+        If a folder cannot be listed.
+    """
+    tree = Tree()
+    pending: list[_Step] = [(top, trail)]
+    while pending:
+        folder, way = pending.pop()
+        try:
+            entries = list(os.scandir(folder))
+        except OSError as error:
+            raise SourceError(f"{folder} cannot be listed: {reason_of(error)}") from error
+        folders: dict[str, _Step] = {}
+        volumes: list[tuple[str, int]] = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                if entry.is_dir(follow_symlinks=False):
+                    folders[entry.name] = entry.path, way
+                    continue
+                status = entry.stat()
+            except OSError as error:
+                if _is_volume(entry):
+                    volumes.append((entry.path, 0))
+                    tree.missing.append(entry.path)
+                else:
+                    _log.warning("%s is left out: %s", entry.path, reason_of(error))
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                places = (*way, os.path.realpath(folder))
+                target = os.path.realpath(entry.path)
+                if not any(f"{place}/".startswith(f"{target}/") for place in places):
+                    folders[entry.name] = entry.path, places
+            elif stat.S_ISREG(status.st_mode) and _is_volume(entry):
+                volumes.append((entry.path, status.st_size))
+        if find_splits:
+            for name in split_folders_among(
+                folders, parent=os.path.basename(folder), at_top=at_top and folder == top
+            ):
+                tree.split_folders.append(folders.pop(name)[0])
+        pending.extend(folders.values())
+        tree.volumes.extend(volumes)
+        if volumes:
+            tree.tables.extend(_tables_among(entries))
+    return tree
+
+
+def tables_in(folder: str) -> list[str]:
+    """The tables directly in a folder; none where it cannot be listed."""
+    try:
+        return _tables_among(list(os.scandir(folder)))
+    except OSError:
+        return []
+
+
+def _tables_among(entries: Sequence[os.DirEntry[str]]) -> list[str]:
+    """Paths of the tables; a volume's own JSON is none."""
+    own = {f"{strip_volume_suffix(entry.name)}.json" for entry in entries if _is_volume(entry)}
+    return [
+        entry.path
+        for entry in entries
+        if entry.name.lower().endswith(_TABLE_SUFFIXES)
+        and not entry.name.startswith(".")
+        and entry.name not in own
+    ]
+
+
+def _is_volume(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(VOLUME_SUFFIXES)

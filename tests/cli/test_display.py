@@ -1,0 +1,143 @@
+"""What a build shows: the bar, the log lines and the summary."""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctgpu.cli.display import Display, rates_of, show_summary, stage_table
+from ctgpu.cli.terminal import Console
+from ctgpu.pipeline import Failure, PipelineReport, StageTime
+from ctgpu.progress import (
+    Event,
+    Planned,
+    SampleFailed,
+    SampleWritten,
+    ShardDoneElsewhere,
+    ShardElsewhere,
+    ShardResumed,
+)
+from ctgpu.report import BuildReport
+
+
+class Screen:
+    """A display on a terminal that is 160 wide."""
+
+    def __init__(self) -> None:
+        self.written = io.StringIO()
+        self.console = Console(file=self.written, force_terminal=True, width=160)
+
+    def last_line(self, *events: Event, report: BuildReport | None = None) -> str:
+        with Display(self.console) as display:
+            for event in events:
+                display(event)
+            if report is not None:
+                display.finish(report)
+        text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.written.getvalue())
+        return [line for line in re.split(r"[\r\n]+", text) if line.strip()][-1]
+
+
+def planned(samples: int) -> Planned:
+    return Planned({}, samples, 2, 2, samples)
+
+
+def written(shard: int, n: int) -> SampleWritten:
+    return SampleWritten(f"valid_{n}", shard, 100, 1000)
+
+
+def report_of(tmp_path: Path, **changed: Any) -> BuildReport:
+    stages = [
+        # Six files at once, in the first of ten seconds: fetching is done, and not to blame.
+        StageTime("fetch", 16, busy_s=6.0, waiting_s=0.1),
+        StageTime("decode", 2, busy_s=18.0, waiting_s=2.0),
+        StageTime("device", 1, busy_s=2.0, waiting_s=8.0),
+        StageTime("write", 1, busy_s=1.0, waiting_s=9.0),
+    ]
+    manifest = {
+        "total_samples": 6,
+        "total_shards": 1,
+        "sample_shape": [4, 4, 4],
+        "layout": "HWD",
+        "sample_dtype": "float16",
+        "fingerprint": "0" * 16,
+        "num_classes": 0,
+    }
+    values: dict[str, Any] = {
+        "folder": tmp_path,
+        "manifest": manifest,
+        "written": 6,
+        "stored_bytes": 6_000_000,
+        "failures": [],
+        "pipeline": PipelineReport(10.0, stages, 5000, 6),
+    }
+    return BuildReport(**(values | changed))
+
+
+def test_the_maker_of_a_shard_is_named_in_one_sentence(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "ctgpu")
+    with Display(Console(file=io.StringIO())) as display:
+        display(ShardElsewhere(3, "process 17 on node3"))
+        display(ShardDoneElsewhere(3, 6))
+    assert [record.getMessage() for record in caplog.records] == [
+        "shard 000003 is being made by process 17 on node3",
+        "shard 000003 was made by another process",
+    ]
+
+
+def test_the_bar_counts_what_others_make_and_says_who() -> None:
+    elsewhere = ShardElsewhere(1, "process 17 on node3")
+    line = Screen().last_line(planned(6), elsewhere)
+    assert line.startswith("building (process 17 on node3 makes shard 000001)")
+    assert "0/6" in line
+    line = Screen().last_line(planned(6), elsewhere, ShardDoneElsewhere(1, 6))
+    assert line.startswith("building ")
+    assert "6/6" in line
+    # One that died is replaced.
+    line = Screen().last_line(planned(6), elsewhere, ShardResumed(1, 2), written(1, 3))
+    assert "17" not in line
+    assert "3/6" in line
+
+
+def test_a_failed_sample_counts_as_done_and_in_no_rate() -> None:
+    failed = SampleFailed("valid_2", 0, "valid_2.nii.gz", Failure("decode", "DecodeError", "no"))
+    line = Screen().last_line(planned(2), failed)
+    assert "1/2" in line
+    assert "0.00 samples/s" in line
+    assert "1 failed" in line
+
+
+def test_bar_and_summary_end_with_the_same_rates(tmp_path: Path) -> None:
+    report = report_of(tmp_path)
+    line = Screen().last_line(planned(6), *(written(0, n) for n in range(6)), report=report)
+    assert "0.60 samples/s, 1 MB/s" in line
+    assert rates_of(report) == "0.60 samples/s, 1 MB/s"
+    screen = io.StringIO()
+    show_summary(report, Console(file=screen, width=160))
+    assert "6 samples in 10.0 s: 0.60 samples/s, 1 MB/s, " in screen.getvalue()
+
+
+def test_the_bottleneck_is_the_stage_whose_speed_decides_and_has_a_heading(
+    tmp_path: Path,
+) -> None:
+    report = report_of(tmp_path)
+    assert report.pipeline is not None
+    assert report.pipeline.bottleneck.name == "decode"
+    screen = io.StringIO()
+    Console(file=screen, width=120).print(stage_table(report))
+    header, *rows = [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+        for line in screen.getvalue().splitlines()
+        if re.search("[│┃]", line)
+    ]
+    assert header[-2:] == ["alone s", "bottleneck"]
+    assert [(row[0], *row[-2:]) for row in rows] == [
+        ("fetch", "1.00", ""),
+        ("decode", "9.00", "yes"),
+        ("device", "2.00", ""),
+        ("write", "1.00", ""),
+    ]

@@ -1,0 +1,321 @@
+"""Names, keys and reports made to deceive, shown on pipes and on real terminals."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import pty
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import ctgpu
+from ctgpu.cli.display import Display
+from ctgpu.cli.terminal import Console, LogFormat, configure_logging
+from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+
+SPACING_MM = (3.5, 3.0, 5.0)
+SMALL = ["--shape", "90,90,50", "--spacing", "4,4,6", "--device", "cpu"]
+CTGPU = (sys.executable, "-m", "ctgpu.cli")
+
+FORGED = "2026-01-01 00:00:00,000 INFO shard 000009: 4 samples, 3.3 MB"
+# Clears the screen, sets the title, turns the direction, links, colours, and breaks lines.
+EVIL = "\x1b[2J\x1b]0;pwn\x07\u202egnp\u2066\x9b31m\x7f\u2028\u0085[/foo][red]\\[/foo] $x_$ :smile:"
+REPORT = f"{EVIL}\x1b]8;;http://evil\x1b\\link\nctgpu: all is well\r\n{FORGED}"
+
+# Of a rich console on a terminal: colours, line up and erase, cursor off and on.
+OWN_SEQUENCES = re.compile(r"\x1b\[(?:[0-9;]*m|2K|1A|\?25[lh])")
+
+
+def is_safe(text: str, *, terminal: bool = False) -> bool:
+    """Whether nothing in it but line ends is obeyed by a terminal."""
+    if terminal:
+        text = OWN_SEQUENCES.sub("", text).replace("\r", "")
+    return all(c == "\n" or c.isprintable() or (c.isspace() and c in "\u00a0 ") for c in text)
+
+
+@pytest.fixture(scope="module")
+def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of volumes, some of them damaged, whose names are not what they seem."""
+    root = tmp_path_factory.mktemp("evil")
+    volume = Volume(chest_phantom((90, 80, 60), SPACING_MM), SPACING_MM)
+    made = lay_out_ct_rate(root / "made", {"valid_1_a_1": volume}, tables=())["valid_1_a_1"]
+    folder = root / "volumes\x1b[2J\n[b]"
+    folder.mkdir()
+    flat = EVIL.replace("/", "")
+    for n, name in enumerate((flat, f"a\n{FORGED}", "[bold]b")):
+        shutil.copy(made, folder / f"{name}.nii.gz")
+        (folder / f"damaged {n} {name}.nii.gz").write_bytes(b"\x1f\x8b damaged")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Raw tars as the old scripts made them, whose key, JSON and report are hostile."""
+    path = tmp_path_factory.mktemp("tars") / "shard-000000.tar"
+    voxels = chest_phantom((40, 40, 30), SPACING_MM)
+    facts = {
+        "study_id": EVIL,
+        "volume_shape": voxels.shape,
+        "volume_dtype": str(voxels.dtype),
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+        "XYSpacing": "[3.5, 3.0]",
+        "ZSpacing": 5.0,
+        "source": {"path": REPORT},
+    }
+    members = {
+        "bin": voxels.tobytes(),
+        "json": json.dumps(facts).encode(),
+        "cls": np.ones(18, "<f4").tobytes(),
+        "txt": REPORT.encode(),
+    }
+    key = f"k\n{EVIL.replace('/', '')}"
+    with tarfile.open(path, "w") as archive:
+        for extension, content in members.items():
+            info = tarfile.TarInfo(f"{key}.{extension}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path.parent
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [*CTGPU, *map(str, arguments)],
+        capture_output=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"COLUMNS": "100", "HF_HUB_OFFLINE": "1"},
+    )
+    # Decoded here: universal newlines would hide a carriage return.
+    return subprocess.CompletedProcess(
+        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
+    )
+
+
+def run_on_terminal(*arguments: object) -> tuple[int, str]:
+    """Exit code and all that a terminal got."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*CTGPU, *map(str, arguments)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=os.environ | {"COLUMNS": "100", "TERM": "xterm", "HF_HUB_OFFLINE": "1"},
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while piece := os.read(ours, 1 << 16):
+            seen += piece
+    except OSError:  # all who could write have gone
+        pass
+    os.close(ours)
+    return process.wait(timeout=120), seen.decode()
+
+
+def test_a_build_logs_each_event_on_one_line_whatever_files_are_called(
+    tmp_path: Path, evil: Path
+) -> None:
+    result = run("build", "--output-dir", tmp_path, "--source", evil, *SMALL)
+    assert result.returncode == 1, result.stderr
+    assert is_safe(result.stdout)
+    assert is_safe(result.stderr)
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:", line) for line in result.stderr.splitlines())
+    assert not any(line.startswith("2026-01-01") for line in result.stderr.splitlines())
+    assert result.stderr.count("failed in decode") == 3
+    assert r"a\n2026-01-01" in result.stderr
+    assert "3 samples failed" in result.stdout
+
+
+def test_a_json_log_is_strict_and_shows_nothing_raw(tmp_path: Path, evil: Path) -> None:
+    arguments = ("build", "--output-dir", tmp_path, "--source", evil, "--log-format", "json")
+    result = run(*arguments, *SMALL)
+    assert result.returncode == 1
+    assert result.stdout.isascii()
+    assert result.stderr.isascii()
+    assert is_safe(result.stdout + result.stderr)
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    failed = [line for line in lines if line.get("event") == "SampleFailed"]
+    assert {line["path"] for line in failed} == {
+        path.name for path in evil.iterdir() if path.name.startswith("damaged")
+    }
+    assert json.loads(result.stdout)["failed"] == 3
+
+
+def test_a_build_on_a_terminal_shows_nothing_raw(tmp_path: Path, evil: Path) -> None:
+    code, seen = run_on_terminal("build", "--output-dir", tmp_path, "--source", evil, *SMALL)
+    assert code == 1
+    assert "\x1b[?25h" in seen  # the live display was there
+    assert is_safe(seen, terminal=True)
+    assert "[bold]b" in OWN_SEQUENCES.sub("", seen)
+
+
+def test_inspect_shows_a_hostile_report_in_its_box(tars: Path) -> None:
+    result = run("inspect", tars)
+    assert result.returncode == 0, result.stderr
+    assert is_safe(result.stdout)
+    assert r"\x1b[2J\x1b]0;pwn\x07\u202egnp\u2066\u009b31m\x7f\u2028\u0085[/foo][red]\[/foo]" in (
+        re.sub(r"\s*│\n│\s+│ ", "", result.stdout)
+    )
+    assert ":smile:" in result.stdout
+    forged = [line for line in result.stdout.splitlines() if "ctgpu: all is well" in line]
+    assert forged
+    assert all(line.startswith("│") for line in forged)
+    assert result.stdout.startswith(r"k\n\x1b[2J")
+
+
+def test_inspect_on_a_terminal_shows_nothing_raw(tars: Path) -> None:
+    code, seen = run_on_terminal("inspect", tars)
+    assert code == 0, seen
+    assert is_safe(seen, terminal=True)
+
+
+def test_inspect_as_json_gives_the_report_back_and_shows_nothing_raw(tars: Path) -> None:
+    result = run("inspect", tars, "--json")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.isascii()
+    assert is_safe(result.stdout)
+    facts = json.loads(result.stdout)
+    assert facts["report"] == REPORT[: len(facts["report"])]
+    assert facts["key"].startswith("k\n\x1b[2J")
+
+
+def test_a_picture_of_a_hostile_key_is_drawn(tmp_path: Path, tars: Path) -> None:
+    """matplotlib would take what is between dollar signs for a formula, and not understand it."""
+    pytest.importorskip("matplotlib")
+    result = run("inspect", tars, "--preview", tmp_path / "sheet.svg")
+    assert result.returncode == 0, result.stderr
+    assert is_safe(result.stderr)
+    assert (tmp_path / "sheet.svg").stat().st_size > 0
+
+
+def test_voxels_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
+    voxels = np.full((8, 8, 8), np.nan, np.float32)
+    np.savez(tmp_path / "nan.npz", data=voxels)
+    result = run("inspect", tmp_path / "nan.npz", "--json")
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout, parse_constant=refuse)["mean"] is None
+
+
+@pytest.fixture
+def built(tmp_path: Path, evil: Path) -> Path:
+    folder = tmp_path / "o\x1b[2J\nx: \"q\" 's' # {a} é \x85"
+    spec = ctgpu.Spec(target_spacing_mm=(4, 4, 6), shape_hwd=(90, 90, 50))
+    ctgpu.build(folder, source=evil, spec=spec, device="cpu")
+    return folder
+
+
+def test_every_command_shows_a_hostile_folder_with_escapes(built: Path, evil: Path) -> None:
+    os.truncate(built / "shard-000000.tar", 1000)
+    for arguments in (
+        ["verify", built],
+        ["verify", built, "--json"],
+        ["manifest", built],
+        ["inspect", built],
+        ["inspect", built / "nothing.nii.gz"],
+        ["inspect", evil / f"a\n{FORGED}.nii.gz"],
+        ["doctor", "--output-dir", built / "[/foo]", "--device", "cpu"],
+        ["plan", "--output-dir", built, "--source", evil, "--calibrate", 0, "--device", "cpu"],
+        ["build", "--output-dir", built, "--device", "cpu", "--split", EVIL],
+        ["build", "--output-dir", built, "--source", built / EVIL, "--device", "cpu"],
+        ["convert", "--input-pattern", built / EVIL, "--output-dir", built / "c"],
+        [EVIL],
+        ["build", f"--{EVIL}"],
+    ):
+        result = run(*arguments)
+        assert is_safe(result.stdout), arguments
+        assert is_safe(result.stderr), arguments
+        assert "Traceback" not in result.stderr
+        assert result.returncode != 70, result.stderr
+        assert not any(
+            line.startswith(("2026-01-01", "[b]")) for line in result.stderr.splitlines()
+        )
+
+
+def test_the_lines_for_a_training_config_are_yaml_whatever_the_folder_is_called(
+    built: Path,
+) -> None:
+    result = run("build", "--output-dir", built, "--device", "cpu")
+    assert result.returncode == 1, result.stderr
+    _, _, text = result.stdout.partition("For a training config:\n")
+    data = yaml.safe_load(text)["data"]
+    assert data["urls"] == str(built / "shard-000000.tar")
+    assert data["num_samples"] == 3
+    assert data["shape"] == [90, 90, 50]
+
+
+@pytest.fixture
+def logs() -> Iterator[None]:
+    names = ("", "ctgpu", "py.warnings")
+    kept = {
+        name: (logging.getLogger(name).handlers[:], logging.getLogger(name).level) for name in names
+    }
+    hook = threading.excepthook
+    yield
+    logging.captureWarnings(False)
+    threading.excepthook = hook
+    for name, (handlers, level) in kept.items():
+        logging.getLogger(name).handlers[:] = handlers
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.parametrize("log_format", list(LogFormat))
+def test_what_other_packages_log_and_threads_raise_is_a_line_of_the_log_too(
+    log_format: LogFormat, logs: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging(log_format, logging.INFO, Console(stderr=True))
+
+    def end() -> None:
+        raise ValueError(REPORT)
+
+    thread = threading.Thread(target=end, name=f"worker\n{FORGED}")
+    thread.start()
+    thread.join()
+    logging.getLogger("another").warning("it says %s", REPORT)
+    try:
+        end()
+    except ValueError:
+        logging.getLogger("ctgpu.pipeline").exception("unexpected")
+    text = capsys.readouterr().err
+    assert is_safe(text)
+    lines = text.splitlines()
+    assert not any(line.startswith(("2026-01-01", "ctgpu:")) for line in lines)
+    events = [line for line in lines if not line.startswith("    ")]
+    assert len(events) == 3
+    if log_format is LogFormat.json:
+        assert len(lines) == 3
+        assert REPORT in json.loads(lines[1])["message"]
+        assert "ValueError" in json.loads(lines[2])["traceback"]
+
+
+def test_a_live_display_that_cannot_start_gives_the_cursor_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=80)
+    stdout, stderr = sys.stdout, sys.stderr
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"), Display(console):
+            pass
+    sys.stdout, sys.stderr = stdout, stderr
+    assert shown.getvalue().rfind("\x1b[?25h") > shown.getvalue().rfind("\x1b[?25l") >= 0

@@ -1,0 +1,334 @@
+"""The PTX that NVRTC makes of the CUDA kernel, run with every access checked.
+
+``test_cuda_tiles.py`` runs the kernel's source compiled for the host; this runs what a GPU gets.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cuda_host import expected, job, spec
+
+from ctgpu.engines import Job, _nvrtc, open_engine
+from ctgpu.engines._batch import (
+    _VOXEL_TYPES,
+    THREADS,
+    VOLUME,
+    KernelKey,
+    Piece,
+    Placed,
+    Span,
+    pack,
+    plan_batches,
+    readable,
+)
+from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_options, kernel_source
+from ctgpu.spec import Spec
+from ctgpu.testing.voxels import random_voxels
+from ctgpu.volume import Rescale
+from support.nvrtc import CUPY_OPTIONS, Nvrtc
+from support.ptx import Buffer, Counts, Kernel, KernelFault
+
+#: NVRTC's major version and the GPUs that it compiles for: the newest, and the oldest that is
+#: supported, where two halves are not converted at once.
+TARGETS = (("13", 90), ("12", 75))
+
+#: Source, output and spacing: enlarged with padding and in whole vectors; then coarse, with rows
+#: that are skipped, cropped, and in no whole vectors.  Both leave a rest on every axis.
+GEOMETRIES = (
+    ((37, 29, 41), (72, 40, 88), (1.9, 1.2, 2.3)),
+    ((80, 9, 70), (33, 13, 27), (0.48, 1.7, 0.3)),
+)
+
+#: The contiguous axis of a source, by the letters of its memory order.
+ORDERS = {0: "DWH", 1: "HDW", 2: "WHD"}
+
+
+@functools.cache
+def kernel_of(key: KernelKey, target: tuple[str, int] = TARGETS[0]) -> Kernel:
+    major, architecture = target
+    options = (f"-arch=compute_{architecture}", *kernel_options(key), *CUPY_OPTIONS)
+    return Kernel(Nvrtc.of_version(major).compile(kernel_source(), options), KERNEL_NAME)
+
+
+def run(
+    jobs: Sequence[Job], target: tuple[str, int] = TARGETS[0], *, limit_bytes: int = 1 << 62
+) -> tuple[set[KernelKey], list[Counts]]:
+    """What `CudaEngine` does with `jobs`: the kernels that it took, and what they executed."""
+    keys: set[KernelKey] = set()
+    counts = []
+    for batch in plan_batches(jobs, limit_bytes):
+        for key, counted in run_batch(batch, target):
+            keys.add(key)
+            counts.append(counted)
+    return keys, counts
+
+
+def run_batch(batch: Sequence[Piece], target: tuple[str, int]) -> list[tuple[KernelKey, Counts]]:
+    placed, buffers, outs = [], [], []
+    for n, piece in enumerate(batch):
+        voxels, address = piece.voxels, 0
+        out = Buffer.blank(piece.out_shape, np.float16, f"output {n}")
+        if voxels.size:
+            voxels = readable(voxels)
+            span = Span.of(voxels)
+            source = Buffer(bytes_of(span), writable=False, name=f"source {n}")
+            address = source.address + span.origin_bytes
+            buffers.append(source)
+        outs.append(out)
+        placed.append(Placed(piece, voxels, address, out.address))
+    memory = np.empty(len(pack(placed, 0)[0]), np.uint8)
+    header, launches = pack(placed, memory.ctypes.data)
+    memory[:] = header
+    reach = [Buffer(memory, writable=False, name="header"), *buffers, *outs]
+    done = []
+    for launch in launches:
+        at = np.uint64(memory.ctypes.data + launch.first * VOLUME.itemsize)
+        kernel = kernel_of(launch.key, target)
+        arguments = [at, np.int32(launch.count)]
+        done.append((launch.key, kernel.launch(launch.blocks, THREADS, arguments, reach)))
+    for piece, out in zip(batch, outs, strict=True):
+        assert out.is_written
+        piece.out_view()[...] = out.array
+    return done
+
+
+def bytes_of(span: Span) -> np.ndarray:
+    """A copy of just these bytes, aligned as device memory is."""
+    held = np.empty(span.size_bytes + 256, np.uint8)
+    skip = -held.ctypes.data % 256
+    part = held[skip : skip + span.size_bytes]
+    part[:] = np.frombuffer(ctypes.string_at(span.address, span.size_bytes), np.uint8)
+    return part
+
+
+def check(jobs: Sequence[Job]) -> None:
+    for made in jobs:
+        np.testing.assert_array_equal(made.out.view(np.uint16), expected(made).view(np.uint16))
+
+
+def jobs_for(key: KernelKey) -> list[Job]:
+    """Two volumes that the engine gives to that kernel, in one launch."""
+    dtype = (">" if key.swap else "<") + key.voxel
+    return [
+        job(
+            random_voxels(n, source, dtype, ORDERS[key.fast], flipped=(n,)),
+            spec(
+                out,
+                "HWD" if key.out == 2 else "DHW",
+                clip="before" if key.clips_before else "after",
+            ),
+            spacing_mm,
+            Rescale(0.75, -100.5, "header") if key.rescales else Rescale(),
+        )
+        for n, (source, out, spacing_mm) in enumerate(GEOMETRIES)
+    ]
+
+
+def all_keys() -> list[KernelKey]:
+    """Every kernel that there is.  Single bytes have no other order."""
+    return [
+        KernelKey(voxel, swap, fast, out, rescales, clips_before)
+        for voxel, swap, fast, out, rescales, clips_before in itertools.product(
+            _VOXEL_TYPES, (False, True), (0, 1, 2), (1, 2), (False, True), (False, True)
+        )
+        if not (swap and voxel[1:] == "1")
+    ]
+
+
+def usual_keys() -> list[KernelKey]:
+    """Every voxel type and byte order once, every pair of axes, every choice of steps; and what
+    nearly every build needs."""
+    usual = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
+    steps = itertools.cycle(itertools.product((0, 1, 2), (1, 2), (True, False)))
+    keys = []
+    for n, (voxel, swap) in enumerate(itertools.product(_VOXEL_TYPES, (False, True))):
+        fast, out, rescales = next(steps)
+        if not (swap and voxel[1:] == "1"):
+            keys.append(KernelKey(voxel, swap, fast, out, rescales, n % 3 > 0))
+    return [usual, *keys]
+
+
+def name_of(key: KernelKey) -> str:
+    letters = "HWD"
+    order = ">" if key.swap else "<"
+    steps = ("rescaled " if key.rescales else "") + ("before" if key.clips_before else "after")
+    return f"{order}{key.voxel} {letters[key.fast]} to {letters[key.out]} {steps}"
+
+
+@pytest.mark.parametrize("key", usual_keys(), ids=name_of)
+def test_the_usual_kernels_give_exact_arithmetic(key: KernelKey) -> None:
+    jobs = jobs_for(key)
+    assert run(jobs)[0] == {key}
+    check(jobs)
+
+
+@pytest.mark.parametrize("out", [1, 2])
+def test_the_oldest_gpu_and_the_older_nvrtc_give_the_same(out: int) -> None:
+    key = KernelKey("i2", swap=False, fast=0, out=out, rescales=False, clips_before=True)
+    jobs = jobs_for(key)
+    assert run(jobs, TARGETS[1])[0] == {key}
+    check(jobs)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: f"NVRTC {target[0]}, sm_{target[1]}")
+@pytest.mark.parametrize("key", all_keys(), ids=name_of)
+def test_every_kernel_gives_exact_arithmetic(key: KernelKey, target: tuple[str, int]) -> None:
+    jobs = jobs_for(key)
+    assert run(jobs, target)[0] == {key}
+    check(jobs)
+    kernel_of.cache_clear()  # 960 of them are not to be held
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+def test_a_full_volume_has_the_bits_of_the_cpu_engine(layout: str) -> None:
+    voxels = random_voxels(4, (512, 512, 300), "<i2", "DWH")
+    made, twin = (job(voxels, Spec(layout=layout), (0.7, 0.7, 1.25)) for _ in range(2))
+    _, (counts,) = run([made])
+    open_engine("cpu").run([twin])
+    np.testing.assert_array_equal(made.out.view(np.uint16), twin.out.view(np.uint16))
+    # All of it in whole vectors, each written once.
+    assert counts.threads["st.v4.u32"] == made.out.size // 8
+    print(f"{layout}: {sum(counts.threads.values()) / made.out.size:.1f} PTX instructions a voxel")
+
+
+def test_a_volume_in_slabs_and_a_volume_of_padding() -> None:
+    made = job(random_voxels(5, (40, 40, 60)), spec((48, 48, 100)), (1.0, 1.0, 1.4))
+    piece = Piece.of(made, 0, 100)
+    _, counts = run([made], limit_bytes=piece.device_bytes // 3)
+    assert len(counts) > 3
+    check([made])
+    small = job(random_voxels(6, (1, 1, 1)), spec((40, 24, 72)))
+    run([small])
+    check([small])
+
+
+def test_views_that_start_within_their_memory() -> None:
+    """Negative strides, gaps and broadcast axes: addresses on both sides of voxel (0, 0, 0)."""
+    jobs = [
+        job(
+            random_voxels(7, (33, 20, 27), "<i2", "DWH", flipped=(0, 1, 2), step=2),
+            spec((40, 24, 32)),
+        ),
+        job(np.broadcast_to(random_voxels(8, (30, 20, 1)), (30, 20, 11)), spec((32, 24, 16))),
+    ]
+    run(jobs)
+    check(jobs)
+
+
+def test_subnormal_voxels_are_kept_though_cupy_asks_to_flush_them() -> None:
+    voxels = random_voxels(9, (8, 9, 10), "<f4") * np.float32(1e-42)
+    jobs = [
+        job(
+            voxels,
+            spec((16, 16, 16), clip=clip, hu_window=(-1.0, 1.0)),
+            rescale=Rescale(1e38, 0.0, "header"),
+        )
+        for clip in ("before", "after")
+    ]
+    run(jobs)
+    check(jobs)
+    assert np.count_nonzero(jobs[0].out) > 500
+
+
+def test_the_counts_are_those_of_the_work() -> None:
+    made = jobs_for(KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True))[
+        0
+    ]
+    _, (counts,) = run([made])
+    assert counts.threads["st.v4.u32"] == made.out.size // 8
+    h, w, d = made.plan.axes
+    sampled = h.n_valid * w.n_valid * d.n_valid
+    # Eight voxels that are sampled or lie beside one: at least a blend along H for each.
+    assert counts.threads["fma.rn.f32"] > 2 * sampled
+    assert counts.warps["bar.sync"] % (THREADS // 32) == 0
+    assert counts.threads["bar.sync"] == 32 * counts.warps["bar.sync"]
+
+
+# ---- Kernels with a mistake --------------------------------------------------------------------
+
+#: File, what stands there, what is put there instead, and what that is found as.
+MISTAKES = {
+    "no barrier": ("preprocess.cu", "__syncthreads();", "", "race"),
+    "a barrier for some": (
+        "preprocess.cu",
+        "__syncthreads();",
+        "if (thread >= 300) return; __syncthreads();",
+        "divergent barrier",
+    ),
+    "two rows into one slot": (
+        "tile.h",
+        "shared[slot_of[c] * SLOT_FLOATS",
+        "shared[slot_of[c] / 2 * SLOT_FLOATS",
+        "race",
+    ),
+    "one slot too few": (
+        "tile.h",
+        "constexpr int SLOTS = 40; ",
+        "constexpr int SLOTS = 30; ",
+        "out of bounds",
+    ),
+    "one step too many along D": (
+        "tile.h",
+        "larger(t, d.step), d.step + d.steps - 1)",
+        "larger(t, d.step), d.step + d.steps + 40)",
+        "out of bounds",
+    ),
+    "vectors where rows are not whole": (
+        "tile.h",
+        "axis_out.n_out % VECTOR == 0",
+        "true",
+        "misaligned",
+    ),
+    "a run that is not blended": (
+        "tile.h",
+        "smaller(t_first + RUN, w.step + w.steps)",
+        "smaller(t_first + RUN - 1, w.step + w.steps)",
+        "unwritten store",
+    ),
+    "a write into the header": (
+        "tile.h",
+        "const unsigned int pad =",
+        "const_cast<Volume &>(volume).reserved = 1; const unsigned int pad =",
+        "write to read-only memory",
+    ),
+    "a row that is written twice": (
+        "tile.h",
+        "offset_of(h.first + row,",
+        "offset_of(h.first + row / 2,",
+        "race",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_in_the_kernel_is_found(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, right, wrong, kind = MISTAKES[name]
+    sources = {"preprocess_math.h", "cuda/tile.h", "cuda/preprocess.cu"}
+    (tmp_path / "cuda").mkdir()
+    for source in sources:
+        text = (_nvrtc.kernel_folder() / source).read_text()
+        if source.endswith(file):
+            assert text.count(right) == 1
+            text = text.replace(right, wrong)
+        (tmp_path / source).write_text(text)
+    key = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
+    kernel_options(key)  # which remembers the hash of the sources as they are
+    monkeypatch.setattr(_nvrtc, "kernel_folder", lambda: tmp_path)
+    kernel_of.cache_clear()
+    try:
+        with pytest.raises(KernelFault) as caught:
+            run(jobs_for(key))
+    finally:
+        kernel_of.cache_clear()
+    assert caught.value.kind == kind

@@ -1,0 +1,24 @@
+"""A GPU for the tests of this folder: where none can be used, an emulated one."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from ctgpu.engines import _cupy, available_engines
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[None]:
+    """A device for the engine: the machine's, or ``support.emulated_cupy``'s."""
+    if available_engines()["cuda"] is None:
+        yield
+        return
+    from support.emulated_cupy import CUDA_VERSION, EmulatedCupy
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cupy, "driver_cuda_version", lambda: CUDA_VERSION)
+        patch.setitem(sys.modules, "cupy", EmulatedCupy())
+        yield

@@ -1,0 +1,113 @@
+"""The stages of ``check.py`` themselves: what they find, and that they find what is wrong.
+
+On the emulated device of ``conftest.py`` where there is no other.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import end_to_end
+import numpy as np
+import pytest
+import smoke
+import words
+
+from ctgpu.engines.cuda import CudaEngine
+from ctgpu.spec import Spec
+
+pytestmark = pytest.mark.usefixtures("device")
+
+SPEC = Spec(target_spacing_mm=(12.0, 12.0, 16.0), shape_hwd=(32, 32, 24))
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the engine change one voxel of every volume by one bit."""
+    run = CudaEngine.run
+
+    def wrong(self: CudaEngine, jobs: Any, **others: Any) -> None:
+        run(self, jobs, **others)
+        for made in jobs:
+            made.out.view(np.uint16)[tuple(n // 2 for n in made.out.shape)] ^= 1
+
+    monkeypatch.setattr(CudaEngine, "run", wrong)
+
+
+def test_smoke_compares_bits_and_times_the_first(tmp_path: Path) -> None:
+    result = tmp_path / "smoke.json"
+    found = smoke.smoke(result, (30, 28, 26), SPEC)
+    assert found == json.loads(result.read_text())
+    assert list(found["layouts"]) == ["HWD", "DHW"]
+    for layout in found["layouts"].values():
+        assert layout["same_bits"]
+        assert min(layout["first_s"], layout["second_s"], found["open_s"]) > 0
+    assert "HWD same bits" in words.of_smoke(found)
+
+
+def test_smoke_finds_one_wrong_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch)
+    found = smoke.smoke(tmp_path / "smoke.json", (30, 28, 26), SPEC)
+    assert [layout["voxels_that_differ"] for layout in found["layouts"].values()] == [1, 1]
+    assert "DHW 1 voxels differ" in words.of_smoke(found)
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(end_to_end, "PHANTOMS", (((48, 44, 30), (8.0, 8.0, 12.0)),) * 2)
+    return end_to_end.parts(tmp_path, tmp_path / "no real ct", SPEC)
+
+
+def test_shards_of_both_engines_are_compared_file_by_file(parts: Any, tmp_path: Path) -> None:
+    shards = {name: part for name, part in parts.items() if name.startswith("shards")}
+    found = end_to_end.run_parts(tmp_path / "found.json", shards)
+    assert found == json.loads((tmp_path / "found.json").read_text())
+    assert len(found) == 2
+    for part in found.values():
+        assert part["passed"]
+        assert {"shard-000000.tar", "shard-000000.idx", "plan.json"} <= part["sha256"].keys()
+    assert words.of_end_to_end(found) == "2 of 2 parts passed"
+
+
+def test_shards_that_differ_by_a_bit_are_named(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch)
+    found = end_to_end.run_parts(tmp_path / "found.json", {"shards": parts["shards, HWD"]})
+    assert not found["shards"]["passed"]
+    assert found["shards"]["files_that_differ"] == ["shard-000000.tar"]
+    assert words.of_end_to_end(found) == "0 of 1 parts passed; failed: shards"
+
+
+def test_scans_that_differ_by_a_bit_are_named(parts: Any, tmp_path: Path) -> None:
+    import ctgpu
+
+    def right(scan: Path) -> Any:
+        return ctgpu.preprocess(scan, spec=SPEC, device="cpu", intensity="hu")
+
+    def wrong(scan: Path) -> Any:
+        volume = right(scan)
+        volume.view(np.uint16)[0, 0, 0] ^= 1
+        return volume
+
+    source = tmp_path / "source"
+    assert end_to_end.compare_scans(source, SPEC, right)["passed"]
+    found = end_to_end.compare_scans(source, SPEC, wrong)
+    assert not found["passed"]
+    assert list(found["voxels_that_differ"].values()) == [1, 1]
+    assert not end_to_end.compare_scans(tmp_path / "none", SPEC, right)["passed"]
+
+
+def test_a_part_that_raises_leaves_the_others_theirs(tmp_path: Path) -> None:
+    def absent() -> dict[str, Any]:
+        raise ImportError("no torch")
+
+    def broken() -> dict[str, Any]:
+        raise RuntimeError("a device was lost")
+
+    every = {"absent": absent, "broken": broken, "good": lambda: {"passed": True}}
+    found = end_to_end.run_parts(tmp_path / "found.json", every)
+    assert found["broken"] == {"passed": False, "why": "RuntimeError: a device was lost"}
+    assert found["good"]["passed"]
+    assert words.of_end_to_end(found) == ("1 of 3 parts passed; failed: broken; not here: absent")

@@ -1,0 +1,74 @@
+"""What docs/axes.md shows is true: its code, its picture, its words."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+import ctgpu
+from ctgpu.orientation import DEFAULT_MAX_TILT_DEGREES, Orientation
+from ctgpu.spec import Spec
+from stored import chest_as, rotated, save
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGE = (DOCS / "axes.md").read_text()
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+@pytest.mark.parametrize("codes", ["LPS", "RAI", "PLS"])
+def test_its_code_finds_a_mark_of_the_patient_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    layout: str,
+    codes: str,
+) -> None:
+    image = chest_as(codes)
+    affine = rotated(7) @ image.affine
+    affine[:3, 3] += (11, -22, 33)
+    voxels = np.array(image.dataobj)
+    mark = (20, 31, 37)
+    voxels[tuple(slice(m - 1, m + 2) for m in mark)] = 3000
+    save(tmp_path / "source/valid_1_a_1.nii", nibabel.Nifti1Image(voxels, affine))
+    spec = Spec(target_spacing_mm=(4.0, 3.5, 5.0), shape_hwd=(70, 64, 60), layout=layout)
+    ctgpu.build(tmp_path / "shards/valid", source=tmp_path / "source", spec=spec, device="cpu")
+
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    expected_mm = (affine @ [*mark, 1])[:3]
+    # The mark is three voxels wide, and so is a voxel of the output, nearly.
+    apart_mm = np.linalg.norm([found["x"], found["y"], found["z"]] - expected_mm)
+    assert apart_mm < 7, (found["x"], found["y"], found["z"], expected_mm)
+    assert "mm to the head" in capsys.readouterr().out
+
+
+def test_its_picture_is_small_and_made_by_its_script(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert (DOCS / "axes.png").stat().st_size < 200_000
+    made = runpy.run_path(str(DOCS / "axes.py"))
+    views = made["stored_views"]()
+    for view in views:
+        assert view.title.startswith(Orientation.of(view.affine).codes)
+    made["draw_sheet"](views, tmp_path / "axes.png", dots_per_inch=20)
+    assert (tmp_path / "axes.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_its_picture_shows_one_patient(tmp_path: Path) -> None:
+    from ctgpu.inspect import as_displayed
+
+    first, *others = runpy.run_path(str(DOCS / "axes.py"))["stored_views"]()
+    for other in others:
+        assert np.array_equal(as_displayed(other)[0], as_displayed(first)[0])
+        assert not np.array_equal(other.hu, first.hu)
+
+
+def test_it_states_the_default_limit() -> None:
+    assert f"| `--max-tilt-degrees` | {DEFAULT_MAX_TILT_DEGREES:g} |" in PAGE

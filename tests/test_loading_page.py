@@ -1,0 +1,95 @@
+"""What docs/loading.md shows is true: its loop and its selections."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ctgpu
+from ctgpu.spec import Spec
+from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+
+torch = pytest.importorskip("torch")
+
+PAGE = (Path(__file__).resolve().parent.parent / "docs/loading.md").read_text()
+SPACING_MM = (3.5, 3.0, 5.0)
+STUDIES = [f"valid_{n}_a_1" for n in range(1, 6)]
+
+
+def code(mark: str) -> str:
+    """The one block of Python that has `mark` in it."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    (found,) = [block for block in blocks if mark in block]
+    return str(found)
+
+
+@pytest.fixture
+def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Five samples, of which the second and the third have no label row; in ``./shards``."""
+    volumes = {s: Volume(chest_phantom((60, 56, 40), SPACING_MM, 1), SPACING_MM) for s in STUDIES}
+    lay_out_ct_rate(tmp_path / "source", volumes)
+    (table,) = (tmp_path / "source").rglob("*labels*.csv")
+    rows = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(row for row in rows if not row.startswith(tuple(STUDIES[1:3]))))
+    spec = Spec(target_spacing_mm=(8.0, 8.0, 12.0), shape_hwd=(24, 20, 16))
+    ctgpu.build(tmp_path / "shards", source=tmp_path / "source", spec=spec, device="cpu")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "shards"
+
+
+class Classifier(torch.nn.Module):  # type: ignore[misc, name-defined]
+    """Logits of the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 18)
+        self.optimizer = torch.optim.SGD(self.parameters(), 0.1)
+
+    def forward(self, volume: Any) -> Any:
+        return self.layer(volume.float().mean((1, 2, 3, 4))[:, None])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_its_loop_trains_where_studies_have_no_labels(
+    shards: Path, caplog: pytest.LogCaptureFixture, batch_size: int
+) -> None:
+    loop = code("set_epoch").replace('"cuda"', '"cpu"').replace("range(10)", "range(2)")
+    loop = loop.replace("batch_size=2", f"batch_size={batch_size}")
+    for line in ("loss.backward()", "model.optimizer.step()", "losses.append(loss)"):
+        loop += f"{' ' * 8}{line}\n"
+    model, losses = Classifier(), []  # type: ignore[var-annotated]
+    names: dict[str, Any] = {"model": model, "losses": losses}
+    with caplog.at_level(logging.WARNING):
+        exec(loop, names)
+    assert len(losses) == 2 * (5 // batch_size)
+    assert all(loss.isfinite() for loss in losses)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert sum(loss.item() > 0 for loss in losses) >= 2
+    # A batch of one study without labels has nothing to learn from.
+    assert sum(loss.item() == 0 for loss in losses) == (4 if batch_size == 1 else 0)
+    assert [record.getMessage()[:30] for record in caplog.records] == [
+        "2 of 5 samples have no label r"
+    ]
+    known = torch.as_tensor(np.stack([names["dataset"][s]["labels"] for s in STUDIES])).isnan()
+    assert known.all(1).tolist() == [False, True, True, False, False]
+
+
+def test_its_selections_are_data_sets(shards: Path) -> None:
+    from ctgpu.loading import VolumeDataset, make_loader
+
+    names: dict[str, Any] = {
+        "torch": torch,
+        "make_loader": make_loader,
+        "dataset": VolumeDataset(shards),
+        "ids": STUDIES[:2],
+    }
+    exec(code("random_split").replace("0.9", "0.6").replace("0.1", "0.4"), names)
+    assert list(names["chosen"].study_ids) == STUDIES[:2]
+    assert list(names["labelled"].study_ids) == [STUDIES[n] for n in (0, 3, 4)]
+    seen = [s for batch in names["loader"] for s in batch["study_id"]]
+    assert sorted(seen) == sorted(STUDIES[n] for n in names["train"].indices)
