@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ctgpu.decode.layout import metadata_facts
 from ctgpu.errors import (
@@ -15,7 +16,7 @@ from ctgpu.errors import (
     TableError,
 )
 from ctgpu.shards.record import checksum
-from ctgpu.sources.tables import SampleRow, Table, Tables, report_text
+from ctgpu.sources.tables import LABEL_NAMES, SampleRow, Table, Tables, report_text
 from ctgpu.sources.tar_samples import LABEL_EXTENSIONS, SMALL_LIMIT_BYTES, TarSample
 from ctgpu.spec import CT_RATE
 from ctgpu.volume import Spacing
@@ -66,6 +67,8 @@ class TarTables(Tables):
             spacing_mm: Spacing | None = metadata_facts(study_id, facts).get("spacing_mm")
         except DecodeError as error:
             raise TableError(str(error)) from error
+        if labels is not None and self.class_names == LABEL_NAMES:
+            _require_shares(sample, labels)
         if spacing_mm is not None and any(map(math.isnan, spacing_mm)):
             spacing_mm = None
         source = "json"
@@ -85,6 +88,18 @@ class TarTables(Tables):
             _shape_hint(facts),
             spacing_source=source,
             read_xxh3_128=sample.read_xxh3_128,
+        )
+
+
+def _require_shares(sample: TarSample, labels: npt.NDArray[np.float32]) -> None:
+    """Refuse CT-RATE's labels that are neither from 0 to 1 nor NaN."""
+    wrong = np.flatnonzero(~(((labels >= 0) & (labels <= 1)) | np.isnan(labels)))
+    if wrong.size:
+        first = int(wrong[0])
+        raise TableError(
+            f"{sample.tar}: {sample.key}.{sample.label_extension} has {labels[first]:g} for "
+            f"{LABEL_NAMES[first]}; wanted a number from 0 to 1, or NaN: correct it, then use "
+            "--retry-failed"
         )
 
 

@@ -247,3 +247,14 @@ def test_a_file_in_the_place_of_a_tar_is_called_what_it_is(
     (tmp_path / "x.tar").write_bytes(content)
     with pytest.raises(DecodeError, match=rf"x\.tar .*{message}"):
         samples_of_tar(tmp_path / "x.tar")
+
+
+@pytest.mark.parametrize("value", [np.inf, 7e30, -0.5, 1.5])
+def test_labels_that_are_no_labels_fail_their_sample(tmp_path: Path, value: float) -> None:
+    labels = np.zeros(18, "<f4")
+    labels[2], labels[3] = np.nan, value
+    members = {"b.bin": VOXELS.tobytes(), "b.json": facts(), "b.cls": labels.tobytes()}
+    source = TarSource(tar(tmp_path / "a.tar", members))
+    source.list_volumes("valid")
+    with pytest.raises(TableError, match=r"b\.cls has .* for Pericardial effusion; wanted"):
+        source.tables("valid").row("b")
