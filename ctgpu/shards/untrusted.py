@@ -7,21 +7,25 @@ caller turns into its own sentence about the file.
 from __future__ import annotations
 
 import errno
+import fcntl
+import io
 import json
 import os
 import re
+import signal
 import stat
 import time
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
+import xxhash
 from msgspec import Meta
 
 from ctgpu.buffers import Buffer
 
-#: A plan of a million samples stays below it, and so does the record of a shard that has them all.
-JSON_LIMIT_BYTES = 1 << 28
+#: Plans and records of a million samples stay below it.
+JSON_LIMIT_BYTES = 1 << 30
 
 #: A number or size in bytes that fits 64 bits.
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
@@ -52,6 +56,11 @@ _MOST_DIGITS = 1000
 _HALF_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 # The coarsest clock by which file systems in use stamp a change; two within it look like one.
 _CLOCK_NS = 20_000_000
+_MOST_WAITS = 50
+# A file is stamped when a write begins; one call may write two gigabytes and take its time, and
+# stand still within, for the disk to keep up (Linux: 0.2 s).
+_LONGEST_WRITE_NS = 30 * 10**9
+_LONGEST_PAUSE_S = 0.3
 
 Stamp = tuple[int, int, int, int]
 
@@ -130,22 +139,16 @@ def read_unchanged(
         If it cannot be read or is no regular file.
     """
     with os.fdopen(open_regular(path), "rb", buffering=0) as file:
-        age_ns = time.time_ns() - os.fstat(file.fileno()).st_mtime_ns
-        if 0 <= age_ns < _CLOCK_NS:
-            time.sleep((_CLOCK_NS - age_ns) * 1e-9)
-        before = stamp_of(file.fileno())
+        before = _settled_stamp(file.fileno())
+        may_go_on = _may_be_written(file.fileno(), before)
         found_bytes = before[2]
         if size_bytes not in (None, found_bytes):
             raise _changed(f"it has {found_bytes} bytes, but had {size_bytes} when it was listed")
         buffer = allocate(found_bytes)
         try:
-            left = memoryview(buffer.bytes.data)
-            while left:
-                count = file.readinto(left)
-                if not count:
-                    raise _changed(f"it was cut by {len(left)} bytes while it was read")
-                left = left[count:]
-            if stamp_of(file.fileno()) != before:
+            _fill(buffer, file)
+            is_same = not may_go_on or _is_same(buffer, file)
+            if stamp_of(file.fileno()) != before or not is_same:
                 raise _changed("it was written while it was read")
         except BaseException:
             buffer.release()
@@ -207,6 +210,52 @@ def decode(content: bytes, kind: type[_T]) -> _T:
         return msgspec.json.decode(content, type=kind)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _settled_stamp(fd: int) -> Stamp:
+    """The stamp of a file, taken when every later change gives it another one."""
+    for _ in range(_MOST_WAITS):
+        stamp = stamp_of(fd)
+        age_ns = time.time_ns() - stamp[3]
+        if not 0 <= age_ns < _CLOCK_NS:
+            return stamp
+        time.sleep((_CLOCK_NS - age_ns) * 1e-9)
+    raise _changed("it is being written all the time")
+
+
+def _may_be_written(fd: int, stamp: Stamp) -> bool:
+    """Whether a write that had begun when the stamp was taken may go on."""
+    if time.time_ns() - stamp[3] > _LONGEST_WRITE_NS:
+        return False
+    if not hasattr(fcntl, "F_SETLEASE"):
+        return True
+    try:
+        # A writer that comes at this very moment sends a signal; the usual one would end us.
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        # Granted only where nobody has the file open for writing.
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:
+        return True
+    return False
+
+
+def _fill(buffer: Buffer, file: io.FileIO) -> None:
+    left = memoryview(buffer.bytes.data)
+    while left:
+        count = file.readinto(left)
+        if not count:
+            raise _changed(f"it was cut by {len(left)} bytes while it was read")
+        left = left[count:]
+
+
+def _is_same(buffer: Buffer, file: io.FileIO) -> bool:
+    """Whether the file has these bytes still; a write under way has gone on meanwhile."""
+    first = xxhash.xxh3_64_intdigest(buffer.bytes.data)
+    time.sleep(_LONGEST_PAUSE_S)
+    file.seek(0)
+    _fill(buffer, file)
+    return xxhash.xxh3_64_intdigest(buffer.bytes.data) == first
 
 
 def _changed(reason: str) -> FileChanged:

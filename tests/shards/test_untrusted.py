@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ctgpu.buffers import Buffer, BufferPool
+from ctgpu.shards import untrusted
 from ctgpu.shards.untrusted import (
     Count,
     FileChanged,
@@ -243,3 +244,39 @@ def test_a_file_of_another_size_than_listed_is_not_read(tmp_path: Path) -> None:
     put(tmp_path / "x", b"12345")
     with pytest.raises(FileChanged, match="has 5 bytes, but had 7"):
         read_unchanged(tmp_path / "x", BufferPool().acquire, 7)
+
+
+def test_a_write_that_began_before_the_file_was_opened_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its one stamp is from then, while its bytes arrive until after the file was read."""
+    path, pool = tmp_path / "volume.nii", BufferPool()
+    put(path, b"A" * 1000, age_s=1.0)
+    status = path.stat()
+
+    def arrive(seconds: float) -> None:
+        writer.write(b"B" * 500)
+        writer.flush()
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    monkeypatch.setattr(untrusted.time, "sleep", arrive)
+    with path.open("r+b") as writer, pytest.raises(FileChanged, match="written while"):
+        read_unchanged(path, pool.acquire)
+    assert pool.lent_bytes == 0
+
+
+def test_a_file_that_somebody_has_open_and_does_not_write_is_read(tmp_path: Path) -> None:
+    path, pool = tmp_path / "volume.nii", BufferPool()
+    put(path, b"A" * 1000, age_s=1.0)
+    with path.open("r+b"), read_unchanged(path, pool.acquire) as buffer:
+        assert bytes(buffer.bytes) == b"A" * 1000
+
+
+def test_a_file_that_is_written_all_the_time_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "volume.nii"
+    path.write_bytes(b"A")
+    monkeypatch.setattr(untrusted.time, "sleep", lambda seconds: path.touch())
+    with pytest.raises(FileChanged, match="all the time"):
+        read_unchanged(path, BufferPool().acquire)
