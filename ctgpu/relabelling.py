@@ -14,14 +14,14 @@ from ctgpu import __version__
 from ctgpu.buffers import BufferPool
 from ctgpu.builder import unforeseen_os_errors
 from ctgpu.errors import FetchError, StorageError, TableError, UsageError
-from ctgpu.limits import require_free_space, require_writable
+from ctgpu.limits import free_space_bytes
 from ctgpu.planning import Request, as_split, open_named_source
 from ctgpu.sample import label_bytes, relabelled_metadata, report_bytes, to_json_bytes
 from ctgpu.shards.folder import is_committed
-from ctgpu.shards.lease import Lease, LeaseSession
+from ctgpu.shards.lease import Lease, LeaseSession, is_leased
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.manifest import write_manifest
-from ctgpu.shards.names import journal_name, record_name, shard_name
+from ctgpu.shards.names import journal_name, partial_name, record_name, shard_name
 from ctgpu.shards.plan import Plan, PlannedSample
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry, ShardRecord, checksum
@@ -110,7 +110,6 @@ def relabel(
     """
     folder = Path(output_dir)
     plan = Plan.load(folder)
-    require_writable(folder)
     named = Path(source) if source is not None else None
     with unforeseen_os_errors(folder):
         request = Request(selection={}, token=token, endpoint=endpoint)
@@ -160,6 +159,12 @@ class _Relabelling:
                 shard = self._look_at(index)
                 if shard.members:
                     self._rewrite(index, shard, lease)
+        elif (self._folder / partial_name(index)).exists() and not is_leased(self._folder, index):
+            log.warning(
+                "%s was left by a command that was stopped while it made the shard again: run "
+                "that to its end, or remove this file",
+                self._folder / partial_name(index),
+            )
         self.left |= shard.left
 
     def _finish_commit(self, index: int, session: LeaseSession) -> None:
@@ -229,8 +234,7 @@ class _Relabelling:
 
     def _rewrite(self, index: int, shard: _Shard, lease: Lease) -> None:
         record, members = shard.record, shard.members
-        spare_bytes = _SPARE_BYTES_PER_SAMPLE * len(record.samples)
-        require_free_space(self._folder, record.size_bytes + spare_bytes)
+        self._require_room(record)
         good = {entry.key: entry for entry in record.samples}
         failed = {failure.key: failure for failure in record.failures}
 
@@ -268,6 +272,16 @@ class _Relabelling:
                 "%d samples of shard %06d had labels and have no row of them now, such as %s: they "
                 "are unlabelled",
                 *(len(shard.unlabelled), index, shard.unlabelled[0]),
+            )
+
+    def _require_room(self, record: ShardRecord) -> None:
+        needed_bytes = record.size_bytes + _SPARE_BYTES_PER_SAMPLE * len(record.samples)
+        free_bytes = free_space_bytes(self._folder)
+        if free_bytes is not None and free_bytes < needed_bytes:
+            raise StorageError(
+                f"{self._folder} has {free_bytes / 1e9:.2f} GB free, and shard "
+                f"{record.shard_index} takes {needed_bytes / 1e9:.2f} GB beside the old one until "
+                "it is complete: free some, then run the same command again"
             )
 
     def _writer(

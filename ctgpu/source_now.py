@@ -178,10 +178,10 @@ def require_going_on(
         _log.info(
             "%s: %s of another size than planned, taken as they are now: %s",
             path,
-            _count(mended, "volume"),
+            _number(mended, "volume", "volumes"),
             shortened(mended),
         )
-    _say_what_stays(now, plan, finished, path)
+    _say_what_stays(now, folder, plan, finished, path)
 
 
 def is_elsewhere(plan: Plan, path: Path) -> bool:
@@ -194,16 +194,16 @@ def foreign_source(
 ) -> MismatchError:
     """What to say of a source that is not the planned one, with the volumes that tell it."""
     missing = missing or sorted(now.gone, key=natural_key)
+    resized = sorted(now.sizes_now, key=natural_key)
     found = []
     if missing:
-        found.append(f"{_count(missing, 'volume')} gone, such as {shortened(missing)}")
-    if now.sizes_now:
-        resized = sorted(now.sizes_now, key=natural_key)
-        found.append(f"{_count(resized, 'volume')} of another size, such as {shortened(resized)}")
+        found.append(f"{_number(missing, 'is', 'are')} gone ({shortened(missing)})")
+    if resized:
+        found.append(f"{_number(resized, 'has', 'have')} another size ({shortened(resized)})")
     return MismatchError(
-        f"{path} does not hold the volumes that were planned: of {len(plan.samples)} there "
-        f"are {' and '.join(found)}; bring them back, name the right folder with --source, or "
-        "build into another one"
+        f"{path} does not hold the volumes that were planned: of {len(plan.samples)}, "
+        f"{' and '.join(found)}; bring them back, name the right folder with --source, or build "
+        "into another one"
     )
 
 
@@ -221,13 +221,17 @@ def say_what_is_new(new: Sequence[str], path: Path) -> None:
             "%s holds %s that this data set was planned without, such as %s: build what is new "
             "into a folder of its own and load both (see docs/reliability.md)",
             path,
-            _count(new, "file"),
+            _number(new, "file", "files"),
             shortened(new),
         )
 
 
 def _say_what_stays(
-    now: SourceNow, plan: Plan, finished: Mapping[int, Mapping[str, SampleEntry]], path: Path
+    now: SourceNow,
+    folder: Path,
+    plan: Plan,
+    finished: Mapping[int, Mapping[str, SampleEntry]],
+    path: Path,
 ) -> None:
     stays: dict[str, int] = {}
     for sample, index in _with_shards(plan):
@@ -238,10 +242,8 @@ def _say_what_stays(
     if stays:
         _log.warning(
             "%s: finished samples stay as they are although their volumes have changed since: %s; "
-            "`ctgpu build --force --shards %d` makes that shard again",
-            path,
-            shortened(list(stays)),
-            next(iter(stays.values())),
+            "`ctgpu build --output-dir %s --force --shards %d` makes that shard again",
+            *(path, shortened(list(stays)), folder, next(iter(stays.values()))),
         )
     if now.tables:
         _log.info(
@@ -254,10 +256,13 @@ def _say_what_stays(
         if differ:
             _log.warning(
                 "%s: %s whose labels or report are not what the tables say now: %s; `ctgpu "
-                "relabel DIR` writes them again",
-                path,
-                _count(differ, "finished sample"),
-                shortened(differ),
+                "relabel %s` writes them again",
+                *(
+                    path,
+                    _number(differ, "finished sample", "finished samples"),
+                    shortened(differ),
+                    folder,
+                ),
             )
 
 
@@ -291,9 +296,9 @@ def _with_shards(plan: Plan) -> Iterator[tuple[PlannedSample, int]]:
         yield sample, place // plan.samples_per_shard
 
 
-def _count(things: Sequence[object], name: str) -> str:
-    """Such as ``1 volume`` or ``2 volumes``."""
-    return f"{len(things)} {name}{'s' if len(things) != 1 else ''}"
+def _number(things: Sequence[object], one: str, more: str) -> str:
+    """How many there are, with what goes with one or with more of them."""
+    return f"{len(things)} {one if len(things) == 1 else more}"
 
 
 def shortened(paths: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tarfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,23 @@ def test_what_was_built_passes(built: Path) -> None:
         assert comparison.passed, comparison.faults
         assert comparison.max_ulp <= 1
         assert comparison.mean_ulp <= comparison.differing_share <= 1e-3
+
+
+def test_originals_whose_names_have_another_normal_form_are_found(
+    tmp_path: Path, phantoms: dict[str, Volume]
+) -> None:
+    decomposed, composed = (unicodedata.normalize(form, "Müller é") for form in ("NFD", "NFC"))
+    for folder, name in (("here", decomposed), ("copy", composed)):
+        (tmp_path / folder).mkdir()
+        np.savez(
+            tmp_path / folder / f"{name}.npz",
+            phantoms[STUDIES[0]].voxels,
+            spacing=np.array(SPACING_MM),
+        )
+    ctgpu.build(tmp_path / "out", source=tmp_path / "here", spec=SPEC, device="cpu")
+    for folder in ("here", "copy"):
+        (found,) = compare_samples(tmp_path / "out", source=tmp_path / folder, num_samples=None)
+        assert found.passed, found
 
 
 def test_without_a_source_the_plans_own_is_used(built: Path) -> None:

@@ -379,3 +379,29 @@ def test_a_sample_that_failed_is_still_retried_afterwards(
     report = ctgpu.build(out, retry_failed=True, **options)
     assert (report.exit_code, report.written) == (0, 1)
     assert read_samples(out)["valid_1_a_1"].labels.tolist() == [1.0] * 18
+
+
+def test_no_room_for_a_shard_is_said_before_it_is_written(
+    out: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mend(source / LABELS, "valid_3_a_1", all_positive)
+    before = sorted(path.name for path in out.iterdir())
+    monkeypatch.setattr("ctgpu.relabelling.free_space_bytes", lambda folder: 10_000)
+    with pytest.raises(StorageError, match=r"0\.00 GB free, and shard 1 takes 0\.00 GB beside"):
+        relabel(out, source=source)
+    assert sorted(path.name for path in out.iterdir()) == before
+    monkeypatch.setattr("ctgpu.relabelling.free_space_bytes", lambda folder: None)
+    assert relabel(out, source=source).shards == 1
+
+
+def test_what_a_stopped_command_left_is_named_where_nothing_is_to_be_rewritten(
+    out: Path, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (out / "shard-000001.tar.partial").write_bytes(b"half")
+    assert relabel(out, source=source).shards == 0
+    assert "shard-000001.tar.partial was left by a command that was stopped" in caplog.text
+    mend(source / LABELS, "valid_3_a_1", all_positive)
+    caplog.clear()
+    assert relabel(out, source=source).shards == 1
+    assert not list(out.glob("*.partial"))
+    assert "was left" not in caplog.text

@@ -105,7 +105,8 @@ def test_a_volume_that_changed_after_its_sample_was_finished_is_named_and_left(
     shutil.copy(volume(source, 4), volume(source, 1))
     build(tmp_path / "out")
     assert "finished samples stay as they are" in caplog.text
-    assert "valid_1_a_1; `ctgpu build --force --shards 0`" in caplog.text
+    command = f"`ctgpu build --output-dir {tmp_path / 'out'} --force --shards 0`"
+    assert f"valid_1_a_1; {command}" in caplog.text
     assert tar_bytes(tmp_path / "out")["shard-000000.tar"] == first["shard-000000.tar"]
     report = build(tmp_path / "out", force=True, shards=range(1))
     assert report.written == 2
@@ -167,7 +168,7 @@ def test_a_mended_table_is_named_and_taken_for_what_is_not_finished(
     assert f"read as they are now: {LABELS}" in caplog.text
     assert (
         "1 finished sample whose labels or report are not what the tables say now: valid_1_a_1; "
-        "`ctgpu relabel DIR`"
+        f"`ctgpu relabel {tmp_path / 'out'}`"
     ) in caplog.text
     assert read_samples(tmp_path / "out")["valid_6_a_1"].labels.tolist() == [1.0] * 18
     assert ctgpu.relabel(tmp_path / "out").relabelled == ["valid_1_a_1"]
@@ -209,9 +210,11 @@ def test_a_volume_that_is_gone_and_not_finished_is_refused_by_name(
     path = volume(source, 3)
     content = path.read_bytes()
     path.unlink()
-    wanted = r"does not hold the volumes that were planned: of 6 there are 1 volume gone, such as"
+    wanted = r"does not hold the volumes that were planned: of 6, 1 is gone"
     for options in ({}, {"retry_failed": True}, {"force": True}, {"shards": range(2, 3)}):
-        with pytest.raises(MismatchError, match=f"{wanted} .*valid_3_a_1.nii.gz; bring them back"):
+        with pytest.raises(
+            MismatchError, match=rf"{wanted} \(.*valid_3_a_1.nii.gz\); bring them back"
+        ):
             build(tmp_path / "out", **options)
     path.write_bytes(content)
     assert build(tmp_path / "out").exit_code == 0
@@ -223,7 +226,7 @@ def test_a_volume_that_is_gone_is_not_missed_once_its_sample_is_finished(
     build(tmp_path / "out", source, shards=range(1))
     volume(source, 1).unlink()
     assert build(tmp_path / "out").exit_code == 0
-    with pytest.raises(MismatchError, match="1 volume gone"):
+    with pytest.raises(MismatchError, match="1 is gone"):
         build(tmp_path / "out", force=True)
 
 
@@ -278,7 +281,7 @@ def test_another_copy_of_which_no_volume_is_the_planned_one_is_refused(
         for seed, study in enumerate(STUDIES)
     }
     lay_out_ct_rate(tmp_path / "other", volumes)
-    with pytest.raises(MismatchError, match="6 volumes of another size, such as"):
+    with pytest.raises(MismatchError, match="of 6, 6 have another size"):
         build(tmp_path / "out", tmp_path / "other")
     # One that was mended elsewhere and holds the rest is the same data set.
     shutil.copytree(source, tmp_path / "copy")

@@ -65,9 +65,9 @@ class Display:
         )
         self._task = self._progress.add_task("listing", total=None, rates="", failures="")
         self._started = self._last_line = time.monotonic()
-        self._pending = self._kept = self._elsewhere = 0
+        self._pending = self._kept = self._others = 0
         self._written = self._failed = self._bytes = 0
-        self._makers: dict[int, str] = {}
+        self._elsewhere: list[int] = []
 
     def __enter__(self) -> Self:
         try:
@@ -87,16 +87,11 @@ class Display:
 
     def finish(self, report: BuildReport) -> None:
         """Show the rates that the summary states, which count the last commit in."""
-        if report.pipeline is not None:
+        if report.pipeline is not None and report.written:
             self._progress.update(self._task, description="built", rates=rates_of(report))
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        if not isinstance(event, Listing | Planned | ShardElsewhere) and (
-            # What was made elsewhere is finished there, or was taken over.
-            self._makers.pop(event.shard, None) is not None
-        ):
-            self._describe()
         match event:
             case Listing(source):
                 self._log(event, "listing %s %s", source["kind"], source["location"])
@@ -125,11 +120,14 @@ class Display:
                 self._progress.update(self._task, advance=kept_samples)
             case ShardElsewhere(shard, holder):
                 self._log(event, "shard %06d is being made by %s", shard, holder)
-                self._makers[shard] = holder
-                self._describe()
+                self._elsewhere.append(shard)
+                self._wait()
             case ShardDoneElsewhere(shard, samples):
                 self._log(event, "shard %06d was made by another process", shard)
-                self._elsewhere += samples
+                self._others += samples
+                if shard in self._elsewhere:
+                    self._elsewhere.remove(shard)
+                self._wait()
                 self._progress.update(self._task, advance=samples)
 
     def _planned(self, plan: Planned) -> None:
@@ -147,25 +145,27 @@ class Display:
         )
         self._progress.update(self._task, description="building", total=plan.pending_samples)
 
-    def _describe(self) -> None:
-        """Say for whom the bar may stand still."""
-        makers = [f" ({who} makes shard {shard:06d})" for shard, who in self._makers.items()]
-        self._progress.update(self._task, description=f"building{makers[0] if makers else ''}")
+    def _wait(self) -> None:
+        """Say what the bar stands still for, unless samples of other shards come in between."""
+        waits = f"waiting for shard {self._elsewhere[0]:06d}" if self._elsewhere else "building"
+        self._progress.update(self._task, description=waits)
 
     def _advance(self) -> None:
         done = self._written + self._failed
         seconds = max(time.monotonic() - self._started, 1e-9)
         rates = _rates(self._written, self._bytes, seconds)
         failures = f"{self._failed} failed" if self._failed else ""
-        self._progress.update(self._task, advance=1, rates=rates, failures=failures)
+        self._progress.update(
+            self._task, advance=1, rates=rates, failures=failures, description="building"
+        )
         now = time.monotonic()
         if not self._live and now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            left = self._pending - self._kept - self._elsewhere - done
+            left = self._pending - self._kept - self._others - done
             eta_s = left * seconds / done
             log.info(
                 "%d of %d samples, %s, eta %.0f s%s",
-                self._kept + self._elsewhere + done,
+                self._kept + self._others + done,
                 self._pending,
                 rates,
                 eta_s,

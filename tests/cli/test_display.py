@@ -30,7 +30,7 @@ class Screen:
 
     def __init__(self) -> None:
         self.written = io.StringIO()
-        self.console = Console(file=self.written, force_terminal=True, width=160)
+        self.console = Console(file=self.written, force_terminal=True, width=80)
 
     def last_line(self, *events: Event, report: BuildReport | None = None) -> str:
         with Display(self.console) as display:
@@ -89,17 +89,20 @@ def test_the_maker_of_a_shard_is_named_in_one_sentence(caplog: pytest.LogCapture
     ]
 
 
-def test_the_bar_counts_what_others_make_and_says_who() -> None:
-    elsewhere = ShardElsewhere(1, "process 17 on node3")
-    line = Screen().last_line(planned(6), elsewhere)
-    assert line.startswith("building (process 17 on node3 makes shard 000001)")
+def test_the_bar_counts_what_others_make_and_says_what_it_waits_for() -> None:
+    first, second = (ShardElsewhere(shard, "process 17 on node3") for shard in (1, 2))
+    line = Screen().last_line(planned(6), first)
+    assert line.startswith("waiting for shard 000001 ")
     assert "0/6" in line
-    line = Screen().last_line(planned(6), elsewhere, ShardDoneElsewhere(1, 6))
+    line = Screen().last_line(planned(6), first, second, ShardDoneElsewhere(1, 3))
+    assert line.startswith("waiting for shard 000002 ")
+    assert "3/6" in line
+    line = Screen().last_line(planned(6), first, ShardDoneElsewhere(1, 6))
     assert line.startswith("building ")
     assert "6/6" in line
-    # One that died is replaced.
-    line = Screen().last_line(planned(6), elsewhere, ShardResumed(1, 2), written(1, 3))
-    assert "17" not in line
+    # What is made here goes on meanwhile, and one that died is taken over.
+    line = Screen().last_line(planned(6), first, ShardResumed(1, 2), written(1, 3))
+    assert line.startswith("building ")
     assert "3/6" in line
 
 
@@ -117,7 +120,7 @@ def test_bar_and_summary_end_with_the_same_rates(tmp_path: Path) -> None:
     assert "0.60 samples/s, 1 MB/s" in line
     assert rates_of(report) == "0.60 samples/s, 1 MB/s"
     screen = io.StringIO()
-    show_summary(report, Console(file=screen, width=160))
+    show_summary(report, Console(file=screen, width=80))
     assert "6 samples in 10.0 s: 0.60 samples/s, 1 MB/s, " in screen.getvalue()
 
 
