@@ -119,8 +119,7 @@ class HostCuda:
             raise CUDARuntimeError(2)
         self.use()
         self.allocations.append(size)
-        held = np.full(size + 256, 0xAA, np.uint8)
-        return types.SimpleNamespace(size=size, held=held, ptr=-(-held.ctypes.data // 256) * 256)
+        return HostMemory(self, size)
 
     def module(self, *, code: str, options: tuple[str, ...], backend: str) -> Any:
         assert "ctgpu_preprocess" in code
@@ -206,6 +205,18 @@ class Streams:
         version, pointer = lent.__cuda_stream__()
         assert version == 0
         return self._host.stream(pointer)
+
+
+class HostMemory:
+    """Device memory; to give it back works on the device of whichever thread does."""
+
+    def __init__(self, host: HostCuda, size: int) -> None:
+        self._host, self.size = host, size
+        self._held = np.full(size + 256, 0xAA, np.uint8)
+        self.ptr = -(-self._held.ctypes.data // 256) * 256
+
+    def __del__(self) -> None:
+        self._host.use()
 
 
 class HostStream:

@@ -53,6 +53,25 @@ def test_the_first_device_is_left_alone_where_another_was_asked_for(host: HostCu
     assert host.registered == {}
 
 
+def test_what_another_thread_gives_back_goes_to_the_device_that_it_came_from(
+    host: HostCuda,
+) -> None:
+    engine = CudaEngine((1,))
+    held = [engine.allocate(5 << 20)]
+    engine.run(some_jobs(2))
+
+    def give_back() -> None:
+        held.clear()
+        gc.collect()
+
+    for work in (give_back, engine.close):
+        with ThreadPoolExecutor(1) as thread:  # one that has chosen no device
+            thread.submit(work).result()
+        gc.collect()
+    assert host.contexts == {1}
+    assert host.registered == {}
+
+
 def test_a_thread_goes_back_to_the_device_that_it_used(host: HostCuda) -> None:
     host.set_device(0)
     engine = CudaEngine((1,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,8 @@ class Stage:
         What it found, in a few words.
     unsupported : tuple of str
         Words in its output by which a failure is the machine's: it does not support this.
+    proof : str
+        Words that its output holds where it did its work, as a regular expression.
     absent : str
         Why it cannot be run here; empty where it can.
     """
@@ -76,6 +79,7 @@ class Stage:
     read: Callable[[Path], Found | None] = read_json
     says: Callable[[Found], str] = lambda found: ""
     unsupported: tuple[str, ...] = ()
+    proof: str = ""
     absent: str = ""
 
 
@@ -203,6 +207,8 @@ class Runner:
             outcome["found"] = found
         outcome["says"] = stage.says(outcome["found"]) if "found" in outcome else ""
         text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        if outcome["status"] == "passed" and not re.search(stage.proof, text):
+            outcome |= {"status": "failed", "why": f"its output says nothing like {stage.proof!r}"}
         if outcome["status"] == "failed":
             missing = next((words for words in stage.unsupported if words in text), None)
             if missing is not None:
