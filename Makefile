@@ -8,7 +8,7 @@ FUZZ_SECONDS ?= 3600
 FUZZ = -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20
 NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
 
-.PHONY: help demo test exhaustive lint types format bench sanitize fuzz gpu-pack gpu-check clean
+.PHONY: help demo test test-hostile exhaustive lint types format bench sanitize fuzz gpu-pack gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -21,6 +21,9 @@ test: $(VENV)/.developer  ## every test that needs no GPU
 
 exhaustive: $(VENV)/.developer  ## every variant of the CUDA kernel and full volumes, as PTX on the CPU
 	$(BIN)/python -m pytest -m exhaustive
+
+test-hostile: $(VENV)/.developer  ## some of them with an environment set to do harm
+	BIN=$(BIN) .ci/hostile
 
 lint: $(VENV)/.developer  ## ruff and clang-format
 	$(BIN)/ruff check .

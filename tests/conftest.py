@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from hermetic import shut_out
+from hermetic import begin_again_in_utf8, shut_out
 
 # Before test modules are imported, and with them what reads the environment once.
 shut_out()
@@ -16,6 +16,8 @@ shut_out()
 # The same examples in every run, however slow the machine.
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
+
+pytest_configure = begin_again_in_utf8
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

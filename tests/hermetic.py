@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import fnmatch
-import locale
 import os
 import re
 import shutil
@@ -16,6 +15,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+
+import pytest
 
 #: Where programs, libraries and compilers are; which GPUs to use; and what is ours to be asked.
 KEPT = (
@@ -42,7 +43,8 @@ def kept(environment: Mapping[str, str]) -> dict[str, str]:
 
 def shut_out() -> None:
     """Leave this process, and those that it starts, nothing of the caller's but :data:`KEPT`."""
-    left = kept(os.environ)
+    # A sanitizer or profiler of gpu/check.py finds its instructions there once CUDA is first used.
+    left = dict(os.environ) if "CTGPU_CHECK_STAGE" in os.environ else kept(os.environ)
     os.environ.clear()
     os.environ.update(left)
     os.umask(0o022)
@@ -52,9 +54,16 @@ def shut_out() -> None:
     # A token that the caller has saved is not for the tests' Hub.
     os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="ctgpu-hf-home-")
     atexit.register(shutil.rmtree, os.environ["HF_HOME"], ignore_errors=True)
-    for name in ("C.UTF-8", "en_US.UTF-8"):
-        if locale.getencoding().lower() != "utf-8":
-            try:
-                locale.setlocale(locale.LC_CTYPE, name)
-            except locale.Error:
-                continue
+
+
+def begin_again_in_utf8(config: pytest.Config) -> None:
+    """Replace this process where the caller's locale has no names for the files of some tests.
+
+    Python decides on the encoding of names when it starts.
+    """
+    if sys.getfilesystemencoding() == "utf-8":
+        return
+    shutil.rmtree(os.environ["HF_HOME"])
+    if capture := config.pluginmanager.getplugin("capturemanager"):
+        capture.suspend_global_capture(in_=True)  # else nothing of the next one would be seen
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])

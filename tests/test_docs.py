@@ -48,7 +48,7 @@ ELSEWHERE = re.compile(
     # Members of a sample, and kinds of files.
     r"|(<key>)?(\.\w+)+|nii\.gz"
     # What the reader has or writes.
-    r"|(train|valid)_\w+\.nii\.gz|scan(-\d+)?\.(npz|nii\.gz)|ctgpu\.sbatch|(OLD|NEW)\.json|\.gpu-check/result\.json"
+    r"|(train|valid)_\w+\.nii\.gz|scan(-\d+)?\.(npz|nii\.gz)|ctgpu\.sbatch|(OLD|NEW)\.json|(\.gpu-check/)?result\.json"
     # What a page says where to get.
     rf"|{re.escape(REAL_CT_NAME)}"
 )

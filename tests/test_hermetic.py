@@ -78,7 +78,7 @@ def test_inside():
         "names": sorted(os.environ),
         "umask": umask,
         "folder": tempfile.gettempdir(),
-        "encoding": locale.getencoding(),
+        "encodings": [sys.getfilesystemencoding(), locale.getpreferredencoding()],
         "child": subprocess.check_output([sys.executable, "-c", child], text=True).split(),
     }))
 """
@@ -102,5 +102,5 @@ def test_inside():
     assert not HOSTILE.keys() & set(seen["names"])
     assert seen["umask"] == 0o022
     assert seen["folder"] == tempfile.gettempdir()
-    assert seen["encoding"].lower() == "utf-8"
+    assert [encoding.lower() for encoding in seen["encodings"]] == ["utf-8", "utf-8"]
     assert [word.lower() for word in seen["child"]] == ["utf-8", "none"]

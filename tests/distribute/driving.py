@@ -43,9 +43,10 @@ SMALL = (
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of a process that may use Ray and no Hub but a local one."""
+    """Of a process that may use Ray; benchmarks have a caller's environment to keep from it."""
+    inherited = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM_", "RAY_"))}
     paths = os.pathsep.join([str(HERE), str(REPOSITORY)])
-    return os.environ | RAY_ENVIRONMENT | {"PYTHONPATH": paths} | more
+    return inherited | RAY_ENVIRONMENT | {"PYTHONPATH": paths} | more
 
 
 def array(this: int, count: int, first: int = 0, step: int = 1) -> dict[str, str]:
