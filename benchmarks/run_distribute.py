@@ -42,7 +42,7 @@ from run_build import make_source
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS / "distribute")]
 
-from driving import RAY_ENVIRONMENT, RayCluster, array, begin, catch, finish  # noqa: E402
+from driving import RayCluster, array, begin, catch, finish, ray_environment  # noqa: E402
 from scenarios import snapshot  # noqa: E402
 
 _TINY = Spec(shape_hwd=(16, 16, 8), target_spacing_mm=(8.0, 8.0, 16.0))
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--wait-s", type=float, default=5.0, help="the simulated device stage")
     parser.add_argument("--work-dir", type=Path, help="where to work; default a temporary folder")
     options = parser.parse_args()
-    os.environ.update(RAY_ENVIRONMENT)
+    os.environ.update(ray_environment())
     workers, shards = (1, 4, 16, 64), 128
     if options.quick:
         options.samples, options.repeats, options.wait_s = 4, 1, 0.2

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -22,16 +23,6 @@ import psutil
 HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parent.parent
 
-#: Where Ray keeps sockets, whose names are short, and notes the cluster of this machine.
-RAY_FOLDER = Path(tempfile.mkdtemp(prefix="ctgpu-ray-", dir="/tmp"))
-atexit.register(shutil.rmtree, RAY_FOLDER, ignore_errors=True)
-#: Ray telling nobody, and not knowing of clusters that are none of the tests'.
-RAY_ENVIRONMENT = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "disabled",
-    "RAY_TMPDIR": str(RAY_FOLDER),
-}
 WITHIN_S = 120.0
 
 SAMPLES_PER_SHARD = 8
@@ -42,11 +33,29 @@ SMALL = (
 )
 
 
+@cache
+def ray_folder() -> Path:
+    """Where Ray keeps sockets, whose names are short, and notes the cluster of this machine."""
+    folder = Path(tempfile.mkdtemp(prefix="ctgpu-ray-", dir="/tmp"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def ray_environment() -> dict[str, str]:
+    """Ray telling nobody, and not knowing of clusters that are none of the tests'."""
+    return {
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": str(ray_folder()),
+    }
+
+
 def environment(**more: str) -> dict[str, str]:
     """Of a process that may use Ray; benchmarks have a caller's environment to keep from it."""
     inherited = {n: v for n, v in os.environ.items() if not n.startswith(("SLURM_", "RAY_"))}
     paths = os.pathsep.join([str(HERE), str(REPOSITORY)])
-    return inherited | RAY_ENVIRONMENT | {"PYTHONPATH": paths} | more
+    return inherited | ray_environment() | {"PYTHONPATH": paths} | more
 
 
 def array(this: int, count: int, first: int = 0, step: int = 1) -> dict[str, str]:
@@ -124,7 +133,7 @@ class RayCluster:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env=environment(RAY_TMPDIR=str(RAY_FOLDER / "own")),
+            env=environment(RAY_TMPDIR=str(ray_folder() / "own")),
         )
         assert self._process.stdout is not None
         self.address = self._process.stdout.readline().strip()
@@ -170,7 +179,7 @@ class StartedRay:
         with socket.create_server(("127.0.0.1", 0)) as unused:
             port = unused.getsockname()[1]
         self.address = f"127.0.0.1:{port}"
-        self._log = (RAY_FOLDER / "start.log").open("w+")
+        self._log = (ray_folder() / "start.log").open("w+")
         self._process = subprocess.Popen(
             [
                 *(shutil.which("ray", path=str(Path(sys.executable).parent)) or "ray", "start"),
