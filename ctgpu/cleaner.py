@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -212,7 +213,7 @@ class Cleaner:
             if not found:
                 raise _Kept(f"{next(iter(of_key.values())).name} was not converted")
             index, sample = left.pop(f"{name}/{key}.{found[0]}")
-            entry, output = self._output(index, sample)
+            entry, output, text = self._output(index, sample)
             read = output["source"].get("members")
             if read is None:
                 raise _Kept(
@@ -227,23 +228,19 @@ class Cleaner:
                     raise _Kept(
                         f"{member.name} is not what was converted; convert it into another folder"
                     )
-            for fault in _lost(fd, of_key, found[0], entry, output, self._text(index, entry)):
+            for fault in _lost(fd, of_key, found[0], entry, output, text):
                 raise _Kept(f"{key}: {fault}, which the output does not carry")
         if left:
             raise _Kept(f"{next(iter(left))}, which was converted, is gone from it")
 
-    def _output(self, index: int, sample: PlannedSample) -> tuple[SampleEntry, dict[str, Any]]:
-        """The record's entry and the JSON of a sample, in a shard that is whole at this moment."""
+    def _output(self, index: int, sample: PlannedSample) -> tuple[SampleEntry, dict[str, Any], str]:
+        """Record entry, JSON and report of a sample, in a shard that is whole at this moment."""
         entry = self._verify(index).samples.get(sample.key)
         if entry is None:
             raise _Kept(f"its sample {sample.key} has failed")
         with ShardReader(self._folder / shard_name(index)) as reader:
             output: dict[str, Any] = json.loads(reader.read(entry, "json"))
-        return entry, output
-
-    def _text(self, index: int, entry: SampleEntry) -> str:
-        with ShardReader(self._folder / shard_name(index)) as reader:
-            return reader.read(entry, "txt").decode()
+            return entry, output, reader.read(entry, "txt").decode()
 
     def _verify(self, index: int) -> _Verified:
         stamps = self._stamps(index)
@@ -343,8 +340,8 @@ def _taken(arrays: list[str]) -> tuple[str, ...]:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if twice := [name for name in names if names.count(name) > 1]:
+    counts = Counter(name for name, _ in pairs)
+    if twice := [name for name, count in counts.items() if count > 1]:
         raise _Kept(f"its JSON states {twice[0]} twice")
     return dict(pairs)
 

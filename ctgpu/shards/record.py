@@ -15,9 +15,8 @@ import msgspec
 import xxhash
 
 from ctgpu.errors import StorageError, reason_of
-from ctgpu.shards import disk
 from ctgpu.shards.ledger import LedgerEntry
-from ctgpu.shards.names import parse_shard_name, record_name, shard_name
+from ctgpu.shards.names import parse_shard_name, shard_name
 from ctgpu.shards.tar import (
     BLOCK_BYTES,
     END_OF_ARCHIVE,
@@ -234,16 +233,6 @@ class ShardRecord:
             len(self.failures),
             dict(sorted(Counter(s.orientation for s in self.samples if s.orientation).items())),
         )
-
-    def save(self, folder: Path) -> None:
-        """Write it, atomically and durably: the shard is committed.
-
-        Raises
-        ------
-        StorageError
-            If the folder cannot be written.
-        """
-        disk.replace_file(folder / record_name(self.shard_index), self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> ShardRecord:

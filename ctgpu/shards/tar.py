@@ -112,7 +112,7 @@ def lay_out(start: int, key: str, sizes: Mapping[str, int]) -> Layout:
     start : int
         End of the sample before, or 0.
     key : str
-        Sample key, as :func:`check_key` allows.
+        Sample key, without a :func:`key_fault`.
     sizes : mapping of str to int
         Bytes of each member, by extension.
     """
@@ -128,18 +128,6 @@ def lay_out(start: int, key: str, sizes: Mapping[str, int]) -> Layout:
         frame = bytes(padding_bytes(sizes[extension]))
     frames.append(frame)
     return Layout(start, position + len(frame), tuple(offsets), tuple(frames))
-
-
-def check_key(key: str, path: str) -> None:
-    """Refuse a key that has a :func:`key_fault`.
-
-    Raises
-    ------
-    UsageError
-        If it has.
-    """
-    if fault := key_fault(key):
-        raise UsageError(f"{path}: its key {key!r} {fault}; rename the file")
 
 
 def key_fault(key: str) -> str | None:

@@ -198,10 +198,8 @@ class RetriedShard(ShardWork):
             record = replace(self._old, failures=list(self._failed.values()))
             with disk.storage_errors(self._folder):
                 fence = Fence(self._folder, self.index, self._confirm)
-                try:
+                with contextlib.closing(fence):
                     fence.write(record_name(self.index), record.to_json())
-                finally:
-                    fence.close()
         else:
             self._copy_up_to(self._writer, None)
             record = self._writer.commit(run)

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import io
 import tarfile
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from shard_samples import make_plan
 
 from ctgpu.errors import UsageError
+from ctgpu.shards.plan import Plan, PlannedSample
 from ctgpu.shards.tar import (
     ALIGNMENT_BYTES,
     BLOCK_BYTES,
@@ -16,7 +20,6 @@ from ctgpu.shards.tar import (
     KEY_LIMIT_BYTES,
     MEMBER_LIMIT_BYTES,
     alignment,
-    check_key,
     check_payload,
     header,
     lay_out,
@@ -77,9 +80,16 @@ def test_laid_out_samples_are_a_tar(samples: list[dict[str, int]]) -> None:
     assert found == expected
 
 
+def planned(key: str, folder: Path) -> Plan:
+    """A saved plan of one sample with this key, as it is read back."""
+    sample = PlannedSample(key, "study", "some/path.npz", 1)
+    Plan.create(folder, replace(make_plan(), samples=[sample]))
+    return Plan.load(folder)
+
+
 @pytest.mark.parametrize("key", ["train_1_a_1", "ü", "x" * KEY_LIMIT_BYTES, "a-b+c=(d)"])
-def test_good_keys(key: str) -> None:
-    check_key(key, "some/path.npz")
+def test_good_keys(key: str, tmp_path: Path) -> None:
+    assert planned(key, tmp_path).samples[0].key == key
 
 
 @pytest.mark.parametrize(
@@ -100,9 +110,9 @@ def test_good_keys(key: str) -> None:
         "a\udcffb",
     ],
 )
-def test_bad_keys_are_refused_by_path(key: str) -> None:
+def test_bad_keys_are_refused_by_path(key: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"some/path\.npz.*rename the file"):
-        check_key(key, "some/path.npz")
+        planned(key, tmp_path)
 
 
 def test_a_volume_of_8_gib_is_refused() -> None:
@@ -111,6 +121,6 @@ def test_a_volume_of_8_gib_is_refused() -> None:
         check_payload(MEMBER_LIMIT_BYTES + 1)
 
 
-def test_a_key_that_a_later_unicode_allowed_stays_allowed() -> None:
+def test_a_key_that_a_later_unicode_allowed_stays_allowed(tmp_path: Path) -> None:
     # U+0378 is not assigned yet; the Python that made the plan may have known it.
-    check_key("a\u0378b", "some/path.npz")
+    assert planned("a\u0378b", tmp_path).samples[0].key == "a\u0378b"
