@@ -10,6 +10,7 @@ import io
 import json
 import math
 import struct
+import threading
 import tokenize
 import warnings
 import zipfile
@@ -44,6 +45,9 @@ _MAX_DIRECTORY_BYTES = 1 << 20
 _MAX_METADATA_BYTES = 1 << 20
 _MAX_HEADER_BYTES = 10_000
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+# NumPy's reader parses the header as Python.  In CPython 3.11 and 3.12 two threads that do so at
+# once may fail with SystemError (gh-106905), and warnings are silenced for the whole process.
+_HEADER_LOCK = threading.Lock()
 # What NumPy's reader raises on a header that is no header.
 _HEADER_ERRORS = (
     ValueError,
@@ -235,7 +239,7 @@ def _npy_header(name: str, data: Bytes, member: _Member) -> _Header:
         version = npy.read_magic(file)
         if version not in readers:
             raise ValueError(f".npy version {version} is not supported")
-        with warnings.catch_warnings():
+        with _HEADER_LOCK, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             shape, fortran_order, dtype = readers[version](file, max_header_size=_MAX_HEADER_BYTES)
     except _HEADER_ERRORS as error:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import struct
+import sys
 import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel
@@ -14,6 +17,7 @@ import numpy as np
 import pytest
 
 from ctgpu.decode import inflated_size
+from ctgpu.decode.npz import read_layout
 from ctgpu.errors import DecodeError
 from ctgpu.volume import Rescale
 
@@ -459,3 +463,35 @@ def test_real_volumes_in_both_orders(real_ct: Path, make_npz, load):
     voxels = np.asanyarray(nibabel.load(real_ct / "lidcidri0003_small.nii.gz").dataobj)
     for array in (np.ascontiguousarray(voxels), np.asfortranarray(voxels)):
         np.testing.assert_array_equal(load("a.npz", make_npz(arr_0=array)).voxels, voxels)
+
+
+class Rubbish:
+    """Is collected at some allocation; then its thread may be made to wait."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+    def __del__(self) -> None:
+        for _ in range(20):
+            pass
+
+
+def test_threads_read_headers_side_by_side(make_npz):
+    """CPython 3.11 counts the depth of its parser for all threads together."""
+    archive = make_npz(volume=some_voxels(), spacing=np.array([1.0, 1.5, 3.0]))
+    data = np.frombuffer(archive, np.uint8)
+
+    def read(_: int) -> tuple[int, ...]:
+        Rubbish()
+        return read_layout("a.npz", data, 1 << 20).shape
+
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(10)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            shapes = list(threads.map(read, range(4_000)))
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
+    assert shapes == [some_voxels().shape] * 4_000
