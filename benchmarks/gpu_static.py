@@ -4,12 +4,16 @@ NVRTC compiles every variant with the options that CuPy gives it, ptxas says wha
 multiprocessor, and nvdisasm (``pip install nvidia-cuda-nvdisasm``) lists its instructions.  From
 these and from instructions counted while the PTX runs on the CPU (``tests/support/ptx.py``) follows
 a roofline: an estimate, until a device has spoken.
+
+The result holds hashes of what it was counted from (:func:`counted_from`), by which a test finds
+that a kernel has changed since.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import hashlib
 import importlib.util
 import itertools
 import re
@@ -22,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,16 +34,21 @@ from common import REPOSITORY, counted, print_table
 from ctgpu.engines import Job
 from ctgpu.engines._batch import _VOXEL_TYPES as VOXEL_TYPES
 from ctgpu.engines._batch import THREADS, KernelKey, Piece, Placed, Span, header_bytes, pack
-from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_options, kernel_source
+from ctgpu.engines._nvrtc import _FILES as KERNEL_FILES
+from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_folder, kernel_options, kernel_source
 from ctgpu.geometry import plan_volume
 from ctgpu.limits import usable_cores
-from ctgpu.spec import Spec
+from ctgpu.spec import Layout, Spec
 from ctgpu.volume import Rescale
 from publishing import publish
+
+if TYPE_CHECKING:
+    from support.ptx import Counts
 
 ARCHITECTURE = "sm_90"
 #: What CuPy adds by itself.
 CUPY_OPTIONS = ("-ftz=true",)
+_LAYOUTS: dict[int, Layout] = {2: "HWD", 1: "DHW"}  # by the axis along which they are contiguous
 USUAL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
 USUAL_DHW = KernelKey("i2", swap=False, fast=0, out=1, rescales=False, clips_before=True)
 
@@ -52,9 +61,9 @@ class Device:
     ----------
     multiprocessors : int
     clock_ghz : float
-        The highest, which it reaches under this load.
+        The highest; under load it may be less.
     copy_gb_per_s : float
-        Read and written together by a copy within the device, as measured on one.
+        Read and written together by a copy within the device: assumed, not measured.
     """
 
     multiprocessors: int
@@ -62,7 +71,9 @@ class Device:
     copy_gb_per_s: float
 
 
-# SM count and boost clock: NVIDIA's data sheets of the SXM boards.
+# Of the SXM boards.  Multiprocessors: NVIDIA's data sheets; clock: the one at which the 128 float32
+# lanes of each do the 67 TFLOPS given there.  Copies: an assumption, nine tenths of the 3.35 and
+# 4.8 TB/s given there; ``make gpu-check`` measures it.
 DEVICES = {"H100": Device(132, 1.98, 3000.0), "H200": Device(132, 1.98, 4300.0)}
 # Of a multiprocessor of compute capability 9.0: CUDA C++ Programming Guide, "Compute Capabilities".
 _SCHEDULERS, _WARP = 4, 32
@@ -99,6 +110,7 @@ def main(options: argparse.Namespace) -> int:
     show(tables, model)
     result = {
         "data": "the kernels of this commit, compiled and not run",
+        "counted_from": counted_from(),
         "architecture": ARCHITECTURE,
         "nvrtc": compiler.version,
         "variants": tables,
@@ -129,6 +141,27 @@ def name_of(key: KernelKey) -> str:
             f"clips {'before' if key.clips_before else 'after'}",
         ]
     )
+
+
+def counted_from() -> dict[str, str]:
+    """SHA-256 of all that the counts follow from, compiler and disassembler apart.
+
+    Returns
+    -------
+    dict of str to str
+        Every file of the kernels' sources, by its path in ``kernels/``, and ``"variants"``: their
+        names, with the options that each is compiled with.
+    """
+    hashes = {
+        name: hashlib.sha256((kernel_folder() / name).read_bytes()).hexdigest()
+        for name in KERNEL_FILES
+    }
+    # Neither where the sources lie nor their hash, which is above.
+    options = [
+        [name_of(key), *(o for o in options_of(key) if not o.startswith(("-I", "-DCTGPU_SOURCES")))]
+        for key in variants()
+    ]
+    return hashes | {"variants": hashlib.sha256(repr(options).encode()).hexdigest()}
 
 
 # ---- compiling and disassembling ---------------------------------------------------------------
@@ -169,6 +202,11 @@ def nvdisasm_path() -> Path:
     return found[-1] if found else Path(str(on_path))
 
 
+def options_of(key: KernelKey) -> list[str]:
+    """What NVRTC is given for one variant: what CuPy gives it, for :data:`ARCHITECTURE`."""
+    return [f"-arch={ARCHITECTURE}", *kernel_options(key), *CUPY_OPTIONS]
+
+
 @dataclass(frozen=True)
 class Compiled:
     """What NVRTC made of a source: machine code, PTX, and what ptxas said of them."""
@@ -199,13 +237,7 @@ class Compiler:
         library.nvrtcCreateProgram(
             ctypes.byref(program), kernel_source().encode(), b"preprocess.cu", 0, None, None
         )
-        options = [
-            f"-arch={ARCHITECTURE}",
-            *kernel_options(key),
-            *CUPY_OPTIONS,
-            "--ptxas-options=-v",
-        ]
-        texts = [option.encode() for option in options]
+        texts = [option.encode() for option in (*options_of(key), "--ptxas-options=-v")]
         try:
             failed = library.nvrtcCompileProgram(
                 program, len(texts), (ctypes.c_char_p * len(texts))(*texts)
@@ -292,22 +324,30 @@ def blocks_of_a_multiprocessor(registers: int, shared_bytes: int) -> int:
     )
 
 
-def issued_by_a_block(compiler: Compiler, key: KernelKey, spec: Spec) -> float:
-    """PTX instructions that the warps of one block issue, within a volume of the usual spacing.
+def run_on_cpu(ptx: str, key: KernelKey) -> tuple[Counts, int]:
+    """What the warps of a kernel execute within the usual volume.
 
-    The kernel runs on the CPU over a part of a volume that is all source, and is counted.
+    It runs over a part of that which has its whole height, as tiles differ in how many source rows
+    they need.
+
+    Returns
+    -------
+    tuple of Counts and int
+        Of all blocks together, and how many these were.
     """
     tests = str(REPOSITORY / "tests")
     if tests not in sys.path:
         sys.path.append(tests)
     from support.ptx import Buffer, Kernel
 
-    # Sampled as 512×512×300 is for 480×480×240; a tile of output has 32 rows, 256 voxels each.
-    shape_hwd = (64, 32, 32)
+    # Sampled as 512×512×300 is for 480×480×240; a tile of the usual kernels is 32×16×16.
+    shape_hwd = (480, 16, 16)
     ratios = (512 / 480, 512 / 480, 300 / 240)
     source_shape = [round(n * r) for n, r in zip(shape_hwd, ratios, strict=True)]
-    small = Spec(target_spacing_mm=(1, 1, 1), shape_hwd=shape_hwd, layout=spec.layout)
-    voxels = np.zeros(source_shape, np.int16, order="F")
+    small = Spec(target_spacing_mm=(1, 1, 1), shape_hwd=shape_hwd, layout=_LAYOUTS[key.out])
+    slow_to_fast = [*(axis for axis in (2, 1, 0) if axis != key.fast), key.fast]
+    stored = np.zeros([source_shape[axis] for axis in slow_to_fast], key.voxel)
+    voxels = stored.transpose(np.argsort(slow_to_fast))
     spacing_mm = tuple((n + 0.5) / s for n, s in zip(shape_hwd, source_shape, strict=True))
     plan = plan_volume(voxels.shape, spacing_mm, small)  # type: ignore[arg-type]
     out = np.empty(small.stored_shape, np.float16)
@@ -317,14 +357,37 @@ def issued_by_a_block(compiler: Compiler, key: KernelKey, spec: Spec) -> float:
     placed = Placed(piece, voxels, span.address + span.origin_bytes, out.ctypes.data)
     packed, (launch,) = pack([placed], header.ctypes.data)
     header[:] = packed
-    kernel = Kernel(compiler.compile(key).ptx)
-    counts = kernel.launch(
+    counts = Kernel(ptx).launch(
         launch.blocks,
         THREADS,
         [np.uint64(header.ctypes.data), np.int32(1)],
-        [Buffer(header), Buffer(voxels), Buffer(out)],
+        [Buffer(header), Buffer(stored), Buffer(out)],
     )
-    return counts.warps.total() / launch.blocks
+    return counts, launch.blocks
+
+
+def passes_of(counts: Counts, opcode: str) -> float:
+    """Wavefronts of shared memory for each of a warp's accesses, such as those of ``"st.shared"``.
+
+    One is free of bank conflicts, 32 the worst.
+    """
+    accesses, wavefronts = (
+        sum(n for name, n in of.items() if name.startswith(opcode))
+        for of in (counts.warps, counts.wavefronts)
+    )
+    return wavefronts / accesses
+
+
+def bounds_of(blocks: int, instructions: int, moved_bytes: int) -> dict[str, dict[str, float]]:
+    """By device, the time to issue so many instructions in each block, and to move the bytes."""
+    bounds = {}
+    for name, device in DEVICES.items():
+        issued_each_us = device.multiprocessors * _SCHEDULERS * device.clock_ghz * 1e3
+        bounds[name] = {
+            "issue_us": blocks * instructions / issued_each_us,
+            "memory_us": moved_bytes / device.copy_gb_per_s / 1e3,
+        }
+    return bounds
 
 
 def roofline(
@@ -337,8 +400,9 @@ def roofline(
     """
     compiled = compiler.compile(key)
     in_ptx = len(re.findall(r"^\s*(?:@!?%p\d+\s+)?[a-z][\w.]*\s.*;\s*$", _body(compiled.ptx), re.M))
-    issued = issued_by_a_block(compiler, key, spec)
-    machine_code = issued * numbers["instructions"]["runs"][0] / in_ptx
+    counts, counted_blocks = run_on_cpu(compiled.ptx, key)
+    issued = counts.warps.total() / counted_blocks
+    machine_code = round(issued * numbers["instructions"]["runs"][0] / in_ptx)
     source_shape = (512, 512, 300)
     tile_w, tile_d = key.tile_wd
     blocks = 1
@@ -348,13 +412,6 @@ def roofline(
     resident = blocks_of_a_multiprocessor(
         numbers["registers"]["runs"][0], numbers["shared memory"]["runs"][0]
     )
-    bounds = {}
-    for name, device in DEVICES.items():
-        schedulers = device.multiprocessors * _SCHEDULERS
-        bounds[name] = {
-            "issue_us": blocks * machine_code / schedulers / device.clock_ghz / 1e3,
-            "memory_us": moved / device.copy_gb_per_s / 1e3,
-        }
     return {
         "estimate": True,
         "source_shape": source_shape,
@@ -362,10 +419,12 @@ def roofline(
         "bytes_moved": moved,
         "blocks": blocks,
         "ptx_instructions_of_a_block": counted(round(issued), "instructions"),
-        "instructions_of_a_block": round(machine_code),
+        "instructions_of_a_block": machine_code,
+        "wavefronts_of_a_shared_load": round(passes_of(counts, "ld.shared"), 3),
+        "wavefronts_of_a_shared_store": round(passes_of(counts, "st.shared"), 3),
         "blocks_of_a_multiprocessor": resident,
         "occupancy": resident * THREADS // _WARP / _MOST_WARPS,
-        "bounds": bounds,
+        "bounds": bounds_of(blocks, machine_code, moved),
     }
 
 
@@ -402,4 +461,12 @@ def show(tables: Mapping[str, Mapping[str, Any]], model: Mapping[str, Mapping[st
         "at least, for 512×512×300 int16: an estimate",
         ("layout", "device", "to issue", "to move the bytes"),
         rows,
+    )
+    print_table(
+        "wavefronts of shared memory",
+        ("layout", "for each load", "for each store"),
+        [
+            (layout, of["wavefronts_of_a_shared_load"], of["wavefronts_of_a_shared_store"])
+            for layout, of in model.items()
+        ],
     )

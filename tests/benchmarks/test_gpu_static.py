@@ -1,30 +1,37 @@
 """What ``run_gpu.py --static`` counts of the compiled kernels; nothing of it needs a GPU.
 
-NVRTC and nvdisasm come with the development dependencies, so that where those are (Linux), these
-tests are never skipped.
+NVRTC and nvdisasm come with the development dependencies, so that where those are (Linux), nothing
+here is skipped but what would count the published kernels again with another NVRTC than theirs.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import compare
 import gpu_static
 import run_gpu
-from common import RESULTS
+from common import REPOSITORY, RESULTS
 from ctgpu.engines._batch import KernelKey
-
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="NVIDIA has no wheels for this")
+from ctgpu.limits import usable_cores
+from ctgpu.spec import Spec
 
 USUAL = gpu_static.USUAL
 
 
 @pytest.fixture(scope="module")
 def compiler() -> gpu_static.Compiler:
+    if sys.platform != "linux":
+        pytest.skip("NVIDIA has no wheels for this system")
     return gpu_static.Compiler(gpu_static.nvrtc_path())
 
 
@@ -104,6 +111,7 @@ def test_a_missing_tool_is_one_sentence_with_the_way_out(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_the_result_is_one_that_compare_reads(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,13 +146,254 @@ def test_a_picture_of_what_was_not_measured_is_refused(
     assert "--static measures nothing" in capsys.readouterr().err
 
 
-def test_the_published_counts_are_those_of_every_variant(compiler: gpu_static.Compiler) -> None:
-    published = compare.load(RESULTS / "gpu_static.json")
+# ---- The published result ----------------------------------------------------------------------
+
+#: Two for whom the documents have figures, and one of each kind beside them.
+RECOUNTED = (
+    USUAL,
+    gpu_static.USUAL_DHW,
+    KernelKey("u1", swap=False, fast=2, out=2, rescales=True, clips_before=False),
+    KernelKey("f8", swap=True, fast=1, out=1, rescales=False, clips_before=True),
+)
+AGAIN = "run python benchmarks/run_gpu.py --static, and hold docs/gpu.md against it"
+
+
+@pytest.fixture(scope="module")
+def published() -> dict[str, Any]:
+    return compare.load(RESULTS / "gpu_static.json")
+
+
+def test_the_published_counts_are_those_of_these_kernels(published: dict[str, Any]) -> None:
+    assert published["counted_from"] == gpu_static.counted_from(), AGAIN
     assert list(published["variants"]) == [gpu_static.name_of(key) for key in gpu_static.variants()]
+    assert published["architecture"] == gpu_static.ARCHITECTURE
+
+
+@pytest.fixture
+def other_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the kernels' sources, which is what is counted now."""
+    for name in gpu_static.KERNEL_FILES:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(gpu_static.kernel_folder() / name, tmp_path / name)
+    monkeypatch.setattr(gpu_static, "kernel_folder", lambda: tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("changed", gpu_static.KERNEL_FILES)
+def test_a_kernel_that_changed_is_told_from_the_counted_one(
+    other_kernels: Path, changed: str
+) -> None:
+    before = gpu_static.counted_from()
+    with (other_kernels / changed).open("a") as file:
+        file.write("\n")
+    after = gpu_static.counted_from()
+    assert {name for name in before if before[name] != after[name]} == {changed}
+
+
+def test_where_the_kernels_lie_does_not_change_what_they_were_counted_from(
+    monkeypatch: pytest.MonkeyPatch, other_kernels: Path
+) -> None:
+    before, options = gpu_static.counted_from(), gpu_static.kernel_options
+    elsewhere = f"-I{other_kernels / 'cuda'}"
+    monkeypatch.setattr(
+        gpu_static,
+        "kernel_options",
+        lambda key: [elsewhere if o.startswith("-I") else o for o in options(key)],
+    )
+    assert elsewhere in gpu_static.options_of(USUAL)
+    assert gpu_static.counted_from() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("CUPY_OPTIONS", ()),
+        ("ARCHITECTURE", "sm_100"),
+        ("variants", lambda: [USUAL]),
+        ("kernel_options", lambda key: ("--std=c++17", *key.defines)),
+    ],
+)
+def test_other_variants_or_options_are_told_from_the_counted_ones(
+    monkeypatch: pytest.MonkeyPatch, name: str, other: object
+) -> None:
+    before = gpu_static.counted_from()
+    monkeypatch.setattr(gpu_static, name, other)
+    after = gpu_static.counted_from()
+    assert {name for name in before if before[name] != after[name]} == {"variants"}
+
+
+def test_every_file_that_a_kernel_includes_is_among_those_it_was_counted_from() -> None:
+    listed = {(gpu_static.kernel_folder() / name).resolve() for name in gpu_static.KERNEL_FILES}
+    for file in listed:
+        for name in re.findall(r'#\s*include "([^"]+)"', file.read_text(encoding="utf-8")):
+            assert (file.parent / name).resolve() in listed
+
+
+def test_two_results_of_other_kernels_can_be_compared(
+    published: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = published | {"counted_from": dict.fromkeys(published["counted_from"], "another")}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(changed))
+    assert compare.main([str(RESULTS / "gpu_static.json"), str(other)]) == 0
+    assert "says nothing about the code" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def same_compiler(compiler: gpu_static.Compiler, published: dict[str, Any]) -> gpu_static.Compiler:
+    """The one with which the published kernels were counted: another makes other counts."""
     if published["nvrtc"] != compiler.version:
-        return  # another compiler, other counts
-    numbers = gpu_static.count(compiler, gpu_static.nvdisasm_path(), USUAL)
-    told = published["variants"][gpu_static.name_of(USUAL)]
-    assert {name: value(told, name) for name in numbers} == {
-        name: value(numbers, name) for name in numbers
+        pytest.skip(
+            f"counted with NVRTC {published['nvrtc']} and this is {compiler.version}: {AGAIN}"
+        )
+    return compiler
+
+
+def differing(compiler: gpu_static.Compiler, published: dict[str, Any], key: KernelKey) -> set[str]:
+    """Which counts of a variant are not the published ones."""
+    told = published["variants"][gpu_static.name_of(key)]
+    made = gpu_static.count(compiler, gpu_static.nvdisasm_path(), key)
+    assert told.keys() == made.keys()
+    return {name for name in made if value(told, name) != value(made, name)}
+
+
+@pytest.mark.parametrize("key", RECOUNTED, ids=gpu_static.name_of)
+def test_the_published_counts_are_counted_again(
+    same_compiler: gpu_static.Compiler, published: dict[str, Any], key: KernelKey
+) -> None:
+    assert not differing(same_compiler, published, key), AGAIN
+
+
+@pytest.mark.exhaustive
+def test_every_published_count_is_counted_again(
+    same_compiler: gpu_static.Compiler, published: dict[str, Any]
+) -> None:
+    keys = gpu_static.variants()
+    with ThreadPoolExecutor(usable_cores()) as threads:
+        found = list(threads.map(lambda key: differing(same_compiler, published, key), keys))
+    assert {
+        gpu_static.name_of(k): names for k, names in zip(keys, found, strict=True) if names
+    } == {}
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+def test_the_published_bounds_follow_from_the_published_counts(
+    published: dict[str, Any], layout: str
+) -> None:
+    told = published["roofline"][layout]
+    blocks, issued, moved = (
+        told[name] for name in ("blocks", "instructions_of_a_block", "bytes_moved")
+    )
+    assert told["bounds"] == gpu_static.bounds_of(blocks, issued, moved), AGAIN
+
+
+@pytest.mark.parametrize("key", [USUAL, gpu_static.USUAL_DHW], ids=gpu_static.name_of)
+def test_the_published_roofline_is_computed_again(
+    same_compiler: gpu_static.Compiler, published: dict[str, Any], key: KernelKey
+) -> None:
+    spec = Spec(layout="HWD" if key.out == 2 else "DHW")
+    told = published["roofline"][spec.layout]
+    numbers = published["variants"][gpu_static.name_of(key)]
+    made = gpu_static.roofline(same_compiler, key, numbers, spec)
+    made["ptx_instructions_of_a_block"] |= told["ptx_instructions_of_a_block"] | {
+        "runs": made["ptx_instructions_of_a_block"]["runs"]
     }
+    assert told == json.loads(json.dumps(made))
+
+
+@pytest.mark.parametrize("fast", [0, 1, 2])
+@pytest.mark.parametrize("out", [1, 2])
+def test_shared_memory_is_read_without_bank_conflicts_and_written_with_few(
+    compiler: gpu_static.Compiler, fast: int, out: int
+) -> None:
+    key = KernelKey("i2", swap=False, fast=fast, out=out, rescales=False, clips_before=True)
+    counts, _ = gpu_static.run_on_cpu(compiler.compile(key).ptx, key)
+    assert gpu_static.passes_of(counts, "ld.shared") == 1
+    # As the documents say: hardly any but where neighbouring threads follow H, and two slots of
+    # neighbours along D meet in a warp.
+    assert 1 <= gpu_static.passes_of(counts, "st.shared") < (2 if fast == 0 else 1.05)
+
+
+# ---- The documents' figures --------------------------------------------------------------------
+
+
+def test_the_documents_give_the_published_figures(published: dict[str, Any]) -> None:
+    text = " ".join((REPOSITORY / "docs" / "gpu.md").read_text(encoding="utf-8").split())
+    missing = [sentence for sentence in sentences(published) if sentence not in text]
+    assert missing == []
+
+
+def sentences(result: dict[str, Any]) -> list[str]:
+    """What docs/gpu.md must say of a result."""
+
+    def all_of(name: str) -> Counter[int]:
+        return Counter(value(numbers, name) for numbers in result["variants"].values())
+
+    def thousands(number: float) -> str:
+        return f"{number / 1000:.1f}"
+
+    variants, registers = len(result["variants"]), all_of("registers")
+    (most, _), (fewer, those) = registers.most_common()
+    (shared_bytes,) = all_of("shared memory")
+    instructions, stores = all_of("instructions"), all_of("spill stores")
+    spilled = [size for size in stores if size]
+    usual, usual_dhw = (
+        result["variants"][gpu_static.name_of(key)] for key in (USUAL, gpu_static.USUAL_DHW)
+    )
+    assert value(usual_dhw, "spill stores") == 0
+    hwd, dhw = result["roofline"]["HWD"], result["roofline"]["DHW"]
+    ptx, ptx_dhw = (value(of, "ptx_instructions_of_a_block") for of in (hwd, dhw))
+    assert hwd["blocks"] == dhw["blocks"]
+    assert hwd["bytes_moved"] == dhw["bytes_moved"]
+    assert {of["wavefronts_of_a_shared_load"] for of in (hwd, dhw)} == {1}
+    in_words = {2: "two", 3: "three", 4: "four"}
+    rows = [
+        f"| {name} ({device.copy_gb_per_s / 1000} TB/s) "
+        f"| {hwd['bounds'][name]['issue_us']:.0f} µs, DHW {dhw['bounds'][name]['issue_us']:.0f} µs "
+        f"| {hwd['bounds'][name]['memory_us']:.0f} µs |"
+        for name, device in gpu_static.DEVICES.items()
+    ]
+    (multiprocessors,) = {device.multiprocessors for device in gpu_static.DEVICES.values()}
+    (clock_ghz,) = {device.clock_ghz for device in gpu_static.DEVICES.values()}
+    return [
+        f"all {variants} kernels",
+        f"With NVRTC {result['nvrtc']} for {result['architecture']}",
+        f"{most} registers ({fewer} in {those}), {shared_bytes:,} bytes of shared memory and so "
+        f"{in_words[hwd['blocks_of_a_multiprocessor']]} blocks a multiprocessor, "
+        f"{hwd['occupancy']:.0%}".replace("%", " % of its warps"),
+        f"{min(instructions):,} to {max(instructions):,} instructions. {stores[0]} kernels spill "
+        f"nothing; the others store {min(spilled)} to {max(spilled)} bytes a thread",
+        f"The usual one, int16 to HWD, spills {value(usual, 'spill stores')}",
+        f"{thousands(ptx)} thousand PTX instructions a block ({thousands(ptx_dhw)} for DHW), about "
+        f"{thousands(hwd['instructions_of_a_block'])} thousand of machine code "
+        f"({thousands(dhw['instructions_of_a_block'])})",
+        f"that is {hwd['blocks']:,} blocks",
+        f"= {hwd['bytes_moved']:,} bytes",
+        f"{hwd['bytes_moved'] / 1e6:.1f} MB at the copy bandwidth",
+        f"of {multiprocessors} × 4 schedulers at {clock_ghz} GHz",
+        *rows,
+        "reading it is free of bank conflicts, and writing it takes "
+        f"{hwd['wavefronts_of_a_shared_store']:.1f} wavefronts a store where the output is HWD "
+        f"({dhw['wavefronts_of_a_shared_store']:.1f} for DHW)",
+    ]
+
+
+def test_the_usual_kernel_spills_nothing_with_the_older_nvrtc_of_the_documents() -> None:
+    text = (REPOSITORY / "docs" / "gpu.md").read_text(encoding="utf-8")
+    (version,) = re.findall(r"spills \d+ \(NVRTC ([\d.]+): none\)", text)
+    found = gpu_static._in_wheels(f"*/lib/libnvrtc.so.{version.partition('.')[0]}")
+    if not found:
+        pytest.skip(f"NVRTC {version} is not installed")
+    older = gpu_static.Compiler(found[0])
+    if older.version != version:
+        pytest.skip(f"the documents speak of NVRTC {version} and this is {older.version}")
+    assert " 0 bytes spill stores, 0 bytes spill loads" in older.compile(USUAL).log
+
+
+def test_figures_that_the_documents_do_not_give_are_found(published: dict[str, Any]) -> None:
+    given = sentences(published)
+    published = json.loads(json.dumps(published))
+    for numbers in published["variants"].values():
+        numbers["instructions"]["runs"][0] += 1
+    published["roofline"]["HWD"]["wavefronts_of_a_shared_store"] += 1
+    assert len(set(sentences(published)) - set(given)) == 2

@@ -152,11 +152,14 @@ class Buffer:
 class Counts:
     """Instructions that a launch executed, by opcode such as ``"ld.shared.f32"``.
 
-    `threads` counts every thread's, `warps` those that a warp issues for all of its lanes at once.
+    `threads` counts every thread's, `warps` those that a warp issues for all of its lanes at once,
+    and `wavefronts` the passes in which shared memory serves these: as many as the different words
+    of 4 bytes that a warp wants of one of the 32 banks.
     """
 
     threads: Counter[str]
     warps: Counter[str]
+    wavefronts: Counter[str]
 
 
 class Kernel:
@@ -242,7 +245,7 @@ class Kernel:
         presets = [
             self._preset(r, given, values, sizes) for r, given in self._program.given.items()
         ]
-        counts = np.zeros((2, len(self._program.operations)), np.uint64)
+        counts = np.zeros((3, len(self._program.operations)), np.uint64)
         held = (  # what the addresses below point at
             self._operations,
             (_Preset * len(presets))(*presets),
@@ -251,8 +254,7 @@ class Kernel:
         )
         launch = _Launch(
             *map(ctypes.addressof, held),
-            counts[0].ctypes.data,
-            counts[1].ctypes.data,
+            *(row.ctypes.data for row in counts),
             most_operations,
             *(len(self._program.operations), len(presets), len(buffers), len(shared)),
             *(self._program.registers, self._program.local_bytes),
@@ -262,13 +264,19 @@ class Kernel:
         fault = self._library.machine_run(ctypes.byref(launch))
         if fault.kind:
             raise self._fault(fault, buffers)
+        return self._counts(counts)
+
+    def _counts(self, by_operation: npt.NDArray[np.uint64]) -> Counts:
         first = self._program.first_operation[:-1]  # without the `ret` that was added at the end
         names = [".".join(instruction.opcode) for instruction in self.entry.instructions]
-        totals: tuple[Counter[str], Counter[str]] = Counter(), Counter()
-        for name, *both in zip(names, *(counts[:, first].tolist()), strict=True):
-            for total, count in zip(totals, both, strict=True):
-                total[name] += count
-        return Counts(*totals)
+        counts = Counts(Counter(), Counter(), Counter())
+        for name, threads, warps in zip(names, *by_operation[:2, first].tolist(), strict=True):
+            counts.threads[name] += threads
+            counts.warps[name] += warps
+        for operation, passes in zip(self._program.operations, by_operation[2], strict=True):
+            if passes:
+                counts.wavefronts[names[operation.instruction]] += int(passes)
+        return counts
 
     def _check(
         self, grid: tuple[int, ...], block: tuple[int, ...], arguments: Sequence[Any]
@@ -394,7 +402,7 @@ class _Launch(ctypes.Structure):
     _fields_ = (
         ("operations", ctypes.c_void_p),
         *((name, ctypes.c_void_p) for name in ("presets", "global_memory", "shared")),
-        *((name, ctypes.c_void_p) for name in ("thread_counts", "warp_counts")),
+        *((name, ctypes.c_void_p) for name in ("thread_counts", "warp_counts", "wavefronts")),
         ("most_operations", ctypes.c_uint64),
         *((name, ctypes.c_int) for name in ("n_operations", "n_presets", "n_global", "n_shared")),
         *((name, ctypes.c_int) for name in ("registers", "local_bytes")),

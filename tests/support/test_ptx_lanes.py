@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from support.running import run_cuda
 
@@ -71,3 +72,56 @@ def test_instructions_are_counted_as_threads_and_warps_execute_them() -> None:
     assert counts.warps["st.global.u32"] == 1
     assert counts.threads["ret"] == kernel_threads
     assert counts.warps["ret"] == 2
+
+
+#: What the lanes of one warp read of shared memory, and the passes that this takes: as many as the
+#: different words that they want of one bank.
+READS = {
+    "a word each, side by side": ("s[t]", 1),
+    "in reverse": ("s[31 - t]", 1),
+    "one word for all": ("s[in[5]]", 1),
+    "one word for two": ("s[t / 2]", 1),
+    "every second word": ("s[2 * t]", 2),
+    "two words of every other bank": ("s[t / 2 + t % 2 * 32]", 2),
+    "every third word": ("s[3 * t]", 1),
+    "every fourth word": ("s[4 * t]", 4),
+    "a column of 32 by 32": ("s[32 * t]", 32),
+    "a column of 32 by 33": ("s[33 * t]", 1),
+    "a column, by eight lanes": ("t < 8 ? s[32 * t] : 0", 8),
+    "bytes of the same words": ("reinterpret_cast<char *>(s)[t]", 1),
+    "bytes of a column": ("reinterpret_cast<char *>(s)[128 * t]", 32),
+    "eight bytes each": ("static_cast<int>(reinterpret_cast<long long *>(s)[t] >> 32)", 2),
+    "sixteen bytes each": ("static_cast<int>(sum(reinterpret_cast<int4 *>(s)[t]))", 4),
+    "through a generic address": ("*(in[t] < 0 ? in + t : s + 2 * t)", 2),
+}
+
+
+@pytest.mark.parametrize("what", READS)
+def test_a_read_of_shared_memory_takes_a_pass_for_every_word_of_a_bank(what: str) -> None:
+    read, passes = READS[what]
+    _, counts = run_cuda(
+        "__shared__ __align__(16) int s[33 * 32];"
+        f"for (int k = t; k < 33 * 32; k += 32) s[k] = k; __syncthreads(); out[i] = {read};",
+        threads=32,
+        outside="__device__ int sum(int4 v) { return v.x ^ v.y ^ v.z ^ v.w; }",
+    )
+    taken = {name: n for name, n in counts.wavefronts.items() if name.startswith("ld")}
+    assert sum(taken.values()) == passes, counts
+    # Those that fill it, side by side.
+    assert counts.wavefronts.total() - passes == 33
+
+
+def test_passes_of_shared_stores_add_up_over_warps_and_blocks() -> None:
+    body = "__shared__ int s[64 * 4]; s[4 * t] = i; __syncthreads(); out[i] = s[4 * (63 - t)];"
+    _, counts = run_cuda(body, blocks=3, size=192)
+    stores = [name for name in counts.wavefronts if name.startswith("st.")]
+    assert [counts.warps[name] for name in stores] == [3 * 2]
+    assert [counts.wavefronts[name] for name in stores] == [3 * 2 * 4]
+
+
+def test_global_and_local_memory_take_no_pass_of_shared_memory() -> None:
+    _, counts = run_cuda(
+        "int a[8]; for (int k = 0; k < 8; ++k) a[k ^ in[1]] = k; out[i] = a[in[t % 8]] + in[i];"
+    )
+    assert any(name.startswith("ld.local") for name in counts.warps)
+    assert not counts.wavefronts

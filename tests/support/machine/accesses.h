@@ -9,10 +9,32 @@ namespace machine {
 
 // ---- Memory ------------------------------------------------------------------------------------
 
+// Passes in which shared memory serves a warp's access: each of its banks gives one word a pass, to
+// all lanes that ask for it, and consecutive words lie in consecutive banks.  Hardware serves
+// accesses of 8 and 16 bytes by halves and quarters of a warp; of those this is the least.
+class Banks {
+  public:
+    void ask(u64 address, int size) {
+        for (u64 word = address / 4; word <= (address + static_cast<u64>(size) - 1) / 4; ++word) {
+            const std::size_t bank = word % BANKS;
+            u64 *const asked = words_[bank], *const end = asked + distinct_[bank];
+            if (std::find(asked, end, word) == end)
+                asked[distinct_[bank]++] = word;
+        }
+    }
+    u64 wavefronts() const { return *std::max_element(distinct_, distinct_ + BANKS); }
+
+  private:
+    static constexpr std::size_t BANKS = 32;
+    std::size_t distinct_[BANKS] = {};
+    u64 words_[BANKS][LANES];  // no lane's bytes span a bank twice
+};
+
 // Calls f(lane, region, address in it) for every active lane's access, once it is found sound.
 template <class F>
 void each_access(Warp &warp, Op op, F f) {
     const int size = op.count * op.bits / 8;
+    Banks banks;
     warp.for_active([&](int lane) {
         const int thread = warp.thread(lane);
         u64 address = warp.value(op.from[0])[lane] + static_cast<u64>(op.offset);
@@ -21,6 +43,8 @@ void each_access(Warp &warp, Op op, F f) {
             if (warp.unknown_bits(op.from[0], lane))
                 throw Fault{.kind = FaultKind::UNDEFINED_ADDRESS};
             Region &region = warp.memory->at(op.space, address, size, thread);
+            if (region.is_shared())
+                banks.ask(address, size);
             f(lane, region, address - region.address);
         } catch (Fault &fault) {
             fault.thread = thread;
@@ -29,6 +53,7 @@ void each_access(Warp &warp, Op op, F f) {
             throw;
         }
     });
+    warp.memory->wavefronts += banks.wavefronts();
 }
 
 template <bool SIGNED>

@@ -5,6 +5,7 @@
 
 #include "accesses.h"
 
+#include <utility>
 #include <vector>
 
 namespace machine {
@@ -60,14 +61,14 @@ struct Launch {
     const Operation *operations;
     const Preset *presets;
     const Allocation *global, *shared;
-    u64 *thread_counts, *warp_counts;  // by operation
-    u64 most_operations;               // of a warp
+    u64 *thread_counts, *warp_counts, *wavefronts;  // by operation
+    u64 most_operations;                            // of a warp
     int n_operations, n_presets, n_global, n_shared;
     int registers, local_bytes;
     int blocks[3], threads[3];
 };
 
-static_assert(sizeof(Preset) == 16 && sizeof(Allocation) == 32 && sizeof(Launch) == 104 &&
+static_assert(sizeof(Preset) == 16 && sizeof(Allocation) == 32 && sizeof(Launch) == 112 &&
                   sizeof(Fault) == 32,
               "as ptx.py has them");
 
@@ -209,6 +210,7 @@ class Block {
                     }
                 } else if (doing) {
                     handlers()[static_cast<std::size_t>(op.handler)].run(warp, op);
+                    launch_.wavefronts[operation_] += std::exchange(memory_.wavefronts, 0);
                     if (memory_.pending.operation < 0)
                         memory_.pending.operation = operation_;
                 }

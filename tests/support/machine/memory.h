@@ -118,6 +118,8 @@ class Region {
         : address(address), size(size), bytes(bytes), undefined(undefined), writable(writable),
           leaves(leaves), is_common(is_common) {}
 
+    bool is_shared() const { return is_common && !leaves; }
+
     void load(u64 at, int size, u64 &value, u64 &unknown) const {
         value = unknown = 0;
         std::memcpy(&value, bytes + at, static_cast<std::size_t>(size));
@@ -239,6 +241,7 @@ class Memory {
     // Something unknown was stored.  It waits until the block has ended: where it comes from a
     // race, that is the thing to say.
     Fault pending;
+    u64 wavefronts = 0;  // of shared memory, by the operation at hand
 
     // Shared and local memory hold nothing known when a block begins.
     void begin_block() {
