@@ -8,11 +8,13 @@ and handed out again.  The pool only recycles; who may hold how much is decided 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -100,6 +102,11 @@ def allocate_pinned(
     return memory
 
 
+def whole_pages(size_bytes: int) -> int:
+    """How much memory :func:`allocate_pages` makes of `size_bytes`."""
+    return _rounded(size_bytes)[1]
+
+
 def _map_pages(size_bytes: int) -> mmap.mmap:
     unit, rounded = _rounded(size_bytes)
     # One huge page more, so that a boundary can be chosen inside; what is beyond is never touched
@@ -137,10 +144,12 @@ def _in_process(process: int, call: Callable[[int], object], address: int) -> No
 class Buffer:
     """Memory on loan from a :class:`BufferPool`; give it back with :meth:`release`."""
 
-    __slots__ = ("_memory", "_pool", "size_bytes")
+    __slots__ = ("_memory", "_pool", "_root", "size_bytes")
 
     def __init__(self, memory: Bytes, size_bytes: int, pool: BufferPool) -> None:
         self._memory: Bytes | None = memory
+        # Views of an array keep the innermost object that is no array, rather than the array.
+        self._root: ctypes.Array[ctypes.c_ubyte] | None = None
         self._pool = pool
         self.size_bytes = size_bytes
 
@@ -162,13 +171,24 @@ class Buffer:
         self, shape: tuple[int, ...], dtype: npt.DTypeLike, *, order: Any = "C", offset: int = 0
     ) -> npt.NDArray[Any]:
         """A view of the memory as an array, without a copy."""
-        return np.ndarray(shape, dtype, buffer=self.bytes.data, offset=offset, order=order)
+        memory = self.bytes
+        if self._root is None:
+            self._root = (ctypes.c_ubyte * self.size_bytes).from_buffer(memory.data)
+        return np.ndarray(shape, dtype, buffer=memoryview(self._root), offset=offset, order=order)
 
     def release(self) -> None:
         """Hand the memory back; doing so twice is harmless."""
-        memory, self._memory = self._memory, None
+        memory, self._memory, self._root = self._memory, None, None
         if memory is not None:
             self._pool._give_back(memory)
+
+    def release_with_arrays(self) -> None:
+        """Hand the memory back once nobody holds what :meth:`array` gave, or a view of it."""
+        if self._memory is None or self._root is None:
+            self.release()
+            return
+        weakref.finalize(self._root, self._pool._give_back_later, self._memory).atexit = False
+        self._memory, self._root = None, None
 
     def __enter__(self) -> Self:
         return self
@@ -205,6 +225,7 @@ class BufferPool:
         self._limit_bytes = limit_bytes
         self._allocate = allocate
         self._idle: list[Bytes] = []
+        self._returned: deque[Bytes] = deque()
         self._lent_bytes = 0
         self._lock = threading.Lock()
         _pools.add(self)
@@ -213,12 +234,15 @@ class BufferPool:
     def idle_bytes(self) -> int:
         """Memory that waits for reuse."""
         with self._lock:
+            self._take_back()
             return sum(map(len, self._idle))
 
     @property
     def lent_bytes(self) -> int:
         """Memory on loan."""
-        return self._lent_bytes
+        with self._lock:
+            self._take_back()
+            return self._lent_bytes
 
     def acquire(self, size_bytes: int) -> Buffer:
         """A buffer of `size_bytes`, its contents undefined.
@@ -227,6 +251,7 @@ class BufferPool:
         wanted, so that a pool of mixed sizes does not waste what the budget granted.
         """
         with self._lock:
+            self._take_back()
             largest = size_bytes * 3 // 2 + 2 * _HUGE_PAGE_BYTES
             fitting = [m for m in self._idle if size_bytes <= len(m) <= largest]
             memory = min(fitting, key=len, default=None)
@@ -242,7 +267,23 @@ class BufferPool:
         return Buffer(memory, size_bytes, self)
 
     def _give_back(self, memory: Bytes) -> None:
+        self._returned.append(memory)
         with self._lock:
+            self._take_back()
+
+    def _give_back_later(self, memory: Bytes) -> None:
+        # The garbage collector may call this in the middle of anything, also of what holds the
+        # lock; whoever takes it next then does the rest.
+        self._returned.append(memory)
+        if self._lock.acquire(blocking=False):
+            try:
+                self._take_back()
+            finally:
+                self._lock.release()
+
+    def _take_back(self) -> None:
+        while self._returned:
+            memory = self._returned.popleft()
             self._lent_bytes -= len(memory)
             self._idle.append(memory)
             self._make_room(0)
@@ -257,6 +298,7 @@ class BufferPool:
         # Whoever held the lock while the process was forked does not exist here.
         self._lock = threading.Lock()
         self._idle = []
+        self._returned = deque()
 
 
 _pools: weakref.WeakSet[BufferPool] = weakref.WeakSet()

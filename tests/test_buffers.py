@@ -18,7 +18,14 @@ import numpy as np
 import psutil
 import pytest
 
-from ctgpu.buffers import PAGE_BYTES, BufferPool, ByteBudget, allocate_pages, allocate_pinned
+from ctgpu.buffers import (
+    PAGE_BYTES,
+    BufferPool,
+    ByteBudget,
+    allocate_pages,
+    allocate_pinned,
+    whole_pages,
+)
 from forking import Child
 
 MIB = 1 << 20
@@ -30,6 +37,7 @@ MIB = 1 << 20
 def test_pages_are_aligned_and_large_enough(size):
     memory = allocate_pages(size)
     assert len(memory) >= max(size, 1)
+    assert len(memory) == whole_pages(size) == whole_pages(len(memory))
     assert len(memory) % PAGE_BYTES == 0
     unit = 2 * MIB if size >= 2 * MIB else PAGE_BYTES
     assert memory.ctypes.data % unit == 0
@@ -414,6 +422,40 @@ def test_a_failed_allocation_leaves_the_pool_as_it_was():
     with pytest.raises(MemoryError):
         pool.acquire(10)
     assert (pool.lent_bytes, pool.idle_bytes) == (0, 0)
+
+
+def test_memory_that_no_array_was_made_of_goes_back_at_once():
+    pool = BufferPool()
+    pool.acquire(1 << 16).release_with_arrays()
+    assert (pool.lent_bytes, pool.idle_bytes) == (0, 1 << 16)
+
+
+def test_memory_is_lent_until_nobody_holds_a_view_of_an_array():
+    pool = BufferPool()
+    buffer = pool.acquire(1 << 16)
+    array = buffer.array((4, 1 << 12), "<f4")
+    row, address = array[1], array.ctypes.data
+    buffer.release_with_arrays()
+    with pytest.raises(ValueError, match="was released"):
+        buffer.bytes  # noqa: B018
+    del array
+    gc.collect()
+    assert (pool.lent_bytes, pool.idle_bytes) == (1 << 16, 0)
+    del row
+    assert (pool.lent_bytes, pool.idle_bytes) == (0, 1 << 16)
+    with pool.acquire(1 << 16) as again:
+        assert again.bytes.ctypes.data == address
+
+
+def test_an_array_may_be_collected_in_the_middle_of_anything():
+    """Also in a thread that holds the pool's lock, which the collector may not wait for."""
+    pool = BufferPool()
+    buffer = pool.acquire(1 << 16)
+    array = buffer.array((1 << 16,), "u1")
+    buffer.release_with_arrays()
+    with pool._lock:
+        del array
+    assert (pool.lent_bytes, pool.idle_bytes) == (0, 1 << 16)
 
 
 def test_no_two_threads_hold_the_same_memory():

@@ -106,9 +106,9 @@ class VolumeLoader:
 
     @property
     def buffer_bytes(self) -> int:
-        """Host memory of the loader's own; what batches were given with ``copy=True`` is not.
+        """Host memory of batches: read ahead, waiting to be used again, or still yours.
 
-        It grows no more after the first epoch.
+        It grows no more after the first epoch, unless you hold more batches.
         """
         return self._reader.buffer_bytes
 
@@ -268,10 +268,9 @@ def make_loader(
     num_threads : int, optional
         Reader threads; default one for each usable core, at most 8.
     copy : bool
-        Give each batch on the host memory of its own.  False reads into a few buffers again and
-        again, which saves a reader thread about 10 ms of fresh pages for 110 MB: a batch is
-        then **valid until the next but one is asked for**.  On a GPU batches always are tensors of
-        their own.
+        Give each batch on the host memory of its own, for as long as you hold it or a view of it.
+        False reads into a few buffers again and again, whoever holds them: a batch is then **valid
+        until the next but one is asked for**.  On a GPU batches always are tensors of their own.
     labelled_only : bool
         Leave out the samples that have no label row.
     on_error : {"raise", "skip"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ctgpu.buffers import Buffer, BufferPool
+from ctgpu.buffers import Buffer, BufferPool, whole_pages
 from ctgpu.errors import SampleError
 from ctgpu.loading.dataset import Labels, Volume, VolumeDataset
 from ctgpu.loading.order import EpochOrder, Indices, Share
@@ -75,8 +75,11 @@ class BatchReader:
         self._threads = threads
         self._skip_bad = skip_bad
         self._box = box
-        # What is given away never comes back, and the pool shall not wait for it.
-        kept_bytes = 0 if target.memory == "given" else 1 << 62
+        # Smaller batches take the memory of a whole one, so that the pool keeps to one size.
+        voxels = batch_size * int(np.prod(box or dataset.spec.stored_shape))
+        self._batch_bytes = whole_pages(2 * voxels)
+        # A taker may have kept any number of batches, and drop them all together.
+        kept_bytes = (prefetch_batches + 2) * self._batch_bytes
         self._pool = BufferPool(kept_bytes, target.allocate)
 
     @property
@@ -86,7 +89,7 @@ class BatchReader:
 
     @property
     def buffer_bytes(self) -> int:
-        """Host memory that the batch buffers take now."""
+        """Host memory of batches: read ahead, with their takers, or waiting to be used again."""
         return self._pool.lent_bytes + self._pool.idle_bytes
 
     def read_ahead(
@@ -146,8 +149,7 @@ class BatchReader:
     ) -> _Pending:
         """Have one batch read and assembled."""
         box = self._box or self._dataset.spec.stored_shape
-        # Smaller batches take the memory of a whole one, so that the pool keeps to one size.
-        buffer = self._pool.acquire(2 * self._batch_size * int(np.prod(box)))
+        buffer = self._pool.acquire(self._batch_bytes)
         stored = buffer.array((len(positions), *box), "<f2")
         reads = [
             readers.submit(self._read, order, position, epoch, stored[row])
@@ -187,7 +189,9 @@ class BatchReader:
         # All are waited for: none may still be reading when the buffer is used again.
         samples = [read.result() for read in reads]
         volume, labels = self._target.place(stored, np.stack([labels for _, labels, _ in samples]))
-        if self._target.memory != "lent":
+        if self._target.memory == "given":
+            buffer.release_with_arrays()
+        elif self._target.memory == "kept":
             buffer.release()
         return {
             "volume": volume,

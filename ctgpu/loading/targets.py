@@ -28,8 +28,8 @@ class Target(Protocol):
     """Makes tensors of what was read."""
 
     #: What becomes of the memory that was read into.  ``"lent"``: the tensor is a view of it, until
-    #: it is read into again.  ``"given"``: the same, and it is not.  ``"kept"``: the tensor is
-    #: another's memory, so that it may be read into at once.
+    #: it is read into again.  ``"given"``: the same, and it is not before the tensor and its views
+    #: are gone.  ``"kept"``: the tensor is another's memory, so that it may be read into at once.
     memory: Literal["lent", "given", "kept"]
 
     def allocate(self, size_bytes: int) -> Bytes:

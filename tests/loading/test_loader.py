@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import threading
-import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -212,16 +212,39 @@ def test_batches_that_are_kept_outlive_their_loader_and_may_be_written_to(hwd: P
         assert torch.equal(second["volume"][row], expected[study_id])
 
 
-def test_batches_that_are_dropped_leave_no_memory_behind(hwd: Path) -> None:
+def test_memory_of_batches_that_are_dropped_is_read_into_again(hwd: Path) -> None:
     batch_bytes = 2 * VolumeDataset(hwd).spec.size_bytes
     loader = make_loader(hwd, 2, prefetch_bytes=2 * batch_bytes)
-    for _ in range(2):
+    ours = (2 + 2) * (batch_bytes + 4096)
+    addresses = set()
+    for _ in range(3):
         for batch in loader:
-            assert loader.buffer_bytes <= 3 * (batch_bytes + 4096)
-            memory = weakref.ref(batch["volume"])
+            addresses.add(batch["volume"].data_ptr())
+            assert loader.buffer_bytes <= ours
         del batch
-        assert memory() is None
-        assert loader.buffer_bytes == 0
+    assert len(addresses) == 4
+    held = [*loader, *loader]
+    assert loader.buffer_bytes >= len(held) * batch_bytes > ours
+    del held
+    assert loader.buffer_bytes <= ours
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda volume: volume,
+        lambda volume: volume[0, 0, 3:5],
+        lambda volume: volume.numpy()[:, :, 1],
+        lambda volume: volume.transpose(2, 4).detach(),
+    ],
+)
+def test_what_is_held_of_a_batch_is_not_read_into(part: Callable[..., Any], hwd: Path) -> None:
+    loader = make_loader(hwd, 1, prefetch_bytes=0)
+    expected = [part(batch["volume"].clone()) for batch in loader]
+    for _ in range(3):
+        held = [part(batch["volume"]) for batch in loader]
+        for mine, right in zip(held, expected, strict=True):
+            np.testing.assert_array_equal(mine, right)
 
 
 def test_buffers_keep_to_the_budget_over_epochs(hwd: Path) -> None:
