@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import compare
 import page
 
 if __name__ == "__main__":
+    # As any program ends whose output is not wanted any more, such as before `| head`.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     if sys.argv[1:2] == ["compare"]:
         sys.exit(compare.main(sys.argv[2:]))
     sys.exit(page.main(sys.argv[1:]))

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from common import in_words, is_peers, measured, measured_leaves, median, more_is_better
+from ctgpu.errors import reason_of
 
 ALPHA = 0.05
 SMALLEST_FACTOR = 1.05
@@ -202,7 +203,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UnusableError(f"{path} cannot be read: {error.strerror}") from error
+        raise UnusableError(f"{path} cannot be read: {reason_of(error)}") from error
     except ValueError as error:
         raise UnusableError(f"{path} is not JSON: {error}") from error
     if not isinstance(result, dict) or not {"benchmark", "machine"} <= result.keys():

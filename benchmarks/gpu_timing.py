@@ -24,6 +24,29 @@ SETS = 3
 WARM_UP_S = 0.5
 
 
+class NotHere(Exception):
+    """The machine lacks what a part is to be measured against."""
+
+
+def torch_with_cuda() -> Any:
+    """torch, where it is installed and finds a GPU.
+
+    Raises
+    ------
+    NotHere
+        If it is not, or finds none; one that is installed and cannot be imported is a failure.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise NotHere("torch is not installed") from None
+    if not torch.cuda.is_available():
+        raise NotHere(f"torch {torch.__version__} finds no CUDA device")
+    return torch
+
+
 def needed_bytes(plan: VolumePlan, itemsize: int) -> int:
     """Bytes of the source that the output depends on."""
     needed = itemsize
@@ -178,6 +201,7 @@ def both_ways(jobs: Sequence[Job], samples: int) -> None:
     source_bytes, out_bytes = jobs[0].voxels.nbytes, jobs[0].out.nbytes
     up, down = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
     taken, given = cupy.cuda.Memory(source_bytes), cupy.cuda.Memory(out_bytes)
+    runtime.memsetAsync(given.ptr, 0, out_bytes, down.ptr)  # nobody else writes there
     for n in range(samples):
         job = jobs[n % len(jobs)]
         runtime.memcpyAsync(

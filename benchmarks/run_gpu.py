@@ -50,12 +50,14 @@ from ctgpu.spec import Spec
 from ctgpu.volume import Rescale
 from gpu_timing import (
     DeviceCopy,
+    NotHere,
     OnDevice,
     against_ctgpu,
     both_ways,
     by_clock,
     by_events,
     by_rate,
+    torch_with_cuda,
 )
 from publishing import publish
 
@@ -130,27 +132,37 @@ def measure_all(
     """Measure one part after the other and publish the whole.
 
     With ``--json`` the file is written after each part: whoever ends this early has the parts
-    before.  A part that fails is recorded, and the others are measured.
+    before.  A part that fails is recorded, and so is one about what the machine lacks, which is
+    no failure; the others are measured.
 
     Raises
     ------
     SystemExit
-        In the end, where a part failed.
+        In the end, where a part failed; and where one is missing and the whole would be drawn, or
+        would lie among the published results.
     """
-    result, failed = dict(facts), {}
+    result, failed, not_here = dict(facts), {}, {}
     early = argparse.Namespace(**{**vars(options), "plot": None})
     for name, measure in parts.items():
         try:
             result[name] = measure()
-        except Exception as error:  # of torch, say, where it is not there or too old
+        except NotHere as error:
+            not_here[name] = str(error)
+            print(f"{name} is not measured: {error}")
+        except Exception as error:  # of torch, say, where it is too old
             failed[name] = f"{type(error).__name__}: {error}"
             print(f"{name} failed: {failed[name]}", file=sys.stderr)
         missing = [part for part in parts if part not in result]
         if missing and options.json is not None:
-            publish(early, "gpu", {**result, "not_measured": missing, "failed": failed})
+            so_far = {"not_measured": missing, "failed": failed, "not_here": not_here}
+            publish(early, "gpu", {**result, **so_far})
     if failed:
         raise SystemExit(f"not measured: {', '.join(failed)}")
-    publish(options, "gpu", result)
+    if not not_here:
+        publish(options, "gpu", result)
+    elif options.json is None or options.plot is not None:
+        whys = "; ".join(f"{name}: {why}" for name, why in not_here.items())
+        raise SystemExit(f"a result is published and drawn only whole; not measured are {whys}")
 
 
 def all_of(voxels: npt.NDArray[Any], spec: Spec) -> tuple[float, float, float]:
@@ -199,8 +211,7 @@ def measure_torch(
     engine: CudaEngine, voxels: npt.NDArray[Any], spec: Spec, repeats: int
 ) -> dict[str, Any]:
     """The kernel and torch's own steps on the same GPU, from the same int16 on the device."""
-    import torch
-
+    torch = torch_with_cuda()
     plan = plan_volume(voxels.shape, REAL_CT_SPACING_MM, spec)
     volumes = OnDevice(engine, voxels, plan)
     in_memory_order = torch.from_numpy(np.asfortranarray(voxels).transpose(2, 1, 0)).cuda()

@@ -211,8 +211,19 @@ class LentStream:
         return 0, self._handle  # version of the protocol, stream
 
 
+def upload(cupy: Any, to: int, address: int, size_bytes: int, stream: int) -> None:
+    """Queue a copy of host memory to the device."""
+    runtime = cupy.cuda.runtime
+    runtime.memcpyAsync(to, address, size_bytes, runtime.memcpyHostToDevice, stream)
+
+
+def sleeping_event(cupy: Any) -> Any:
+    """An event of the current device; whoever waits for it sleeps."""
+    return cupy.cuda.Event(block=True, disable_timing=True)
+
+
 def wait_for(cupy: Any, stream: Any) -> None:
     """Sleep until what is queued on `stream` is done; ``stream.synchronize`` keeps a core busy."""
-    done = cupy.cuda.Event(block=True, disable_timing=True)
+    done = sleeping_event(cupy)
     done.record(stream)
     done.synchronize()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
@@ -82,17 +83,17 @@ def _why_missing(error: ImportError) -> str:
             "the C++ engine was not built (no compiler at install time); "
             "install a C++ compiler and reinstall, or use --device reference"
         )
+    build_it = f"build it with `pip install --editable {shlex.quote(str(checkout))}`"
     hidden = _compiled_package()
     if hidden is not None and hidden != package:
         return (
             f"ctgpu was imported from the checkout in {checkout}, where the C++ engine was not "
             f"built, and not from {hidden}, where it is installed: run in another folder and "
-            "without it in PYTHONPATH, build it with `pip install --editable`, or use --device "
-            "reference"
+            f"without it in PYTHONPATH, {build_it}, or use --device reference"
         )
     return (
         f"ctgpu was imported from the checkout in {checkout}, where the C++ engine was not built: "
-        "build it with `pip install --editable`, or use --device reference"
+        f"{build_it}, or use --device reference"
     )
 
 

@@ -10,7 +10,7 @@ import itertools
 import logging
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,9 +36,11 @@ from ctgpu.engines._cupy import (
     count_devices,
     import_cupy,
     on_device,
+    upload,
     version_text,
     wait_for,
 )
+from ctgpu.engines._headers import Headers
 from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_options, kernel_source
 from ctgpu.engines.base import Engine, Job
 from ctgpu.errors import DeviceError
@@ -92,6 +94,7 @@ class CudaEngine(Engine):
                 there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
                 raise DeviceError(f"there is no cuda:{ordinal}; this process can see {there}")
         self._kernels = _Kernels(self._cupy)
+        self._headers = Headers(self._cupy, self.allocate)
         self._failure: str | None = None
         self._closed = False
         self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
@@ -100,7 +103,7 @@ class CudaEngine(Engine):
             for _ in range(_LANES_PER_DEVICE):
                 for ordinal, limit in limits.items():
                     share = limit // _LANES_PER_DEVICE
-                    self._lanes.put(_Lane(self._cupy, self._kernels, self.allocate, ordinal, share))
+                    self._lanes.put(_Lane(self._cupy, self._kernels, self._headers, ordinal, share))
 
     @property
     def name(self) -> str:
@@ -158,7 +161,7 @@ class CudaEngine(Engine):
                     voxels = cupy.from_dlpack(voxels)
                 try:
                     result = self._queue(
-                        Job(voxels, job.rescale, job.plan, job.out), ordinal, work_on.ptr
+                        Job(voxels, job.rescale, job.plan, job.out), ordinal, work_on
                     )
                 except cupy.cuda.memory.OutOfMemoryError as error:
                     raise DeviceError(
@@ -218,6 +221,7 @@ class CudaEngine(Engine):
             self._failure = self._failure or f"{self.name} was closed"
             for _ in range(self.concurrency):  # waits for those at work
                 self._lanes.get().close()
+            self._headers.close()
 
     def _open(self, ordinal: int, limit_bytes: int | None) -> int:
         """Bytes of this device to use; also proves that it runs what NVRTC compiles."""
@@ -259,7 +263,7 @@ class CudaEngine(Engine):
         kind, ordinal = (None, 0) if where is None else where()
         return int(ordinal) if kind == _DLPACK_CUDA else None
 
-    def _queue(self, job: Job, ordinal: int, stream: int) -> Any:
+    def _queue(self, job: Job, ordinal: int, stream: Any) -> Any:
         cupy = self._cupy
         result = cupy.empty(job.plan.spec.stored_shape, np.float16)
         # One piece, unless the source has more voxels than the kernel can count.
@@ -272,12 +276,12 @@ class CudaEngine(Engine):
                 span = Span.of(voxels)
                 uploaded = cupy.empty(span.size_bytes, np.uint8)
                 source_address = uploaded.data.ptr + span.origin_bytes
-                _upload(cupy, uploaded.data.ptr, span.address, span.size_bytes, stream)
+                upload(cupy, uploaded.data.ptr, span.address, span.size_bytes, stream.ptr)
             out = result if piece.is_whole else cupy.empty(piece.out_shape, np.float16)
             device_header = cupy.empty(header_bytes([piece]), np.uint8)
             placed = Placed(piece, voxels, source_address, out.data.ptr)
             header, launches = pack([placed], device_header.data.ptr)
-            _upload(cupy, device_header.data.ptr, address_of(header), header.nbytes, stream)
+            self._headers.upload(header, device_header.data.ptr, stream)
             self._kernels.launch(ordinal, launches, device_header.data.ptr)
             if not piece.is_whole:
                 slab = slice(piece.d_first, piece.d_first + piece.axes[2].n_out)
@@ -320,17 +324,16 @@ class _Lane:
         self,
         cupy: Any,
         kernels: _Kernels,
-        allocate: Callable[[int], Bytes],
+        headers: Headers,
         ordinal: int,
         limit_bytes: int,
     ) -> None:
         self._cupy = cupy
         self._kernels = kernels
-        self._allocate = allocate
+        self._headers = headers
         self._ordinal = ordinal
         self._limit_bytes = limit_bytes
         self._memory: Any = None
-        self._header: Bytes | None = None
         with on_device(cupy, ordinal):
             self._stream: Any = cupy.cuda.Stream(non_blocking=True)
 
@@ -355,7 +358,7 @@ class _Lane:
     def close(self) -> None:
         """Give everything back, on the device that it belongs to."""
         with on_device(self._cupy, self._ordinal):
-            self._memory = self._header = self._stream = None
+            self._memory = self._stream = None
 
     def _run_batch(self, batch: Sequence[Piece]) -> None:
         held = [readable(piece.voxels) if piece.voxels.size else piece.voxels for piece in batch]
@@ -374,26 +377,18 @@ class _Lane:
             )
         ]
         header, launches = pack(placed, base)
-        pinned = self._pinned(header)
         stream = self._stream.ptr
         try:
-            _upload(self._cupy, base, address_of(pinned), header.nbytes, stream)
+            self._headers.upload(header, base, self._stream)
             for span, source in zip(spans, sources, strict=True):
                 if span.size_bytes:
-                    _upload(self._cupy, base + source, span.address, span.size_bytes, stream)
+                    upload(self._cupy, base + source, span.address, span.size_bytes, stream)
             self._kernels.launch(self._ordinal, launches, base)
             for piece, out in zip(batch, outs, strict=True):
                 self._download(piece, base + out)
         finally:
             # Also on an error: nothing may touch the caller's memory after this returns.
             wait_for(self._cupy, self._stream)
-
-    def _pinned(self, header: Bytes) -> Bytes:
-        """The header in the lane's pinned memory: one that is not holds the host up."""
-        if self._header is None or len(self._header) < header.nbytes:
-            self._header = self._allocate(_with_room(header.nbytes))
-        self._header[: header.nbytes] = header
-        return self._header
 
     def _download(self, piece: Piece, address: int) -> None:
         runtime, stream = self._cupy.cuda.runtime, self._stream.ptr
@@ -424,7 +419,7 @@ class _Lane:
         """
         if self._memory is None or self._memory.size < size_bytes:
             self._memory = None
-            roomy = max(size_bytes, min(_with_room(size_bytes), self._limit_bytes))
+            roomy = max(size_bytes, min(size_bytes + size_bytes // 4, self._limit_bytes))
             try:
                 self._memory = self._allocate_on_device(roomy)
             except _DeviceMemoryError:
@@ -448,12 +443,3 @@ class _DeviceMemoryError(Exception):
     def __init__(self, size_bytes: int) -> None:
         super().__init__(size_bytes)
         self.size_bytes = size_bytes
-
-
-def _with_room(size_bytes: int) -> int:
-    return size_bytes + size_bytes // 4
-
-
-def _upload(cupy: Any, to: int, address: int, size_bytes: int, stream: int) -> None:
-    runtime = cupy.cuda.runtime
-    runtime.memcpyAsync(to, address, size_bytes, runtime.memcpyHostToDevice, stream)

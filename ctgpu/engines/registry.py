@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from ctgpu.arguments import require_kind
 from ctgpu.engines.base import Engine
 from ctgpu.errors import DeviceError, UsageError
 
@@ -28,6 +29,7 @@ def open_engine(device: str = "auto") -> Engine:
     DeviceError
         If the engine cannot run here.
     """
+    _require_text(device)
     kind, _, numbers = device.partition(":")
     if kind == "cuda":
         from ctgpu.engines.cuda import CudaEngine
@@ -64,6 +66,7 @@ def arithmetic_of(device: str | Engine) -> str:
     """
     if isinstance(device, Engine):
         return device.arithmetic
+    _require_text(device)
     if device == "reference":
         from ctgpu.engines.reference import ReferenceEngine
 
@@ -71,6 +74,10 @@ def arithmetic_of(device: str | Engine) -> str:
     if device.partition(":")[0] not in ("auto", "cpu", "cuda"):
         raise UsageError(f"--device is {device!r}; it takes {DEVICE_HELP}")
     return Engine.arithmetic
+
+
+def _require_text(device: object) -> None:
+    require_kind("device", device, str, f"{DEVICE_HELP}, or an open engine", optional=False)
 
 
 def available_engines() -> dict[str, str | None]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -236,6 +238,17 @@ def test_files_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "bad.json is not JSON" in capsys.readouterr().err
 
 
+def test_why_a_file_cannot_be_read_is_never_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, encoding: str) -> str:
+        raise ConnectionError("the server went away")  # without a number
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    assert compare.main([str(tmp_path / "good.json")] * 2) == 2
+    assert "good.json cannot be read: the server went away" in capsys.readouterr().err
+
+
 def test_a_result_is_the_same_as_itself(tmp_path: Path) -> None:
     old = made(1)
     old["nothing"] = measured([0] * RUNS, "bytes")
@@ -257,6 +270,28 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     )
     assert (ran.returncode, ran.stderr) == (1, "")
     assert "times / layout / time" in ran.stdout
+
+
+def test_a_reader_that_went_away_ends_it_as_sigpipe_does(tmp_path: Path) -> None:
+    for name, content in (("old", made(1)), ("new", made(2, layout=1.3))):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        ran = subprocess.run(
+            [
+                *(sys.executable, "-m", "benchmarks", "compare"),
+                *(str(tmp_path / "old.json"), str(tmp_path / "new.json")),
+            ],
+            cwd=HERE.parent,
+            stdout=write,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(write)
+    assert (ran.returncode, ran.stderr) == (-signal.SIGPIPE, "")
 
 
 def test_what_is_counted_differs_by_any_difference(

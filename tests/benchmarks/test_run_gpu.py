@@ -156,16 +156,78 @@ def test_a_part_that_fails_spares_the_others_and_is_told(tmp_path: Path) -> None
     assert found["not_measured"] == ["torch"]
 
 
+@pytest.fixture
+def torch_on_device(monkeypatch: pytest.MonkeyPatch) -> Callable[[], dict[str, Any]]:
+    """The real part about torch."""
+    monkeypatch.setattr(run_gpu, "OnDevice", Volumes)
+    monkeypatch.setattr(run_gpu, "by_events", by_events)
+    engine: Any = Engine()
+    return lambda: run_gpu.measure_torch(engine, phantom_ct((20, 20, 10)), SPEC, 4)
+
+
+def test_torch_that_is_not_there_is_no_failure(
+    torch_on_device: Callable[[], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    of_cpu_alone = types.SimpleNamespace(
+        __version__="2.9+cpu", cuda=types.SimpleNamespace(is_available=lambda: False)
+    )
+    path = tmp_path / "gpu.json"
+    parts = {"torch": torch_on_device, "pipeline": lambda: {"value": 3}}
+    for torch, why in (
+        (None, "torch is not installed"),
+        (of_cpu_alone, "torch 2.9+cpu finds no CUDA device"),
+    ):
+        monkeypatch.setitem(sys.modules, "torch", torch)
+        run_gpu.measure_all(options(path), {}, parts)
+        found = json.loads(path.read_text())
+        assert found["pipeline"] == {"value": 3}
+        assert found["not_here"] == {"torch": why}
+        assert found["failed"] == {}
+        assert found["not_measured"] == ["torch"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise ImportError('libtorch_cuda.so: undefined symbol')",
+        "raise OSError('libcudart.so.13: cannot open shared object file')",
+        "import no_such_package_of_torchs",
+    ],
+)
+def test_torch_that_is_there_and_broken_is_a_failure(
+    torch_on_device: Callable[[], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    code: str,
+) -> None:
+    (tmp_path / "torch.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    with pytest.raises(SystemExit, match="not measured: torch"):
+        run_gpu.measure_all(options(tmp_path / "gpu.json"), {}, {"torch": torch_on_device})
+
+
+@pytest.mark.parametrize("error", [ImportError("broken"), gpu_timing.NotHere("no torch")])
 def test_half_a_result_never_lies_among_the_others(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
 ) -> None:
     def fail() -> dict[str, Any]:
-        raise ImportError("no torch here")
+        raise error
 
     monkeypatch.setattr(publishing, "RESULTS", tmp_path)
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit, match="torch"):
         run_gpu.measure_all(options(None), {}, {"kernel": dict, "torch": fail})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_half_a_result_is_not_drawn(tmp_path: Path) -> None:
+    def absent() -> dict[str, Any]:
+        raise gpu_timing.NotHere("no torch")
+
+    drawn = argparse.Namespace(json=tmp_path / "gpu.json", plot=tmp_path / "gpu.png")
+    with pytest.raises(SystemExit, match="drawn only whole; not measured are torch: no torch"):
+        run_gpu.measure_all(drawn, {}, {"kernel": dict, "torch": absent})
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
 
 
 def test_torch_written_well_makes_the_same_volume() -> None:

@@ -153,6 +153,7 @@ class HostCuda:
         self.use()
         return types.SimpleNamespace(
             record=lambda stream: stream.ptr,
+            done=True,
             synchronize=lambda: self.waits.append((block, disable_timing)),
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -230,9 +232,16 @@ def checkout(tmp_path: Path) -> Path:
     """A checkout that was never compiled."""
     package = Path(ctgpu.__file__).parent
     uncompiled = shutil.ignore_patterns("__pycache__", "_native*.so", "_native*.dylib")
-    shutil.copytree(package, tmp_path / "checkout/ctgpu", ignore=uncompiled)
-    (tmp_path / "checkout/CMakeLists.txt").touch()
-    return tmp_path / "checkout"
+    checkout = tmp_path / "the checkout's $HOME"
+    shutil.copytree(package, checkout / "ctgpu", ignore=uncompiled)
+    (checkout / "CMakeLists.txt").touch()
+    return checkout
+
+
+def check_way_out(reason: str, checkout: Path) -> None:
+    """That the command which a reason names can be run as it stands, in any folder."""
+    (command,) = re.findall(r"`(.*?)`", reason)
+    assert shlex.split(command) == ["pip", "install", "--editable", str(checkout)]
 
 
 def install(folder: Path, *files: str) -> Path:
@@ -250,6 +259,7 @@ def test_a_checkout_that_hides_an_installed_engine_is_named(checkout: Path) -> N
     assert f"imported from the checkout in {checkout}" in reason
     assert f"not from {installed / 'ctgpu'}, where it is installed" in reason
     assert "no compiler" not in reason
+    check_way_out(reason, checkout)
 
 
 def test_a_checkout_that_was_never_compiled_is_named(checkout: Path) -> None:
@@ -257,7 +267,7 @@ def test_a_checkout_that_was_never_compiled_is_named(checkout: Path) -> None:
     reason = reason_without_engine(checkout, pure)
     assert f"imported from the checkout in {checkout}" in reason
     assert "where it is installed" not in reason
-    assert "pip install --editable" in reason
+    check_way_out(reason, checkout)
 
 
 def test_a_pure_installation_says_that_there_was_no_compiler(checkout: Path) -> None:

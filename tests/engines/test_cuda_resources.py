@@ -5,15 +5,17 @@ from __future__ import annotations
 import gc
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
 from cuda_host import expected, job, spec
 from host_cuda import CUDARuntimeError, DeviceArray, HostCuda, check, installed, some_jobs
 
+import ctgpu
 from ctgpu.engines import Job, _batch, open_engine
 from ctgpu.engines.cuda import CudaEngine
-from ctgpu.errors import DeviceError
+from ctgpu.errors import DeviceError, UsageError
 from ctgpu.testing.voxels import random_voxels
 
 
@@ -185,3 +187,19 @@ def test_a_kernel_that_cannot_be_compiled_later_spares_the_others(host: HostCuda
     host.module_error = None
     engine.run([other])
     check([other])
+
+
+@pytest.mark.parametrize("output", ["torch", "cupy"])
+def test_memory_of_the_host_is_refused_for_a_result_that_stays_on_the_gpu(
+    host: HostCuda, output: Any
+) -> None:
+    made = some_jobs(1)[0]
+    with pytest.raises(UsageError, match=f"out is memory of the host, and output='{output}' stays"):
+        ctgpu.preprocess(
+            made.voxels,
+            (1.0, 1.0, 1.0),
+            made.plan.spec,
+            device=CudaEngine(),
+            output=output,
+            out=np.empty_like(made.out),
+        )

@@ -11,13 +11,17 @@ after the other (``runner.py``); after each, what was found is in the result fil
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import json
+import math
 import os
+import re
 import shutil
 import signal
 import sys
 import tempfile
-import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,15 +35,24 @@ HERE = Path(__file__).resolve().parent
 DEFAULT_LIMIT_S = 560.0
 #: Under a sanitizer everything takes many times as long: one test for each way through the kernel.
 SANITIZED = "every_memory_order or shapes_that_leave_a_rest or batch_of_everything"
-#: By these a tool says that it cannot work on this machine, whatever it was asked.
-UNSUPPORTED = (
-    "Device not supported",
-    "is not supported",
-    "LibraryNotLoaded",
-    "ERR_NVGPUCTRPERM",
-    "Failed to initialize the profiler",
+#: With these words ncu says that it cannot work on this machine, whatever it was asked.
+PROFILER_REFUSES = (
+    "==ERROR== ERR_NVGPUCTRPERM",
+    "==ERROR== Profiling is not supported on device",
+    "==ERROR== Failed to initialize the profiler: LibraryNotLoaded",
+    "==ERROR== Cuda driver is not compatible with Nsight Compute",
+    "==ERROR== Profiling failed because a driver resource was unavailable",
+)
+#: And with these compute-sanitizer does, after its nine equals signs.
+SANITIZER_REFUSES = (
+    "Error: Device not supported",
+    "Error: Failed to initialize WDDM debugger interface",
     "Unable to find injection library",
 )
+#: The exit status of a sanitizer that has found something.
+SANITIZER_FOUND = 9
+#: What of a profile's raw page is known without counting anything.
+UNCOUNTED = ("device__", "launch__")
 DOCTOR = """
 import json, sys
 from rich.console import Console
@@ -49,6 +62,9 @@ Console(width=160).print(report.to_table())
 json.dump(report.to_dict(), open(sys.argv[1], "w"))
 sys.exit(report.exit_code)
 """
+#: Tests here that look at this check itself, and one elsewhere that needs a GPU.
+NOT_GPU = ("test_check.py", "test_install.py", "test_verdicts.py", "test_whole_check.py")
+DOCTOR_TEST = "tests/test_doctor.py::test_a_machine_with_a_gpu"
 #: What a stage that uses the GPU cannot do without.
 WORKING = ("install", "doctor")
 
@@ -162,8 +178,10 @@ def stages(work: Path) -> list[Stage]:
             says=words.of_benchmark,
         ),
         profile(work, script("smoke", "--one-launch")),
-        tests("tests", work, 120, "tests/gpu", "--ignore", HERE / "test_check.py"),
-        tests("loader tests", work, 60, "tests/loading", "tests/test_doctor.py", "-m", "gpu"),
+        tests(
+            "tests", work, 120, "tests/gpu", DOCTOR_TEST, *(f"--ignore={HERE / f}" for f in NOT_GPU)
+        ),
+        tests("loader tests", work, 60, "tests/loading", "-m", "gpu"),
         Stage(
             "end to end",
             script("end_to_end", saved("end_to_end"), data),
@@ -181,7 +199,7 @@ def pytest(work: Path, name: str, *arguments: Any) -> list[Any]:
     return [
         *(sys.executable, "-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider"),
         *("-c", REPOSITORY / "pyproject.toml", "--rootdir", REPOSITORY),
-        *(f"--junitxml={work / name}.xml", "--continue-on-collection-errors"),
+        *("-p", "outcomes", f"--outcomes={work / name}.jsonl", "--continue-on-collection-errors"),
         *(REPOSITORY / a if str(a).startswith("tests/") else a for a in arguments),
     ]
 
@@ -194,9 +212,10 @@ def tests(name: str, work: Path, most_s: float, *arguments: Any) -> Stage:
         pytest(work, file, *arguments),
         most_s,
         WORKING,
-        work / f"{file}.xml",
+        work / f"{file}.jsonl",
         read=read_tests,
         says=words.of_tests,
+        idle=words.of_idle_tests,
     )
 
 
@@ -215,7 +234,8 @@ def profile(work: Path, launch: list[Any]) -> Stage:
         log,
         read=read_profile,
         says=words.of_profile,
-        unsupported=UNSUPPORTED,
+        tells=log,
+        unsupported=profiler_refuses,
         absent="" if tool else "no ncu here",
     )
 
@@ -224,18 +244,20 @@ def sanitizer(tool: str, work: Path) -> Stage:
     """The tests for each way through the kernel, under one tool of compute-sanitizer."""
     found = find_tool("compute-sanitizer")
     # CuPy asks for what there may not be and handles the error: that is no finding.
-    options = ["--tool", tool, "--report-api-errors", "no", "--error-exitcode", "9"]
+    options = ["--tool", tool, "--report-api-errors", "no"]
+    options += ["--error-exitcode", str(SANITIZER_FOUND)]
     run = pytest(work, tool, "tests/gpu/test_cuda_engine.py", "-k", SANITIZED)
     return Stage(
         tool,
         [found, *options, *run],
         50,
         WORKING,
-        work / f"{tool}.xml",
+        work / f"{tool}.jsonl",
         read=read_tests,
         says=words.of_tests,
-        unsupported=UNSUPPORTED,
-        proof=r"SUMMARY: 0 (errors|hazards)",
+        unsupported=sanitizer_refuses,
+        doubt=sanitizer_doubt,
+        idle=words.of_idle_tests,
         absent="" if found else "no compute-sanitizer here",
     )
 
@@ -252,24 +274,66 @@ def find_tool(name: str) -> str | None:
     return str(sorted(found)[-1]) if found else None
 
 
+def profiler_refuses(status: int, told: str) -> str:
+    """Why ncu cannot work on this machine, in its own words; empty where it does not say so."""
+    return next((words for words in PROFILER_REFUSES if words in told), "")
+
+
+def sanitizer_refuses(status: int, told: str) -> str:
+    """Why compute-sanitizer cannot work on this machine, in its own words.
+
+    Empty where it does not say so, and where it, or a test, says anything beyond that: what was
+    found stays a failure.  It counts its own refusals among the errors of its summary.
+    """
+    said = re.findall(r"(?<!=)={9} +(\S.*)", told)  # pytest's rows of equals signs are longer
+    refusals = [line for line in said if line.startswith(SANITIZER_REFUSES)]
+    summary = re.compile(r"(?:ERROR SUMMARY: (\d+) errors?|RACECHECK SUMMARY: (0) hazards .*)\s*")
+    counts = [int(of[1] or of[2]) for line in said if (of := summary.fullmatch(line))]
+    others = len(said) - len(refusals) - len(counts) - said.count("COMPUTE-SANITIZER")
+    explained = sum(counts) <= len(refusals) and (status != SANITIZER_FOUND or sum(counts) > 0)
+    failed_tests = re.search(r"^(FAILED|ERROR) ", told, re.MULTILINE)
+    return refusals[-1] if refusals and explained and not others and not failed_tests else ""
+
+
+def sanitizer_doubt(told: str) -> str:
+    """What of a sanitizer's summaries, one of each process, keeps it from having passed."""
+    found = re.search(r"\w+ SUMMARY: [1-9].*", told)
+    if found:
+        return found[0].rstrip()
+    looked = re.search(r"SUMMARY: 0 (errors|hazards)", told)
+    return "" if looked else "it gives no summary: it looked at nothing"
+
+
 def read_tests(path: Path) -> Found | None:
-    """Tests, skips and the names of those that failed, of a JUnit report."""
+    """Tests, skips and why, and the names of those that failed, of what ``outcomes.py`` wrote.
+
+    ``running`` is the test that had begun and not ended.
+    """
     try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
         return None
-    cases = list(root.iter("testcase"))
-    failed = [
-        f"{case.get('classname', '')}::{case.get('name', '')}"
-        for case in cases
-        if case.find("failure") is not None or case.find("error") is not None
-    ]
-    skipped = sum(case.find("skipped") is not None for case in cases)
-    return {"tests": len(cases), "skipped": skipped, "names": failed}
+    outcomes: dict[str, Mapping[str, str]] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):  # the last one may be half written
+            outcome = json.loads(line)
+            outcomes[outcome["test"]] = outcome
+    running = [name for name, one in outcomes.items() if one["outcome"] == "begun"]
+    reasons = Counter(one["why"] for one in outcomes.values() if one["outcome"] == "skipped")
+    return {
+        "tests": len(outcomes) - len(running),
+        "skipped": reasons.total(),
+        "reasons": dict(reasons),
+        "names": [name for name, one in outcomes.items() if one["outcome"] in ("failed", "error")],
+        "running": running,
+    }
 
 
 def read_profile(path: Path) -> Found | None:
-    """Every metric of the first launch, from ``ncu --csv --page raw``: names, units, values."""
+    """Every metric of the first launch, from ``ncu --csv --page raw``: names, units, values.
+
+    None where nothing was counted: a profiler that does not fit the driver writes ``nan``.
+    """
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -284,7 +348,16 @@ def read_profile(path: Path) -> Found | None:
         for name, unit, value in zip(names, units, values, strict=False)
         if "__" in name
     }
-    return dict(metrics) or None
+    counted = (of["value"] for name, of in metrics.items() if not name.startswith(UNCOUNTED))
+    return dict(metrics) if any(map(is_number, counted)) else None
+
+
+def is_number(text: str) -> bool:
+    """Whether a value, with thousands separated or not, is a finite number."""
+    try:
+        return math.isfinite(float(text.replace(",", "")))
+    except ValueError:
+        return False
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 
 import pytest
 from runner import MARK
 
-from ctgpu.engines import _cupy, available_engines
+from ctgpu.engines import available_engines
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +20,8 @@ def device() -> Iterator[None]:
     if available_engines()["cuda"] is None or MARK in os.environ:
         yield
         return
-    from support.emulated_cupy import CUDA_VERSION, EmulatedCupy
+    from support.emulated_machine import in_this_process
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_cupy, "driver_cuda_version", lambda: CUDA_VERSION)
-        patch.setitem(sys.modules, "cupy", EmulatedCupy())
+        in_this_process(patch)
         yield

@@ -18,6 +18,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pack import hashes_of_sources
+
 #: What nvidia-smi is asked for; it answers "[N/A]" to what a device does not tell.
 QUERIES = (
     "name",
@@ -84,11 +86,20 @@ def versions() -> dict[str, str]:
 
 
 def pack(carried: Path) -> dict[str, Any]:
-    """What ``pack.py`` wrote of the pack: commit, time, hash of what is compiled."""
+    """What ``pack.py`` wrote of the pack: commit, time, hashes of what is run and compiled.
+
+    The commit ends in ``-changed``, and ``changed`` names the folders, where code here is not, or
+    cannot be shown to be, what was there when it was packed.
+    """
     try:
-        return dict(json.loads((carried / "pack.json").read_text(encoding="utf-8")))
+        written = dict(json.loads((carried / "pack.json").read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
+    packed = written.get("sources", {})
+    changed = [name for name, now in hashes_of_sources().items() if packed.get(name) != now]
+    if changed and written.get("commit"):
+        written["commit"] += "-changed"
+    return written | {"changed": changed}
 
 
 if __name__ == "__main__":

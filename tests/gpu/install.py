@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,10 @@ spec = importlib.util.spec_from_file_location("_native", path)
 spec.loader.exec_module(importlib.util.module_from_spec(spec))
 print("loaded")
 """
+#: CMake finds any of these; the variable CXX names another.
+COMPILERS = ("c++", "g++", "clang++")
+#: By which pip compiles; the pack has them.
+BUILDING = ("scikit_build_core", "nanobind")
 PROBE = "from ctgpu.engines import open_engine; print(open_engine('cpu').describe()['variant'])"
 
 
@@ -47,15 +52,37 @@ def install_ours(carried: Path, site: Path, wheels: list[Path]) -> dict[str, Any
     """Install ctgpu: which way, why not the other, and the CPU engine's variant."""
     why = unusable(carried, wheels)
     if not why:
-        pip(carried, site, *wheels)
-        overlay(site)
-        if said(site, LOAD):
-            return {"ctgpu": "carried wheel", "variant": said(site, PROBE)}
+        if pip(carried, site, *wheels):
+            overlay(site)
+            if said(site, LOAD):
+                return {"ctgpu": "carried wheel", "variant": said(site, PROBE)}
         why = "the carried wheel does not load"
-    print(f"compiling, as {why}", flush=True)
     shutil.rmtree(site / "ctgpu", ignore_errors=True)
-    pip(carried, site, "--no-build-isolation", REPOSITORY)
-    return {"ctgpu": "compiled", "why_compiled": why, "variant": said(site, PROBE)}
+    found = {"ctgpu": "not installed", "why_compiled": why, "variant": ""}
+    if missing := missing_to_compile(site):
+        print(f"{why}, and to compile there is no {missing} here", flush=True)
+        return found | {"missing": missing}
+    print(f"compiling, as {why}", flush=True)
+    if pip(carried, site, "--no-build-isolation", REPOSITORY):
+        # Where the compiler fails, pyproject.toml has the package installed without the module.
+        compiled = said(site, LOAD)
+        found["ctgpu"] = "compiled" if compiled else "pure package, as compiling failed"
+        found["variant"] = said(site, PROBE)
+    return found
+
+
+def missing_to_compile(site: Path) -> str:
+    """The first thing without which nothing can be compiled here; empty where all are there."""
+
+    def is_module(name: str) -> bool:
+        return bool(said(site, f"import importlib.util as u; print(u.find_spec({name!r}) or '')"))
+
+    if not shutil.which("cmake") and not is_module("cmake"):
+        return "CMake"
+    compilers = shlex.split(os.environ.get("CXX", ""))[:1] or COMPILERS
+    if not any(map(shutil.which, compilers)):
+        return "C++ compiler"
+    return next((name for name in BUILDING if not is_module(name)), "")
 
 
 def unusable(carried: Path, wheels: list[Path]) -> str:
@@ -72,7 +99,10 @@ def unusable(carried: Path, wheels: list[Path]) -> str:
 
 
 def overlay(site: Path) -> None:
-    """Put the checkout's own Python and CUDA sources over those of the wheel."""
+    """Put the checkout's own Python and CUDA sources in the place of the wheel's."""
+    for path in (site / "ctgpu").rglob("*"):
+        if path.is_file() and path.suffix != ".so":
+            path.unlink()  # else one that the checkout has no more would stay
     ignored = shutil.ignore_patterns("__pycache__", "*.so")
     for source, target in (("ctgpu", "ctgpu"), ("kernels", "ctgpu/kernels")):
         shutil.copytree(REPOSITORY / source, site / target, ignore=ignored, dirs_exist_ok=True)
@@ -83,7 +113,7 @@ def said(site: Path, code: str) -> str:
     ran = subprocess.run(
         [sys.executable, "-c", code],
         cwd=site,
-        env={**os.environ, "PYTHONPATH": str(site)},
+        env=over(site),
         capture_output=True,
         text=True,
         check=False,
@@ -105,13 +135,14 @@ def pip(carried: Path, site: Path, *what: Any) -> bool:
     runner = [sys.executable, own / "pip"] if own is not None else [sys.executable, "-m", "pip"]
     words = ["install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--upgrade"]
     command = [*runner, *words, "--target", site, *what]
-    ran = subprocess.run([str(word) for word in command], env=building(site), check=False)
+    ran = subprocess.run([str(word) for word in command], env=over(site), check=False)
     return ran.returncode == 0
 
 
-def building(site: Path) -> dict[str, str]:
-    """The environment in which a build finds the carried build tools."""
-    return {**os.environ, "PYTHONPATH": str(site)}
+def over(site: Path) -> dict[str, str]:
+    """The environment in which what is in `site` comes before what the machine has."""
+    foreign = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(site), *foreign])}
 
 
 if __name__ == "__main__":

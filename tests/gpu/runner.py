@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -63,10 +62,15 @@ class Stage:
         Reads that file.
     says : callable
         What it found, in a few words.
-    unsupported : tuple of str
-        Words in its output by which a failure is the machine's: it does not support this.
-    proof : str
-        Words that its output holds where it did its work, as a regular expression.
+    tells : Path, optional
+        Where its tool writes what it has to tell, if not into its output.
+    unsupported : callable
+        Of its exit status and all that it told: why a failure is the machine's, which does not
+        support this; empty where it may be anything else.
+    doubt : callable
+        Of all that it told: why it has not passed, whatever its exit status; empty where it has.
+    idle : callable
+        Of what it found: why there was nothing to do here; empty where it did something.
     absent : str
         Why it cannot be run here; empty where it can.
     """
@@ -78,8 +82,10 @@ class Stage:
     saved: Path | None = None
     read: Callable[[Path], Found | None] = read_json
     says: Callable[[Found], str] = lambda found: ""
-    unsupported: tuple[str, ...] = ()
-    proof: str = ""
+    tells: Path | None = None
+    unsupported: Callable[[int, str], str] = lambda status, told: ""
+    doubt: Callable[[str], str] = lambda told: ""
+    idle: Callable[[Found], str] = lambda found: ""
     absent: str = ""
 
 
@@ -133,7 +139,7 @@ class Runner:
                 draft.write_text(text, encoding="utf-8")
                 draft.replace(path)
             except OSError as error:
-                print(f"{path} cannot be written: {error.strerror}", file=sys.stderr)
+                print(f"{path} cannot be written: {error}", file=sys.stderr)
 
     @property
     def statuses(self) -> dict[str, str]:
@@ -158,6 +164,7 @@ class Runner:
         mark = f"{stage.name}-{uuid.uuid4().hex}"
         begin = time.monotonic()
         outcome["status"] = "running"
+        status = 0
         try:
             with open(log, "wb") as output:
                 process = subprocess.Popen(
@@ -186,7 +193,7 @@ class Runner:
             raise
         finally:
             outcome["seconds"] = round(time.monotonic() - begin, 1)
-            self._conclude(stage, outcome, log)
+            self._conclude(stage, outcome, status, log)
             self.write()
 
     def _watch(self, process: subprocess.Popen[bytes], stage: Stage, deadline: float) -> bool:
@@ -202,20 +209,28 @@ class Runner:
                 self.write()
         return process.poll() is not None
 
-    def _conclude(self, stage: Stage, outcome: Found, log: Path) -> None:
+    def _conclude(self, stage: Stage, outcome: Found, status: int, log: Path) -> None:
         if stage.saved is not None and (found := stage.read(stage.saved)) is not None:
             outcome["found"] = found
         outcome["says"] = stage.says(outcome["found"]) if "found" in outcome else ""
-        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-        if outcome["status"] == "passed" and not re.search(stage.proof, text):
-            outcome |= {"status": "failed", "why": f"its output says nothing like {stage.proof!r}"}
-        if outcome["status"] == "failed":
-            missing = next((words for words in stage.unsupported if words in text), None)
-            if missing is not None:
-                outcome |= {"status": "not supported here", "why": missing}
+        told = [_text(path) for path in (log, stage.tells) if path is not None]
+        text = "\n".join(told)
+        if outcome["status"] == "passed":
+            if why := stage.doubt(text):
+                outcome |= {"status": "failed", "why": why}
+            elif stage.saved is not None and "found" not in outcome:
+                outcome |= {"status": "failed", "why": "it ended well and found nothing"}
+            elif "found" in outcome and (why := stage.idle(outcome["found"])):
+                outcome |= {"status": "not here", "why": why}
+        if outcome["status"] == "failed" and (why := stage.unsupported(status, text)):
+            outcome |= {"status": "not supported here", "why": why}
         if outcome["status"] != "passed":
-            outcome["log"] = text[-_LOG_CHARACTERS:]
-            print(text[-_LOG_CHARACTERS:].rstrip(), flush=True)
+            outcome["log"] = "\n".join(part[-_LOG_CHARACTERS:] for part in told if part)
+            print(outcome["log"].rstrip(), flush=True)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def kill(process: subprocess.Popen[bytes], mark: str) -> None:

@@ -60,10 +60,11 @@ def is_running(pid: int) -> bool:
 SAVES = "import sys, json; json.dump({'part': 1}, open(sys.argv[1], 'w'))"
 
 
-def saving(name: str, path: Path, more: str = "", most_s: float = 20.0) -> Stage:
+def saving(name: str, path: Path, more: str = "", most_s: float = 20.0, **others: Any) -> Stage:
     """Saves a part, and then does more."""
     command = [sys.executable, "-c", f"{SAVES}\nimport os, time, signal\n{more}", path]
-    return Stage(name, command, most_s, saved=path, says=lambda found: f"part {found['part']}")
+    says = lambda found: f"part {found['part']}"  # noqa: E731
+    return Stage(name, command, most_s, saved=path, says=says, **others)
 
 
 def test_every_way_to_end_leaves_the_results_before_it(
@@ -167,11 +168,17 @@ def test_without_time_nothing_is_begun(run: Callable[..., dict[str, Any]]) -> No
 
 
 def test_what_cannot_be_is_told_from_what_failed(run: Callable[..., dict[str, Any]]) -> None:
-    refuses = "print('========= Error: Device not supported'); raise SystemExit(1)"
+    def unsupported(status: int, told: str) -> str:
+        return "the machine does not" if status == 1 and "does not" in told else ""
+
+    def one(name: str, code: str, **others: Any) -> Stage:
+        return stage(name, code, unsupported=unsupported, **others)
+
     result = run(
-        stage("refused", refuses, unsupported=check.UNSUPPORTED),
-        stage("found", "print('a race'); raise SystemExit(9)", unsupported=check.UNSUPPORTED),
-        stage("passes", "print('Device not supported')", unsupported=check.UNSUPPORTED),
+        one("refused", "print('it does not'); raise SystemExit(1)"),
+        one("found", "print('it does not'); raise SystemExit(9)"),
+        one("passes", "print('it does not')"),
+        one("doubtful", "print('it does not')", doubt=lambda told: "it looked at nothing"),
         Stage("tool", [None], 20.0, absent="no such tool here"),
         stage("after", "pass", needs=("refused", "passes")),
         stage("later", "pass", needs=("passes",)),
@@ -180,24 +187,29 @@ def test_what_cannot_be_is_told_from_what_failed(run: Callable[..., dict[str, An
         "refused": "not supported here",
         "found": "failed",
         "passes": "passed",
+        "doubtful": "failed",
         "tool": "not here",
         "after": "skipped",
         "later": "passed",
     }
-    assert result["stages"]["after"]["why"] == "needs refused"
-    assert result["stages"]["tool"]["why"] == "no such tool here"
+    whys = {name: o.get("why") for name, o in result["stages"].items()}
+    assert whys["refused"] == "the machine does not"
+    assert whys["doubtful"] == "it looked at nothing"
+    assert whys["after"] == "needs refused"
+    assert whys["tool"] == "no such tool here"
 
 
-def test_a_tool_that_looked_at_nothing_has_not_passed(run: Callable[..., dict[str, Any]]) -> None:
-    proof = check.sanitizer("memcheck", Path()).proof
+def test_a_stage_that_ends_well_and_has_found_nothing_has_failed(
+    run: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     result = run(
-        stage("clean", "print('========= ERROR SUMMARY: 0 errors')", proof=proof),
-        stage("no hazards", "print('===== RACECHECK SUMMARY: 0 hazards displayed')", proof=proof),
-        stage("blind", "print('terminated before first instrumented API call')", proof=proof),
+        stage("silent", "pass", saved=tmp_path / "none.json"),
+        saving("idle", tmp_path / "a.json", idle=lambda found: f"nothing to do in {found['part']}"),
     )
-    statuses = {name: outcome["status"] for name, outcome in result["stages"].items()}
-    assert statuses == {"clean": "passed", "no hazards": "passed", "blind": "failed"}
-    assert "its output says nothing like" in result["stages"]["blind"]["why"]
+    assert result["stages"]["silent"]["status"] == "failed"
+    assert result["stages"]["silent"]["why"] == "it ended well and found nothing"
+    assert result["stages"]["idle"]["status"] == "not here"
+    assert result["stages"]["idle"]["why"] == "nothing to do in 1"
 
 
 def test_one_result_file_that_cannot_be_written_does_not_keep_the_other(
@@ -330,9 +342,11 @@ def test_every_stage_of_the_list_can_be_run(tmp_path: Path) -> None:
     assert names[:3] == ["facts", "install", "doctor"]
     for one in stages:
         assert set(one.needs) <= set(names[: names.index(one.name)])
-        files = [Path(str(word)) for word in one.command if str(word).endswith(".py")]
-        assert files or one.name == "doctor"
-        assert all(file.is_file() for file in files)
+        given = [str(word).removeprefix("--ignore=").split("::")[0] for word in one.command]
+        ours = [word for word in given if word.startswith(f"{pack.REPOSITORY}{os.sep}")]
+        ours = [word for word in ours if not word.startswith(str(pack.CARRIED))]
+        assert ours or one.name == "doctor"
+        assert all(Path(word).exists() for word in ours)
         assert one.absent or None not in one.command
     sanitized = [one for one in stages if "--tool" in one.command]
     assert [one.most_s for one in sanitized] == [50.0] * 3
@@ -360,7 +374,6 @@ def test_the_loaders_test_on_a_gpu_is_collected(tmp_path: Path) -> None:
     # Of the folder only the file, as the others import much.
     tests = collected(tmp_path, [w / "test_loader.py" if w == folder else w for w in command])
     assert any("test_loader.py" in test for test in tests)
-    assert any("test_doctor.py" in test for test in tests)
 
 
 @pytest.mark.slow
@@ -368,7 +381,8 @@ def test_the_engines_tests_are_collected_and_these_are_not(tmp_path: Path) -> No
     command = next(one.command for one in check.stages(tmp_path) if one.name == "tests")
     tests = collected(tmp_path, [*command])
     assert any("test_cuda_engine.py" in test for test in tests)
-    assert not any("test_check.py" in test for test in tests)
+    assert any("test_doctor.py" in test for test in tests)
+    assert not any(name in test for test in tests for name in check.NOT_GPU)
     command = check.sanitizer("memcheck", tmp_path).command
     tests = collected(tmp_path, [*command[command.index(sys.executable) :]])
     assert any("every_memory_order" in test for test in tests)
@@ -381,7 +395,7 @@ def test_no_emulated_device_passes_in_place_of_the_machines(tmp_path: Path) -> N
         **check.environment(tmp_path),
         "CUDA_VISIBLE_DEVICES": "",
         runner.MARK: "memcheck",
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+        "PYTHONPATH": str(HERE),
     }
     ran = subprocess.run(
         list(map(str, command[command.index(sys.executable) :])),

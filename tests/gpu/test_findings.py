@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +18,7 @@ import pack
 import pytest
 import words
 
-
-def test_a_junit_report_gives_counts_and_the_names_of_what_failed(tmp_path: Path) -> None:
-    path = tmp_path / "tests.xml"
-    path.write_text(
-        '<testsuites><testsuite><testcase classname="a" name="good"/>'
-        '<testcase classname="a" name="bad"><failure/></testcase>'
-        '<testcase classname="b" name="worse"><error/></testcase>'
-        '<testcase classname="b" name="not"><skipped/></testcase></testsuite></testsuites>'
-    )
-    found = check.read_tests(path)
-    assert found == {"tests": 4, "skipped": 1, "names": ["a::bad", "b::worse"]}
-    assert words.of_tests(found) == "3 ran, 1 skipped; failed: a::bad, b::worse"
-    path.write_text("<testsuites><testsu")
-    assert check.read_tests(path) is None
-    assert check.read_tests(tmp_path / "none.xml") is None
+import publishing
 
 
 def test_a_profile_gives_every_metric_with_its_unit(tmp_path: Path) -> None:
@@ -70,6 +60,8 @@ def test_parts_of_a_benchmark_are_told_as_far_as_they_came() -> None:
     assert words.of_benchmark(found) == "kernel 50% to 50% of copy"
     found["failed"] = {"torch": "ImportError: none"}
     assert words.of_benchmark(found).endswith("; torch failed: ImportError: none")
+    found["not_here"] = {"torch": "torch is not installed"}
+    assert words.of_benchmark(found).endswith("; torch not here: torch is not installed")
     assert words.of_benchmark({}) == ""
 
 
@@ -104,11 +96,115 @@ def test_the_hash_of_the_sources_changes_with_each_of_them(
     assert len(seen) == 5
 
 
-@pytest.mark.parametrize(("size", "status"), [(10, 0), (11, 1)])
-def test_a_pack_that_is_too_large_to_travel_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, size: int, status: int
+@pytest.fixture
+def checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A checkout with code in each folder, known to git, and an empty pack."""
+    for name in (".gpu-check/", "build/"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".gitignore").write_text("/build/\n/.gpu-check/\n")
+    for name in CODE_OF_A_CHECKOUT:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("first\n")
+    for words_of_git in (("init", "--quiet"), ("add", ".")):
+        subprocess.run(["git", *words_of_git], cwd=tmp_path, check=True)
+    monkeypatch.setattr(pack, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(pack, "CARRIED", tmp_path / ".gpu-check")
+    return tmp_path
+
+
+CODE_OF_A_CHECKOUT = (
+    *("ctgpu/api.py", "ctgpu/loading/loader.py", "kernels/cuda/tile.h", "kernels/cuda/a.cu"),
+    *("kernels/b.cpp", "tests/gpu/check.py", "tests/conftest.py", "benchmarks/run_gpu.py"),
+)
+
+
+@pytest.mark.parametrize(("over", "status"), [(0, 0), (1, 1)])
+def test_pack_and_checkout_together_must_not_be_too_large_to_travel(
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    over: int,
+    status: int,
 ) -> None:
-    (tmp_path / "file").write_bytes(bytes(size))
-    monkeypatch.setattr(pack, "CARRIED", tmp_path)
-    monkeypatch.setattr(pack, "MOST_BYTES", 10)
+    listed = [path for path in checkout.rglob("*") if path.is_file() and ".git/" not in str(path)]
+    known = sum(path.stat().st_size for path in listed)
+    (checkout / "build" / "large").write_bytes(bytes(1000))  # git ignores it: it stays
+    (checkout / "new.py").write_bytes(bytes(7))  # not added yet, and it travels
+    (checkout / "ctgpu" / "api.py").unlink()  # git knows it still
+    (checkout / ".gpu-check" / "wheel").write_bytes(bytes(100 + over))
+    monkeypatch.setattr(pack, "MOST_BYTES", known + 7 - len("first\n") + 100)
     assert pack.report() == status
+    assert ("too large" in capsys.readouterr().err) == bool(status)
+
+
+def test_where_git_does_not_know_the_checkout_that_is_said(
+    checkout: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(checkout / ".git")
+    assert pack.report() == 0
+    assert "checkout: not known to git" in capsys.readouterr().out
+    assert pack.commit() is None
+
+
+@pytest.mark.parametrize("name", CODE_OF_A_CHECKOUT)
+@pytest.mark.parametrize("how", ["edited", "removed", "renamed"])
+def test_a_commit_whose_code_is_not_what_was_packed_is_marked(
+    checkout: Path, name: str, how: str
+) -> None:
+    written = {"commit": "abc", "sources": pack.hashes_of_sources()}
+    (pack.CARRIED / "pack.json").write_text(json.dumps(written))
+    found = facts.pack(pack.CARRIED)
+    assert found["commit"] == "abc"
+    assert found["changed"] == []
+    path = checkout / name
+    if how == "edited":
+        path.write_text("second\n")
+    elif how == "removed":
+        path.unlink()
+    else:
+        path.rename(path.with_stem("other"))
+    found = facts.pack(pack.CARRIED)
+    assert found["commit"] == "abc-changed"
+    assert found["changed"] == [name.partition("/")[0]]
+    assert words.of_facts({"gpus": [], "pack": found}) == "no GPU; commit abc-changed"
+
+
+def test_a_published_result_names_the_commit_as_the_facts_do(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shutil.rmtree(checkout / ".git")
+    monkeypatch.setattr(publishing, "REPOSITORY", checkout)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    written = {"commit": "abc", "sources": pack.hashes_of_sources()}
+    (pack.CARRIED / "pack.json").write_text(json.dumps(written))
+    options = argparse.Namespace(json=tmp_path / "gpu.json", plot=None)
+    commits = []
+    for content in ("first\n", "second\n"):
+        (checkout / "benchmarks" / "run_gpu.py").write_text(content)
+        publishing.publish(options, "gpu", {})
+        commits.append(json.loads(options.json.read_text())["machine"]["commit"])
+    (pack.CARRIED / "pack.json").unlink()
+    publishing.publish(options, "gpu", {})
+    commits.append(json.loads(options.json.read_text())["machine"]["commit"])
+    assert commits == ["abc", "abc-changed", None]
+
+
+def test_what_is_no_code_does_not_change_a_commit(checkout: Path) -> None:
+    """Results are written there, and Python leaves bytecode."""
+    written = {"commit": "abc", "sources": pack.hashes_of_sources()}
+    (pack.CARRIED / "pack.json").write_text(json.dumps(written))
+    for name in ("benchmarks/results/gpu.json", "ctgpu/__pycache__/api.cpython-312.pyc"):
+        (checkout / name).parent.mkdir()
+        (checkout / name).touch()
+    assert facts.pack(pack.CARRIED)["commit"] == "abc"
+
+
+@pytest.mark.parametrize("commit", ["abc", None])
+def test_a_pack_that_tells_of_no_code_vouches_for_none(checkout: Path, commit: str | None) -> None:
+    (pack.CARRIED / "pack.json").write_text(json.dumps({"commit": commit}))
+    found = facts.pack(pack.CARRIED)
+    assert found["changed"] == list(pack.SOURCES)
+    line = words.of_facts({"gpus": [], "pack": found})
+    assert line.endswith("commit abc-changed" if commit else "commit not known")
+    assert facts.pack(checkout / "no such pack") == {}

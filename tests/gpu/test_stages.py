@@ -6,6 +6,8 @@ On the emulated device of ``conftest.py`` where there is no other.
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,18 @@ def test_shards_of_both_engines_are_compared_file_by_file(parts: Any, tmp_path: 
     assert words.of_end_to_end(found) == "2 of 2 parts passed"
 
 
+def test_shards_of_which_there_are_none_are_not_the_same(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan_alone(folder: Path, source: Path, device: str, spec: Spec) -> Path:
+        (folder / "plan.json").write_text("{}")
+        return folder
+
+    monkeypatch.setattr(end_to_end, "build", plan_alone)
+    found = end_to_end.run_parts(tmp_path / "found.json", {"shards": parts["shards, HWD"]})
+    assert not found["shards"]["passed"]
+
+
 def test_shards_that_differ_by_a_bit_are_named(
     parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,14 +114,76 @@ def test_scans_that_differ_by_a_bit_are_named(parts: Any, tmp_path: Path) -> Non
 
 
 def test_a_part_that_raises_leaves_the_others_theirs(tmp_path: Path) -> None:
-    def absent() -> dict[str, Any]:
-        raise ImportError("no torch")
-
     def broken() -> dict[str, Any]:
         raise RuntimeError("a device was lost")
 
-    every = {"absent": absent, "broken": broken, "good": lambda: {"passed": True}}
+    every = {
+        "absent": lambda: {"passed": bool(end_to_end.package("no_such_package"))},
+        "broken": broken,
+        "good": lambda: {"passed": True},
+    }
     found = end_to_end.run_parts(tmp_path / "found.json", every)
+    assert found["absent"] == {"passed": True, "not_here": "no_such_package is not installed"}
     assert found["broken"] == {"passed": False, "why": "RuntimeError: a device was lost"}
     assert found["good"]["passed"]
     assert words.of_end_to_end(found) == ("1 of 3 parts passed; failed: broken; not here: absent")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("cannot import name 'VolumeDataset' from 'ctgpu.loading'"),
+        ModuleNotFoundError("No module named 'ctgpu._native'", name="ctgpu._native"),
+        ModuleNotFoundError("No module named 'torch'", name="torch"),
+    ],
+)
+@pytest.mark.parametrize("part", ["shards, HWD", "preprocess to cupy", "loader"])
+def test_an_import_that_fails_within_a_part_is_a_failure(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: ImportError, part: str
+) -> None:
+    """Our own, or that of what the part has found to be there."""
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(end_to_end, "build", fail)
+    monkeypatch.setattr(end_to_end, "VolumeDataset", fail)
+    monkeypatch.setattr(end_to_end.ctgpu, "preprocess", fail)
+    monkeypatch.setattr(end_to_end, "torch_with_cuda", lambda: None)
+    found = end_to_end.run_parts(tmp_path / "found.json", {part: parts[part]})
+    assert not found[part]["passed"]
+    assert found[part]["why"].endswith(str(error))
+
+
+@pytest.mark.parametrize("part", ["preprocess to torch", "loader"])
+def test_without_torch_the_parts_about_it_are_not_here(
+    parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = end_to_end.run_parts(tmp_path / "found.json", {part: parts[part]})
+    assert found[part] == {"passed": True, "not_here": "torch is not installed"}
+    of_cpu_alone = types.SimpleNamespace(
+        __version__="2.9+cpu", cuda=types.SimpleNamespace(is_available=lambda: False)
+    )
+    monkeypatch.setitem(sys.modules, "torch", of_cpu_alone)
+    found = end_to_end.run_parts(tmp_path / "found.json", {part: parts[part]})
+    assert found[part]["not_here"] == "torch 2.9+cpu finds no CUDA device"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise ImportError('libtorch_cuda.so: undefined symbol')",
+        "raise OSError('libcudart.so.13: cannot open shared object file')",
+        "import no_such_package_of_torchs",
+    ],
+)
+def test_torch_that_is_there_and_broken_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    (tmp_path / "torch.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    every = {"torch": lambda: {"passed": bool(end_to_end.torch_with_cuda())}}
+    found = end_to_end.run_parts(tmp_path / "found.json", every)
+    assert not found["torch"]["passed"]

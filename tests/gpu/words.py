@@ -10,7 +10,7 @@ Found = Mapping[str, Any]
 
 def of_facts(facts: Found) -> str:
     """The first GPU in a few words."""
-    commit = facts["pack"].get("commit", "not known")
+    commit = facts["pack"].get("commit") or "not known"
     if not facts["gpus"]:
         return f"no GPU; commit {commit}"
     gpu = facts["gpus"][0]
@@ -24,6 +24,7 @@ def of_facts(facts: Found) -> str:
 def of_install(found: Found) -> str:
     """What was installed, in a few words."""
     why = f", as {found['why_compiled']}" if "why_compiled" in found else ""
+    why += f"; to compile, there is no {found['missing']} here" if "missing" in found else ""
     unfit = f"; do not fit: {', '.join(found['unfit_wheels'])}" if found["unfit_wheels"] else ""
     return f"{found['ctgpu']}{why}; CPU engine {found['variant'] or 'missing'}{unfit}"
 
@@ -74,6 +75,7 @@ def of_benchmark(found: Found) -> str:
         rates = [row["rate"]["median"] for row in found["inflate"]["threads"].values()]
         words.append(f"from .nii.gz up to {max(rates):.1f} samples/s")
     words += [f"{name} failed: {why}" for name, why in found.get("failed", {}).items()]
+    words += [f"{name} not here: {why}" for name, why in found.get("not_here", {}).items()]
     return "; ".join(words)
 
 
@@ -94,6 +96,12 @@ def of_profile(found: Found) -> str:
 
 def of_tests(found: Found) -> str:
     """How many tests there were, and which failed."""
-    ran = found["tests"] - found["skipped"]
-    failed = f"; failed: {', '.join(found['names'])}" if found["names"] else ""
-    return f"{ran} ran, {found['skipped']} skipped{failed}"
+    words = [f"{found['tests'] - found['skipped']} ran, {found['skipped']} skipped"]
+    words += [f"failed: {', '.join(found['names'])}"] if found["names"] else []
+    words += [f"not finished: {', '.join(found['running'])}"] if found["running"] else []
+    return "; ".join(words)
+
+
+def of_idle_tests(found: Found) -> str:
+    """Why all tests were skipped; empty where one ran."""
+    return "; ".join(found["reasons"]) if found["tests"] == found["skipped"] else ""

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 import threading
+import time
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -17,8 +18,11 @@ from typing import Any
 import numpy as np
 
 from support.gpu import (
+    DEVICE_TO_DEVICE,
     DEVICE_TO_HOST,
     HOST_TO_DEVICE,
+    INVALID_HANDLE,
+    NOT_READY,
     CudaError,
     Device,
     Gpus,
@@ -87,24 +91,54 @@ class Streams:
         return self._make(non_blocking=non_blocking)
 
 
+class _Mark:
+    """What an event leaves in a stream's queue; `reached_s` tells when the stream came to it."""
+
+    reached_s: float | None = None
+
+    def __call__(self) -> None:
+        self.reached_s = time.perf_counter()
+
+
 class Event:
     """``cupy.cuda.Event``: what was queued on a stream when it was recorded."""
 
-    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
-        self._recorded: tuple[Stream, Any] | None = None
+    def __init__(
+        self, cupy: EmulatedCupy, block: bool = False, disable_timing: bool = False
+    ) -> None:
+        self._cupy, self.is_timed = cupy, not disable_timing
+        self._device = cupy.device()
+        self._recorded: tuple[Stream, _Mark] | None = None
 
-    def record(self, stream: CupyStream) -> None:
-        def reached() -> None:
-            pass
+    def record(self, stream: CupyStream | None = None) -> None:
+        on = self._cupy.stream() if stream is None else stream.stream
+        if on.device is not self._device:
+            raise CudaError(INVALID_HANDLE, "an event is recorded on its own device's streams")
+        self._recorded = on, _Mark()
+        on.queue(self._recorded[1])
 
-        stream.stream.queue(reached)
-        self._recorded = stream.stream, reached
+    @property
+    def reached_s(self) -> float | None:
+        """When the stream came to it; None before, and where it was never recorded."""
+        return None if self._recorded is None else self._recorded[1].reached_s
+
+    @property
+    def done(self) -> bool:
+        return self._recorded is None or self.reached_s is not None
 
     def synchronize(self) -> None:
-        if self._recorded is not None:
-            stream, reached = self._recorded
-            self._recorded = None
-            stream.synchronize(reached)
+        if self._recorded is not None and not self.done:
+            stream, mark = self._recorded
+            stream.synchronize(mark)
+
+    def since(self, begin: Event) -> float:
+        """``cupy.cuda.get_elapsed_time``, in milliseconds."""
+        for event in (begin, self):
+            if not event.is_timed or event._recorded is None:
+                raise CudaError(INVALID_HANDLE, "an event without a time, or never recorded")
+        if begin.reached_s is None or self.reached_s is None:
+            raise CudaError(NOT_READY, "an event is not reached yet")
+        return (self.reached_s - begin.reached_s) * 1e3
 
 
 class DeviceMemory:
@@ -175,6 +209,15 @@ class DeviceArray:
 
         self._cupy.stream().queue(work)
 
+    def set(self, values: np.ndarray) -> None:
+        if values.dtype != self.dtype:
+            raise TypeError(f"{values.dtype} array cannot be set to {self.dtype} array")
+        if values.shape != self.shape:
+            raise ValueError(f"Shape mismatch: {values.shape} is set to {self.shape}")
+        if not self._values.flags.c_contiguous:
+            raise RuntimeError("Cannot set to non-contiguous array")
+        self._cupy.upload(self.data.ptr, np.ascontiguousarray(values))
+
     def astype(self, dtype: Any, order: str = "K") -> DeviceArray:
         made = np.empty_like(self._values, dtype, order=order)  # type: ignore[call-overload]
         result = self._cupy.empty_strided(made.shape, made.dtype, made.strides)
@@ -242,10 +285,18 @@ class EmulatedCupy:
             return values
         dense = np.asarray(values, order="F" if values.flags.f_contiguous else "C")
         result = self.empty_strided(dense.shape, dense.dtype, dense.strides)
-        self._copy(
-            result.data.ptr, dense.ctypes.data, dense.nbytes, HOST_TO_DEVICE, self._current()
-        )
+        self.upload(result.data.ptr, dense)
         return result
+
+    def zeros(self, shape: Any, dtype: Any) -> DeviceArray:
+        array = self.empty(shape, dtype)
+        self.gpus.fill(array.data.ptr, 0, array.nbytes, self.stream())
+        return array
+
+    def upload(self, to: int, values: np.ndarray) -> None:
+        """Queue a copy on the current stream."""
+        stream = self.stream()
+        self.gpus.copy(to, values.ctypes.data, values.nbytes, HOST_TO_DEVICE, stream)
 
     @staticmethod
     def asnumpy(array: DeviceArray) -> np.ndarray:
@@ -273,15 +324,19 @@ class EmulatedCupy:
 
     # ---- Devices and streams -------------------------------------------------------------------
 
+    def device(self) -> Device:
+        """The current device."""
+        return self.gpus.device(self.current.ordinal)
+
     def allocate(self, size_bytes: int) -> Memory:
         """Memory of the current device."""
-        return self.gpus.device(self.current.ordinal).allocate(size_bytes)
+        return self.device().allocate(size_bytes)
 
     def stream(self) -> Stream:
         """The current stream."""
         if self.current.streams:
             return self.current.streams[-1].stream
-        return self.gpus.device(self.current.ordinal).default_stream
+        return self.device().default_stream
 
     def handle_of(self, stream: Stream) -> int:
         """``cudaStream_t``; 0 for a default stream."""
@@ -293,14 +348,11 @@ class EmulatedCupy:
 
     def _of_handle(self, handle: int) -> Stream:
         if handle == 0:
-            return self.gpus.device(self.current.ordinal).default_stream
+            return self.device().default_stream
         stream = self._streams.get(handle)
         if stream is None:
-            raise CudaError(400, f"there is no stream {handle:#x}")
+            raise CudaError(INVALID_HANDLE, f"there is no stream {handle:#x}")
         return stream
-
-    def _current(self) -> int:
-        return self.handle_of(self.stream())
 
     @contextlib.contextmanager
     def _device(self, ordinal: int) -> Iterator[None]:
@@ -321,12 +373,32 @@ class EmulatedCupy:
 
     def _new_stream(self, *, non_blocking: bool) -> CupyStream:
         assert non_blocking, "only streams that wait for no other are emulated"
-        return CupyStream(self, self.gpus.device(self.current.ordinal).new_stream())
+        return CupyStream(self, self.device().new_stream())
 
     # ---- The CUDA runtime ----------------------------------------------------------------------
 
     def _copy(self, to: int, source: int, size: int, kind: int, stream: int) -> None:
-        self.gpus.copy(to, source, size, kind, self._of_handle(stream))
+        self._copy_on(self._of_handle(stream), to, source, size, kind)
+
+    def _copy_on(self, stream: Stream, to: int, source: int, size: int, kind: int) -> None:
+        if kind == DEVICE_TO_DEVICE:
+            self.gpus.copy_within(to, source, size, stream)
+        else:
+            self.gpus.copy(to, source, size, kind, stream)
+
+    def _copy_and_wait(self, to: int, source: int, size: int, kind: int) -> None:
+        """``cudaMemcpy``: on the default stream, and waits for no more than the host's memory.
+
+        What lay in pageable memory may still be on its way when it returns.
+        """
+        stream = self.device().default_stream
+        self._copy_on(stream, to, source, size, kind)
+        uploads = kind == HOST_TO_DEVICE
+        if kind == DEVICE_TO_HOST or (uploads and self.gpus.is_pinned(source, size)):
+            stream.synchronize()
+
+    def _fill(self, to: int, value: int, size: int, stream: int) -> None:
+        self.gpus.fill(to, value, size, self._of_handle(stream))
 
     def _copy_2d(
         self,
@@ -343,7 +415,7 @@ class EmulatedCupy:
         self.gpus.copy(to, source, width, kind, self._of_handle(stream), rows=height, **pitches)
 
     def _memory_info(self) -> tuple[int, int]:
-        device = self.gpus.device(self.current.ordinal)
+        device = self.device()
         return device.free_bytes, device.total_bytes
 
     def _properties(self, ordinal: int) -> dict[str, Any]:
@@ -364,6 +436,7 @@ class EmulatedCupy:
             CUDARuntimeError=CudaError,
             memcpyHostToDevice=HOST_TO_DEVICE,
             memcpyDeviceToHost=DEVICE_TO_HOST,
+            memcpyDeviceToDevice=DEVICE_TO_DEVICE,
             memoryTypeUnregistered=0,
             memoryTypeHost=1,
             runtimeGetVersion=lambda: CUDA_VERSION,
@@ -373,8 +446,10 @@ class EmulatedCupy:
             setDevice=self._set_device,
             getDeviceProperties=self._properties,
             memGetInfo=self._memory_info,
+            memcpy=self._copy_and_wait,
             memcpyAsync=self._copy,
             memcpy2DAsync=self._copy_2d,
+            memsetAsync=self._fill,
             hostRegister=self.gpus.pin,
             hostUnregister=self.gpus.unpin,
             pointerGetAttributes=self._attributes,
@@ -389,7 +464,8 @@ class EmulatedCupy:
             memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
             Device=self._device,
             Stream=Streams(self._new_stream, self._from_external),
-            Event=Event,
+            Event=functools.partial(Event, self),
+            get_elapsed_time=lambda begin, end: end.since(begin),
             Memory=functools.partial(DeviceMemory, self),
             get_current_stream=lambda: CupyStream(self, self.stream()),
         )

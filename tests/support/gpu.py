@@ -21,7 +21,9 @@ import numpy.typing as npt
 
 from support.ptx import Buffer, Kernel
 
-INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE = 1, 2, 101  # cudaError_t
+# cudaError_t
+INVALID_VALUE, OUT_OF_MEMORY, INVALID_DEVICE = 1, 2, 101
+INVALID_HANDLE, NOT_READY = 400, 600
 HOST_TO_DEVICE, DEVICE_TO_HOST, DEVICE_TO_DEVICE = 1, 2, 3  # cudaMemcpyKind
 _ALIGNMENT = 512  # of what cudaMalloc gives
 
@@ -215,7 +217,7 @@ class Gpus:
         if rows > 1 and row_bytes > min(to_pitch, source_pitch):
             raise CudaError(INVALID_VALUE, f"rows of {row_bytes} bytes are wider than their pitch")
         if kind not in (HOST_TO_DEVICE, DEVICE_TO_HOST):
-            raise CudaError(INVALID_VALUE, f"copies of kind {kind} are not emulated")
+            raise CudaError(INVALID_VALUE, f"copies of rows of kind {kind} are not emulated")
         is_upload = kind == HOST_TO_DEVICE
         host, device = (source, to) if is_upload else (to, source)
         host_pitch, pitch = (source_pitch, to_pitch) if is_upload else (to_pitch, source_pitch)
@@ -232,12 +234,12 @@ class Gpus:
                 part = memory.part(device + n * pitch, row_bytes)
                 address = host + n * host_pitch
                 if is_upload:
-                    row = early[n] if early else ctypes.string_at(address, row_bytes)
-                    memory.bytes[part] = np.frombuffer(row, np.uint8)
+                    row = early[n] if early else address
+                    ctypes.memmove(memory.bytes[part].ctypes.data, row, row_bytes)
                     memory.undefined[part] = 0
                     continue
-                unwritten = np.flatnonzero(memory.undefined[part])
-                if len(unwritten):
+                if memory.undefined[part].any():
+                    unwritten = np.flatnonzero(memory.undefined[part])
                     raise UnwrittenError(
                         f"a copy of {rows} × {row_bytes} bytes from cuda:{stream.device.ordinal} "
                         f"finds {len(unwritten)} bytes of row {n} that nobody wrote, the first at "
@@ -248,3 +250,29 @@ class Gpus:
         stream.queue(work)
         if not is_upload and not pinned:
             stream.synchronize(work)
+
+    def copy_within(self, to: int, source: int, size_bytes: int, stream: Stream) -> None:
+        """``cudaMemcpyAsync`` within a device; what nobody wrote stays unknown where it goes."""
+        device = stream.device
+        for address in (to, source):
+            device.find(address, size_bytes)
+
+        def work() -> None:
+            given, taken = device.find(source, size_bytes), device.find(to, size_bytes)
+            here, there = given.part(source, size_bytes), taken.part(to, size_bytes)
+            taken.bytes[there] = given.bytes[here]
+            taken.undefined[there] = given.undefined[here]
+
+        stream.queue(work)
+
+    def fill(self, to: int, value: int, size_bytes: int, stream: Stream) -> None:
+        """``cudaMemsetAsync``."""
+        stream.device.find(to, size_bytes)
+
+        def work() -> None:
+            memory = stream.device.find(to, size_bytes)
+            part = memory.part(to, size_bytes)
+            memory.bytes[part] = value
+            memory.undefined[part] = 0
+
+        stream.queue(work)

@@ -44,6 +44,8 @@ from support.ptx_program import Given, Operation, Program
 
 __all__ = ["Buffer", "Counts", "Kernel", "KernelFault", "PtxError", "UnknownInstructionError"]
 
+#: The variable that names the machine compiled already: processes can share one.
+MACHINE = "PTX_MACHINE"
 _MACHINE = Path(__file__).resolve().parent / "machine"
 #: Operations of one warp up to a barrier; a kernel that does more is taken to be endless.
 MOST_OPERATIONS = 20_000_000
@@ -437,17 +439,26 @@ def _pack(target: Any, operation: Operation, program: Program) -> None:
         target.target = program.first_operation[program.entry.labels[operation.target]]
 
 
-@functools.cache
-def _machine() -> ctypes.CDLL:
-    """``machine/machine.cpp``, compiled once; the test is skipped where there is no compiler."""
+def compile_machine(folder: Path) -> Path:
+    """``machine/machine.cpp`` as a library in `folder`; skipped where there is no compiler."""
+    return compile_library(folder / "machine.so", _MACHINE / "machine.cpp", "-march=native")
+
+
+def compile_library(library: Path, source: Path, *options: str) -> Path:
+    """A C++ source as a shared library; the test is skipped where there is no compiler."""
     command = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
     if command is None:
         pytest.skip("no C++ compiler")
+    usual = ["-std=c++20", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-fPIC", "-shared"]
+    subprocess.run([command, *usual, *options, "-o", library, source], check=True)
+    return library
+
+
+@functools.cache
+def _machine() -> ctypes.CDLL:
+    """``machine/machine.cpp``, compiled once, or where the environment names it compiled."""
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder) / "machine.so"
-        options = ["-std=c++20", "-O3", "-march=native", "-ffp-contract=off", "-Wall", "-Wextra"]
-        files = ["-fPIC", "-shared", "-o", library, _MACHINE / "machine.cpp"]
-        subprocess.run([command, *options, *files], check=True)
+        library = os.environ.get(MACHINE) or compile_machine(Path(folder))
         machine = ctypes.CDLL(str(library))
     machine.machine_find.argtypes = (ctypes.c_char_p,)
     machine.machine_run.argtypes = (ctypes.c_void_p,)
