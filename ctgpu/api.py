@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from dataclasses import dataclass
@@ -12,18 +13,22 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ctgpu.arrays import spacing_of, voxels_of
+from ctgpu.arguments import plain, require_choice, require_kind
+from ctgpu.arrays import output_of, spacing_of, voxels_of
 from ctgpu.buffers import BufferPool, allocate_pages
 from ctgpu.engines import Engine, Job, open_engine
-from ctgpu.errors import UsageError, reason_of
+from ctgpu.errors import DeviceError, UsageError, reason_of
+from ctgpu.extras import install_command
 from ctgpu.intensity import HuGuard
-from ctgpu.limits import usable_cores
+from ctgpu.limits import MOST_WORKERS, require_whole_number, usable_cores
 from ctgpu.orientation import DEFAULT_MAX_TILT_DEGREES, Axes, AxisRules, Orientation
 from ctgpu.sample import PreparedVolume, prepare_volume
-from ctgpu.spec import CT_RATE, Intensity, Spec
+from ctgpu.spec import CT_RATE, SPEC_WANTED, Intensity, Spec
 from ctgpu.volume import RawVolume, Spacing
 
 if TYPE_CHECKING:
+    import torch
+
     from ctgpu.engines.cuda import CudaEngine
 
 log = logging.getLogger(__name__)
@@ -82,7 +87,7 @@ def preprocess(
     device: str | Engine = "auto",
     intensity: Intensity = "auto",
     threads: int | None = None,
-    out: npt.NDArray[np.float16] | None = None,
+    out: npt.NDArray[np.float16] | torch.Tensor | None = None,
     output: Output = "numpy",
     return_geometry: bool = False,
     axes: Axes = "checked",
@@ -110,12 +115,13 @@ def preprocess(
         itself states slope and intercept.
     threads : int, optional
         Threads inside the volume; by default every usable core.
-    out : numpy.ndarray, optional
-        C-contiguous float16 of ``spec.stored_shape`` to write into; by default fresh memory, in
-        huge pages where the system grants them.  To use one array again is fastest.  The first use
-        of one in plain pages of 4 KiB (``torch.empty``) takes two to three times as long, for their
-        page faults; D, H, W output into one that does not begin at a multiple of 64 bytes
-        (``numpy.empty``) takes twice as long at every use.
+    out : numpy.ndarray or torch.Tensor, optional
+        C-contiguous float16 of ``spec.stored_shape``, on the CPU, to write into; the result shares
+        its memory.  By default fresh memory, in huge pages where the system grants them.  To use
+        one array again is fastest.  The first use of one in plain pages of 4 KiB
+        (``torch.empty``) takes two to three times as long, for their page faults; D, H, W output
+        into one that does not begin at a multiple of 64 bytes (``numpy.empty``) takes twice as
+        long at every use.
     output : {"numpy", "torch", "cupy"}
         What to return.  ``"torch"`` and ``"cupy"`` stay on the GPU with a CUDA device, on the
         framework's current stream; ``"torch"`` shares memory with the array on any other.
@@ -142,14 +148,28 @@ def preprocess(
     ------
     UsageError, DeviceError, DecodeError, GeometryError, IntensityError
     """
-    rules = AxisRules(axes, max_tilt_degrees)
-    if hu_guard not in get_args(HuGuard):
-        raise UsageError(f"hu_guard is {hu_guard!r}; it is {' or '.join(get_args(HuGuard))}")
+    rules = AxisRules(axes, plain(max_tilt_degrees))
+    for name, word, words in (
+        ("hu_guard", hu_guard, HuGuard),
+        ("intensity", intensity, Intensity),
+        ("output", output, Output),
+    ):
+        require_choice(name, word, get_args(words))
+    require_kind("spec", spec, Spec, SPEC_WANTED, optional=False)
+    require_whole_number("threads", threads, most=MOST_WORKERS)
+    if output == "torch":
+        _require_torch()
+    made = None if out is None else output_of(out, spec.stored_shape)
     stated_mm = None if spacing_mm is None else spacing_of(spacing_mm)
-    raw = _open(path_or_array)
-    engine = None
-    try:
-        engine = open_engine(device) if isinstance(device, str) else device
+    with contextlib.ExitStack() as stack:
+        engine = device if isinstance(device, Engine) else open_engine(device)
+        if engine is not device:
+            stack.callback(engine.close)
+        on_device = _on_device(engine, output, made)
+        raw = _open(path_or_array)
+        stack.callback(raw.release)
+        if made is not None and np.may_share_memory(raw.voxels, made):
+            raise UsageError("out lies in the memory of the volume; give it memory of its own")
         spacing = stated_mm or raw.spacing_mm
         if spacing is None:
             raise UsageError(
@@ -167,11 +187,10 @@ def preprocess(
         if prepared.hu_finding is not None:
             log.warning("the volume was taken as HU, and %s", prepared.hu_finding)
         geometry = Geometry.of(prepared)
-        result = _run(engine, prepared, threads or usable_cores(), out, output)
-    finally:
-        raw.release()
-        if engine is not None and engine is not device:
-            engine.close()
+        if on_device is not None:
+            result = _run_on_device(on_device, prepared, output)
+        else:
+            result = _run(engine, prepared, threads or usable_cores(), made, output)
     return (result, geometry) if return_geometry else result
 
 
@@ -190,6 +209,45 @@ def _open(path_or_array: str | PathLike[str] | npt.ArrayLike) -> RawVolume:
     return decode(path.name, buffer, pool)
 
 
+def _require_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise DeviceError(
+            f"output='torch' needs torch: install it with `{install_command('torch')}`, or use "
+            "output='numpy'"
+        ) from error
+
+
+def _on_device(
+    engine: Engine, output: Output, out: npt.NDArray[np.float16] | None
+) -> CudaEngine | None:
+    """The engine, where its result is to stay on a GPU.
+
+    Raises
+    ------
+    UsageError
+        If it cannot, or `out` is not there.
+    """
+    if output == "numpy":
+        return None
+    from ctgpu.engines.cuda import CudaEngine
+
+    if not isinstance(engine, CudaEngine):
+        if output == "cupy":
+            raise UsageError(
+                f"output='cupy' needs a CUDA device and the engine is {engine.name}; "
+                "use output='numpy' or 'torch'"
+            )
+        return None
+    if out is not None:
+        raise UsageError(
+            f"out is memory of the host, and output={output!r} stays on the GPU of {engine.name}; "
+            "leave out away, or use output='numpy'"
+        )
+    return engine
+
+
 def _run(
     engine: Engine,
     prepared: PreparedVolume,
@@ -197,24 +255,10 @@ def _run(
     out: npt.NDArray[np.float16] | None,
     output: Output,
 ) -> Any:
-    shape = prepared.plan.spec.stored_shape
-    if output != "numpy":
-        from ctgpu.engines.cuda import CudaEngine
-
-        if isinstance(engine, CudaEngine):
-            return _run_on_device(engine, prepared, output)
-        if output == "cupy":
-            raise UsageError(
-                f"output='cupy' needs a CUDA device and the engine is {engine.name}; "
-                "use output='numpy' or 'torch'"
-            )
     if out is None:
+        shape = prepared.plan.spec.stored_shape
         # Not the engine's: that is pinned as long as the caller keeps it, and no child inherits it.
         out = np.ndarray(shape, np.float16, buffer=allocate_pages(2 * int(np.prod(shape))).data)
-    elif out.shape != shape or out.dtype != np.float16 or not out.flags.c_contiguous:
-        raise UsageError(
-            f"out is {out.dtype} {out.shape}; wanted C-contiguous float16 of shape {shape}"
-        )
     job = Job(prepared.raw.voxels, prepared.rescale, prepared.plan, out)
     engine.run([job], threads=threads)
     if output == "torch":

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Set
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ctgpu.arguments import shown
 from ctgpu.errors import UsageError
 from ctgpu.volume import Spacing
 
+# Of memory that no engine can write to as it is, by the flag that is not set.
+_FAULTS: Mapping[Literal["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"], str] = {
+    "C_CONTIGUOUS": "not C-contiguous",
+    "ALIGNED": "not aligned",
+    "WRITEABLE": "read-only",
+}
 _WANTED_VOXELS = "wanted an integer or floating dtype of at most 64 bits"
 
 
@@ -59,8 +66,42 @@ def spacing_of(value: Any) -> Spacing:
         return float(h), float(w), float(d)
     except (ValueError, TypeError) as error:
         raise UsageError(
-            f"spacing_mm is {_short(value)}; wanted three numbers, H, W and D in millimetres"
+            f"spacing_mm is {shown(value)}; wanted three numbers, H, W and D in millimetres"
         ) from error
+
+
+def output_of(value: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
+    """The array to write a volume into: a NumPy one, or the memory of a torch tensor of the CPU.
+
+    Parameters
+    ----------
+    value : numpy.ndarray or torch.Tensor
+        What the caller passes.
+    shape : tuple of int
+        What it has to be, as float16.
+
+    Raises
+    ------
+    UsageError
+        If it is something else, or memory that an engine cannot write to as it is.
+    """
+    wanted = f"wanted a NumPy array, or a torch tensor on the CPU, of float16 and shape {shape}"
+    torch, array = sys.modules.get("torch"), value
+    if torch is not None and isinstance(value, torch.Tensor):
+        try:
+            array = value.numpy()
+        except (TypeError, RuntimeError) as error:
+            raise UsageError(
+                f"out is a tensor of {value.dtype} on {value.device} that NumPy cannot look at "
+                f"({_first_line(error)}); {wanted}"
+            ) from error
+    if not isinstance(array, np.ndarray):
+        raise UsageError(f"out is a {type(value).__name__}; {wanted}")
+    if array.shape != shape or array.dtype != np.float16:
+        raise UsageError(f"out is {array.dtype} {array.shape}; {wanted}")
+    if faults := [what for name, what in _FAULTS.items() if not array.flags[name]]:
+        raise UsageError(f"out is {' and '.join(faults)}; {wanted}, as numpy.empty makes one")
+    return array
 
 
 def _on_host(value: Any, name: str) -> npt.NDArray[Any]:
@@ -78,14 +119,12 @@ def _on_host(value: Any, name: str) -> npt.NDArray[Any]:
         else:
             host = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).partition("\n")[0][:120]
         raise UsageError(
-            f"{name} is a {type(value).__name__} that NumPy cannot look at ({reason}); wanted an "
-            "array, a tensor or nested lists of numbers"
+            f"{name} is a {type(value).__name__} that NumPy cannot look at ({_first_line(error)}); "
+            "wanted an array, a tensor or nested lists of numbers"
         ) from error
     return host
 
 
-def _short(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else f"{text[:59]}…"
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:120]

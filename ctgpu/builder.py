@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
+from ctgpu.arguments import path_of, plain, require_flag, require_kind, shown
 from ctgpu.engines import Engine, arithmetic_of
 from ctgpu.errors import StorageError, UsageError, reason_of, shortage
 from ctgpu.executor import BuildJob, Executor, LocalExecutor
@@ -45,7 +46,7 @@ from ctgpu.source_now import (
     say_what_is_new,
 )
 from ctgpu.sources.base import Source
-from ctgpu.spec import Spec
+from ctgpu.spec import SPEC_WANTED, Spec
 from ctgpu.tally import OrientationTally
 
 __all__ = ["BuildJob", "BuildReport", "Executor", "LocalExecutor", "build"]
@@ -148,11 +149,30 @@ def build(
     EnvironmentFailure
         If the source, the device or the output folder fails.
     """
+    for name, text in (
+        ("repo_id", repo_id),
+        ("revision", revision),
+        ("token", token),
+        ("endpoint", endpoint),
+    ):
+        require_kind(name, text, str, "text")
+    require_kind("spec", spec, Spec, SPEC_WANTED)
+    require_kind("shards", shards, range, "a range, such as range(0, 10)")
+    require_kind("part", part, Part, "a ctgpu.planning.Part")
+    require_kind("executor", executor, Executor, "a ctgpu.executor.Executor")
+    if not callable(watch):
+        raise UsageError(f"watch is {shown(watch)}; wanted a function of one event")
+    for name, flag in (
+        ("force", force),
+        ("retry_failed", retry_failed),
+        ("keep_no_chest", False if keep_no_chest is None else keep_no_chest),
+    ):
+        require_flag(name, flag)
     require_whole_number("--num-workers", num_workers, most=MOST_WORKERS)
     require_whole_number("--memory-limit", memory_limit_bytes, most=MOST_INT64)
     if shards is not None and (shards.step != 1 or not 0 <= shards.start < shards.stop):
         raise UsageError(f"--shards is {shards!r}; it takes A-B, both included, such as 0-9")
-    folder = Path(output_dir)
+    folder = path_of("output_dir", output_dir)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
         raise UsageError(
             f"--output-dir is {str(folder)!r}, an address; shards are committed by renames and "
@@ -162,23 +182,23 @@ def build(
     part = part or Part()
     request = Request(
         split=split,
-        source=Path(source) if source is not None else None,
+        source=path_of("source", source) if source is not None else None,
         repo_id=repo_id,
         revision=revision,
         spec=spec,
-        samples_per_shard=samples_per_shard,
+        samples_per_shard=plain(samples_per_shard),
         selection={
             "recon": recon,
             "order": order,
-            "seed": seed,
-            "limit": limit,
-            "keep_no_chest": keep_no_chest,
+            "seed": plain(seed),
+            "limit": plain(limit),
+            "keep_no_chest": plain(keep_no_chest),
             "spacing_fallback": spacing_fallback,
             "axes": axes,
-            "max_tilt_degrees": max_tilt_degrees,
+            "max_tilt_degrees": plain(max_tilt_degrees),
             "hu_guard": hu_guard,
         },
-        temp_dir=Path(temp_dir) if temp_dir is not None else None,
+        temp_dir=path_of("temp_dir", temp_dir) if temp_dir is not None else None,
         endpoint=endpoint,
         token=token,
         part_count=part.count,
@@ -188,8 +208,8 @@ def build(
         folder=folder,
         request=request,
         device=device_for(folder, device),
-        num_workers=num_workers,
-        memory_limit_bytes=memory_limit_bytes,
+        num_workers=plain(num_workers),
+        memory_limit_bytes=plain(memory_limit_bytes),
         processes_per_machine=part.processes_per_machine,
         force=force,
         retry_failed=retry_failed,

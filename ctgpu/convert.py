@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ctgpu.arguments import path_of
 from ctgpu.builder import BuildReport, build
 from ctgpu.cleaner import Cleaner
 from ctgpu.engines import Engine, Job
@@ -111,8 +112,8 @@ def convert_tars(
     EnvironmentFailure
         If the tars, the device or the output folder fail.
     """
-    folder = Path(output_dir)
-    pattern = Path(input_pattern)
+    folder = path_of("output_dir", output_dir)
+    pattern = path_of("input_pattern", input_pattern)
     if pattern.is_dir():
         pattern = pattern / "*.tar"
     if not pattern.name.endswith(".tar"):

@@ -15,7 +15,6 @@ import numpy as np
 import psutil
 from rich.table import Table
 from rich.text import Text
-from urllib3.exceptions import HTTPError
 
 from ctgpu import __version__
 from ctgpu.buffers import allocate_pages
@@ -34,6 +33,7 @@ from ctgpu.errors import (
     CtgpuError,
     DeviceError,
     EnvironmentFailure,
+    SourceError,
     StorageError,
     UsageError,
     reason_of,
@@ -46,7 +46,7 @@ from ctgpu.limits import (
     usable_cores,
 )
 from ctgpu.printable import printable
-from ctgpu.sources.connection import describe, knock
+from ctgpu.sources.connection import Transient, knock
 from ctgpu.sources.hub import hub_address, is_offline
 
 Status = Literal["ok", "missing", "failed"]
@@ -98,7 +98,9 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 where a device works, else 3."""
+        """0 where a device works, else 3; 2 where ``HF_ENDPOINT`` is no address."""
+        if any((check.name, check.status) == ("Hub", "failed") for check in self.checks):
+            return UsageError.exit_code
         return EnvironmentFailure.exit_code if self.device is None else 0
 
     def to_dict(self) -> dict[str, Any]:
@@ -351,9 +353,8 @@ def _endpoint() -> Check:
     begin = time.perf_counter()
     try:
         knock(address, _HUB_TIMEOUT_S)
-    except (OSError, HTTPError, CtgpuError) as error:
-        reason = error if isinstance(error, CtgpuError) else describe(error)
-        text = f"{address} cannot be reached ({reason}); a local --source needs no Hub"
+    except (SourceError, Transient) as error:
+        text = f"{address} cannot be reached ({error}); a local --source needs no Hub"
         return Check("Hub", "missing", text, facts)
     elapsed_ms = round((time.perf_counter() - begin) * 1e3)
     facts |= {"reachable": True, "answer_ms": elapsed_ms}

@@ -125,8 +125,27 @@ def free_space_bytes(folder: Path) -> int | None:
     return usage.free if usage.total else None
 
 
-def require_free_space(folder: Path, needed_bytes: int) -> None:
+def require_free_space(
+    folder: Path,
+    needed_bytes: int,
+    needs: str = "the build needs up to {} more",
+    way_out: str = "free some, choose another output folder, or build in parts with --shards",
+) -> bool:
     """Refuse to begin what the file system has no room for; warn where that is not known.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it would be written.
+    needed_bytes : int
+        What it takes.
+    needs, way_out : str
+        In words, what takes that much, ``{}`` being the size, and what to do where there is less.
+
+    Returns
+    -------
+    bool
+        Whether it is known.
 
     Raises
     ------
@@ -134,18 +153,12 @@ def require_free_space(folder: Path, needed_bytes: int) -> None:
         If fewer than `needed_bytes` are free, or the folder cannot be asked.
     """
     free_bytes = free_space_bytes(folder)
+    needs = needs.format(f"{needed_bytes / 1e9:.1f} GB")
     if free_bytes is None:
-        _log.warning(
-            "the file system of %s does not say how much is free; the build needs up to %.1f GB",
-            folder,
-            needed_bytes / 1e9,
-        )
+        _log.warning("the file system of %s does not say how much is free; %s", folder, needs)
     elif free_bytes < needed_bytes:
-        raise StorageError(
-            f"{folder} has {free_bytes / 1e9:.1f} GB free and the build needs up to "
-            f"{needed_bytes / 1e9:.1f} GB more: free some, choose another output folder, or build "
-            "in parts with --shards"
-        )
+        raise StorageError(f"{folder} has {free_bytes / 1e9:.1f} GB free and {needs}: {way_out}")
+    return free_bytes is not None
 
 
 def require_open_files(count: int) -> None:

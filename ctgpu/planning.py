@@ -9,11 +9,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from ctgpu.arguments import require_choice
 from ctgpu.engines import Engine, arithmetic_of
 from ctgpu.errors import UsageError
 from ctgpu.intensity import HuGuard
 from ctgpu.limits import MOST_INT64, require_whole_number
 from ctgpu.orientation import DEFAULT_RULES, AxisRules
+from ctgpu.printable import printable
 from ctgpu.progress import Listing, Watcher
 from ctgpu.shards.names import PLAN_NAME
 from ctgpu.shards.plan import Plan, PlannedSample
@@ -69,8 +71,8 @@ class Request:
     part_count: int = 1
 
     def __post_init__(self) -> None:
-        if self.split is not None and self.split not in get_args(Split):
-            raise UsageError(f"--split is {self.split!r}; it is train or valid")
+        if self.split is not None:
+            require_choice("--split", self.split, ("train", "valid"))
         if self.source is not None and (self.repo_id is not None or self.revision is not None):
             raise UsageError(
                 "--source names a local folder, --repo-id and --revision a data set on the Hub; "
@@ -78,10 +80,8 @@ class Request:
             )
         for name, allowed in _CHOICES.items():
             value = self.selection.get(name)
-            if value is not None and value not in allowed:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is {value!r}; it is {' or '.join(allowed)}"
-                )
+            if value is not None:
+                require_choice(f"--{name.replace('_', '-')}", value, allowed)
         for name, value in (
             ("--limit", self.selection.get("limit")),
             ("--samples-per-shard", self.samples_per_shard),
@@ -283,6 +283,13 @@ def make_plan(
             "%s: not taken, for only the volumes of the data set in %s are",
             *(shortened(source.left_out), source.identity()["root"]),
         )
+    if source.missing_folders:
+        _log.warning(
+            "%s: none of their volumes is taken, for they cannot be looked at, and volumes cannot "
+            "be added to a data set later; to have them in it, stop, bring them back, and begin in "
+            "another folder",
+            shortened([f"{path} ({why})" for path, why in source.missing_folders.items()]),
+        )
     if source.unused_tables:
         _log.warning(
             "%s: seen and not read, for tables are read by CT-RATE's names alone, from the root of "
@@ -302,6 +309,10 @@ def make_plan(
         keep_no_chest=chosen["keep_no_chest"],
     )
     identity: dict[str, Any] = dict(source.identity())
+    if source.missing_folders:
+        identity["missing_folders"] = {
+            printable(path): printable(why) for path, why in source.missing_folders.items()
+        }
     if request.source is not None:
         identity["path"] = str(request.source.resolve())
         if isinstance(source, FolderSource):

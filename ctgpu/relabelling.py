@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -11,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ctgpu import __version__
+from ctgpu.arguments import path_of
 from ctgpu.buffers import BufferPool
 from ctgpu.builder import unforeseen_os_errors
 from ctgpu.errors import FetchError, StorageError, TableError, UsageError
-from ctgpu.limits import free_space_bytes
+from ctgpu.limits import require_free_space
 from ctgpu.planning import Request, as_split, open_named_source
 from ctgpu.sample import label_bytes, relabelled_metadata, report_bytes, to_json_bytes
 from ctgpu.shards.folder import is_committed
@@ -63,6 +65,13 @@ class RelabelReport:
     shards: int
     left: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        return (
+            f"RelabelReport({str(self.folder)!r}: {len(self.relabelled)} of "
+            f"{self.manifest['total_samples']} samples relabelled, {self.shards} shards rewritten, "
+            f"{len(self.left)} samples left as they are)"
+        )
+
     @property
     def exit_code(self) -> int:
         """0, or 1 where a sample is not as the tables say."""
@@ -108,9 +117,9 @@ def relabel(
     EnvironmentFailure
         If the source or the folder fails.
     """
-    folder = Path(output_dir)
+    folder = path_of("output_dir", output_dir)
     plan = Plan.load(folder)
-    named = Path(source) if source is not None else None
+    named = path_of("source", source) if source is not None else None
     with unforeseen_os_errors(folder):
         request = Request(selection={}, token=token, endpoint=endpoint)
         with contextlib.closing(open_named_source(plan, named, request)) as opened:
@@ -144,6 +153,7 @@ class _Relabelling:
         self._tables = tables
         self._from_header = plan.selection.get("spacing_fallback") == "header"
         self._pool = BufferPool()
+        self._room_is_known = True
         self.relabelled: list[str] = []
         self.shards = 0
         self.left: dict[str, str] = {}
@@ -224,7 +234,7 @@ class _Relabelling:
             index = shard.record.shard_index
             shard.left[entry.key] = (
                 f"{reason}; to make its shard again, run `ctgpu build --output-dir "
-                f"{self._folder} --force --shards {index}`"
+                f"{shlex.quote(str(self._folder))} --force --shards {index}`"
             )
         members = labels, text, stored[2] if said == metadata else to_json_bytes(said)
         if members != tuple(stored):
@@ -275,13 +285,12 @@ class _Relabelling:
             )
 
     def _require_room(self, record: ShardRecord) -> None:
-        needed_bytes = record.size_bytes + _SPARE_BYTES_PER_SAMPLE * len(record.samples)
-        free_bytes = free_space_bytes(self._folder)
-        if free_bytes is not None and free_bytes < needed_bytes:
-            raise StorageError(
-                f"{self._folder} has {free_bytes / 1e9:.2f} GB free, and shard "
-                f"{record.shard_index} takes {needed_bytes / 1e9:.2f} GB beside the old one until "
-                "it is complete: free some, then run the same command again"
+        if self._room_is_known:
+            self._room_is_known = require_free_space(
+                self._folder,
+                record.size_bytes + _SPARE_BYTES_PER_SAMPLE * len(record.samples),
+                f"shard {record.shard_index} takes {{}} beside the old one until it is complete",
+                "free some, then run the same command again",
             )
 
     def _writer(

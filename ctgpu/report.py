@@ -50,8 +50,14 @@ class BuildReport:
 
     @property
     def exit_code(self) -> int:
-        """0, or 1 where a sample has no output."""
-        return 1 if self.failures else 0
+        """0, or 1 where a sample has no output, or folders could not be looked at for some."""
+        return 1 if self.failures or self.missing_folders else 0
+
+    @property
+    def missing_folders(self) -> Mapping[str, str]:
+        """Folders of the source that could not be looked at when it was planned, and why."""
+        found: Mapping[str, str] = self.manifest["source"].get("missing_folders", {})
+        return found
 
     @property
     def failures_path(self) -> Path:
@@ -83,6 +89,7 @@ class BuildReport:
                 "written": self.written,
                 "stored_bytes": self.stored_bytes,
                 "failed": len(self.failures),
+                "missing_folders": dict(self.missing_folders),
                 "total_samples": self.manifest["total_samples"],
                 "total_shards": self.manifest["total_shards"],
                 "wall_s": self.pipeline.wall_s if self.pipeline else 0.0,

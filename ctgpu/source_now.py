@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ctgpu.errors import MismatchError, TableError
+from ctgpu.printable import printable
 from ctgpu.sample import says_the_same
 from ctgpu.shards.folder import committed_shards
 from ctgpu.shards.names import natural_key, record_name
 from ctgpu.shards.plan import Plan, PlannedSample
 from ctgpu.shards.record import SampleEntry, ShardRecord
-from ctgpu.sources.base import SampleRef, Source, Split
+from ctgpu.sources.base import SampleRef, Source, Spelling, Split, normal_form
 from ctgpu.sources.folder import FolderSource
 from ctgpu.sources.selection import eligible
 from ctgpu.sources.tables import no_chest_of
@@ -74,25 +76,32 @@ def look_again(plan: Plan, source: Source) -> SourceNow:
         refs = source.list_volumes(split)
     else:
         return SourceNow(source)
-    listed = {ref.path: ref.size_bytes for ref in refs}
+    sizes = {ref.path: ref.size_bytes for ref in refs}
+    stored = Spelling(sizes)
+    # What stands now for each planned volume that is there.
+    found = {s.path: path for s in plan.samples if (path := stored.find(s.path)) is not None}
     return SourceNow(
         source,
         {
-            sample.path: listed[sample.path]
+            sample.path: sizes[found[sample.path]]
             for sample in plan.samples
             # Of 0 bytes nothing can be made, so what was made before stays.
-            if listed.get(sample.path, 0) not in (0, sample.size_bytes)
+            if sample.path in found and sizes[found[sample.path]] not in (0, sample.size_bytes)
         },
-        frozenset(sample.path for sample in plan.samples if sample.path not in listed),
-        _new(plan, source, refs, split),
+        frozenset(sample.path for sample in plan.samples if sample.path not in found),
+        _new(plan, source, refs, set(found.values()), split),
         _changed_tables(plan, source, split) if isinstance(source, FolderSource) else (),
     )
 
 
-def _new(plan: Plan, source: Source, refs: Sequence[SampleRef], split: Split) -> list[str]:
-    """What the plan's selection takes now beside what it took; nothing where that was a trial."""
-    planned = {sample.path for sample in plan.samples}
-    if plan.selection.get("limit") is not None or planned.issuperset(ref.path for ref in refs):
+def _new(
+    plan: Plan, source: Source, refs: Sequence[SampleRef], planned: Collection[str], split: Split
+) -> list[str]:
+    """What the plan's selection takes now beside what it took; nothing where that was a trial.
+
+    `planned` are the paths, as listed now, of what it took.
+    """
+    if plan.selection.get("limit") is not None or all(ref.path in planned for ref in refs):
         return []
     if isinstance(source, TarSource):
         found = refs
@@ -110,7 +119,8 @@ def _new(plan: Plan, source: Source, refs: Sequence[SampleRef], split: Split) ->
 def _changed_tables(plan: Plan, source: FolderSource, split: Split) -> Sequence[str] | None:
     planned = plan.source.get("tables")
     if planned is not None:
-        now = source.table_checksums(split)
+        planned = {normal_form(path): checksum for path, checksum in planned.items()}
+        now = {normal_form(p): checksum for p, checksum in source.table_checksums(split).items()}
         return sorted(p for p in planned.keys() | now.keys() if planned.get(p) != now.get(p))
     # Earlier plans have one hash of all names and sizes.
     if source.identity()["revision"] == plan.source["revision"]:
@@ -155,6 +165,12 @@ def require_going_on(
         If a volume is gone that is to be made, or another place has none of its planned size.
     """
     say_what_is_new(now.new, path)
+    known = plan.source.get("missing_folders", {})
+    if unknown := [p for p in now.source.missing_folders if printable(p) not in known]:
+        _log.warning(
+            "%s: folders that cannot be looked at: %s; what they hold is seen when they are back",
+            *(path, shortened([f"{p} ({now.source.missing_folders[p]})" for p in unknown])),
+        )
     if not (now.sizes_now or now.gone or now.tables is None or now.tables):
         return
     finished = {} if force else _finished(folder)
@@ -210,8 +226,8 @@ def foreign_source(
 def new_tars(plan: Plan, pattern: Path) -> list[str]:
     """Tars that a pattern names and nothing of the plan is in; none of them is read."""
     source = TarSource(pattern)
-    planned = {sample.path.partition(".tar/")[0] + ".tar" for sample in plan.samples}
-    return [name for name in map(source.relative, source.tars_left()) if name not in planned]
+    planned = Spelling(sample.path.partition(".tar/")[0] + ".tar" for sample in plan.samples)
+    return [n for n in map(source.relative, source.tars_left()) if planned.find(n) is None]
 
 
 def say_what_is_new(new: Sequence[str], path: Path) -> None:
@@ -243,7 +259,8 @@ def _say_what_stays(
         _log.warning(
             "%s: finished samples stay as they are although their volumes have changed since: %s; "
             "`ctgpu build --output-dir %s --force --shards %d` makes that shard again",
-            *(path, shortened(list(stays)), folder, next(iter(stays.values()))),
+            *(path, shortened(list(stays))),
+            *(shlex.quote(str(folder)), next(iter(stays.values()))),
         )
     if now.tables:
         _log.info(
@@ -261,7 +278,7 @@ def _say_what_stays(
                     path,
                     _number(differ, "finished sample", "finished samples"),
                     shortened(differ),
-                    folder,
+                    shlex.quote(str(folder)),
                 ),
             )
 

@@ -164,6 +164,9 @@ def _floats(name: str, values: Any, count: int) -> tuple[float, ...]:
     return result
 
 
+#: In the words of a message.
+SPEC_WANTED = "a ctgpu.Spec, such as ctgpu.PRESETS['ct-rate']"
+
 #: CT-CLIP's contract for CT-RATE.
 CT_RATE = Spec()
 

@@ -47,6 +47,12 @@ class Verification:
     size_bytes: int
     findings: list[Finding]
 
+    def __repr__(self) -> str:
+        return (
+            f"Verification({str(self.folder)!r}: {self.samples} samples in {self.shards} shards, "
+            f"{self.failed_samples} failed, {len(self.findings)} findings)"
+        )
+
     @property
     def exit_code(self) -> int:
         """0, or 1 where something was found."""

@@ -6,6 +6,7 @@ import os
 import sys
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -90,6 +91,8 @@ def test_bad_requests_are_one_sentence(tmp_path: Path, chest: np.ndarray) -> Non
         ctgpu.preprocess(chest.astype(np.complex64), SPACING_MM, SMALL, device="cpu")
     with pytest.raises(UsageError, match=r"out is float32 \(3,\)"):
         ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu", out=np.empty(3, np.float32))
+    with pytest.raises(UsageError, match="output is 'jax'; it is numpy or torch or cupy"):
+        ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu", output="jax")
     with pytest.raises(UsageError, match="needs a CUDA device"):
         ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu", output="cupy")
     with pytest.raises(GeometryError, match="the spacing is"):
@@ -242,3 +245,101 @@ def test_a_file_that_is_written_while_it_is_read_is_refused(
     monkeypatch.setattr(BufferPool, "acquire", writing)
     with pytest.raises(UsageError, match="it was written while it was read"):
         ctgpu.preprocess(path, SPACING_MM, SMALL, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output": None}, "output is None; it is numpy or torch or cupy"),
+        ({"intensity": "foo"}, "intensity is 'foo'; it is auto or hu or rescale"),
+        ({"intensity": None}, "intensity is None; it is auto"),
+        ({"hu_guard": ["warn"]}, r"hu_guard is \['warn'\]; it is refuse or warn"),
+        ({"spec": None}, r"spec is None; wanted a ctgpu.Spec, such as ctgpu.PRESETS\['ct-rate'\]"),
+        ({"spec": "ct-rate"}, "spec is 'ct-rate'; wanted a ctgpu.Spec"),
+        ({"threads": -3}, "threads is -3; it takes a whole number from 1"),
+        ({"threads": 0}, "threads is 0; it takes a whole number from 1"),
+        ({"threads": 2.5}, "threads is 2.5; it takes a whole number"),
+        ({"threads": "2"}, "threads is '2'; it takes a whole number"),
+        ({"device": None}, "device is None; wanted auto, cpu, cuda"),
+        ({"device": torch.device("cpu")}, r"device is device\(type='cpu'\); wanted auto"),
+        ({"axes": None}, "--axes is None"),
+        ({"out": [1, 2]}, "out is a list; wanted a NumPy array, or a torch tensor on the CPU, of"),
+        ({"out": memoryview(b"12")}, "out is a memoryview; wanted a NumPy array"),
+    ],
+    ids=str,
+)
+def test_another_argument_is_one_sentence_before_anything_is_read(
+    tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        ctgpu.preprocess(tmp_path / "a.nii.gz", **({"spec": SMALL, "device": "cpu"} | options))
+
+
+def _unaligned() -> np.ndarray:
+    size_bytes = 2 * int(np.prod(SMALL.stored_shape))
+    memory = np.zeros(size_bytes + 1, np.uint8)
+    return memory[1:].view(np.float16).reshape(SMALL.stored_shape)
+
+
+def _read_only() -> np.ndarray:
+    array = np.empty(SMALL.stored_shape, np.float16)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (np.empty(SMALL.stored_shape, np.float16, order="F"), "out is not C-contiguous; wanted"),
+        (_read_only(), "out is read-only; wanted a NumPy array"),
+        (_unaligned(), "out is not aligned; wanted a NumPy array"),
+        (np.empty(SMALL.stored_shape, ">f2"), r"out is >f2 \(72, 64, 40\); wanted"),
+        (torch.empty(40, 64, 72, dtype=torch.float16).permute(2, 1, 0), "out is not C-contiguous"),
+        (torch.empty(SMALL.stored_shape), r"out is float32 \(72, 64, 40\); wanted"),
+        (
+            torch.empty(SMALL.stored_shape, dtype=torch.float16, device="meta"),
+            "out is a tensor of torch.float16 on meta that NumPy cannot look at",
+        ),
+        (
+            torch.empty(SMALL.stored_shape, dtype=torch.float16).requires_grad_(),
+            r"out is a tensor of torch.float16 on cpu that NumPy .*requires grad",
+        ),
+        (
+            torch.empty(SMALL.stored_shape, dtype=torch.bfloat16),
+            "out is a tensor of torch.bfloat16 on cpu",
+        ),
+    ],
+    ids=["F order", "read-only", "unaligned", ">f2", "permuted", "float32", "meta", "grad", "bf16"],
+)
+def test_an_output_that_cannot_be_written_as_it_is_is_one_sentence(
+    chest: np.ndarray, out: Any, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu", out=out)
+    assert "float16 and shape (72, 64, 40)" in str(caught.value)
+
+
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+def test_the_output_may_be_a_tensor(chest: np.ndarray, output: Any) -> None:
+    expected = ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu")
+    out = torch.full(SMALL.stored_shape, 7, dtype=torch.float16)
+    made = ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu", out=out, output=output)
+    assert np.array_equal(out.numpy().view(np.uint16), expected.view(np.uint16))
+    assert np.shares_memory(np.asarray(made), out.numpy())
+    assert isinstance(made, torch.Tensor if output == "torch" else np.ndarray)
+
+
+def test_a_volume_is_not_written_over_while_it_is_read() -> None:
+    volume = np.ascontiguousarray(chest_phantom((72, 64, 40), SPACING_MM, 1), np.float16)
+    before = volume.copy()
+    with pytest.raises(UsageError, match="out lies in the memory of the volume"):
+        ctgpu.preprocess(volume, SPACING_MM, SMALL, device="cpu", out=volume)
+    assert np.array_equal(volume, before)
+
+
+def test_without_torch_its_output_is_refused_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(DeviceError, match=r"output='torch' needs torch: install it with `pip"):
+        ctgpu.preprocess(tmp_path / "missing.nii.gz", spec=SMALL, device="cpu", output="torch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,10 +14,13 @@ import pytest
 
 import ctgpu
 from built import assert_within_contract, read_samples, tar_bytes
+from ctgpu.cli.display import show_summary
+from ctgpu.cli.terminal import Console
 from ctgpu.engines import Job, open_engine
 from ctgpu.errors import MismatchError, StorageError, UsageError
 from ctgpu.geometry import plan_volume
 from ctgpu.progress import Event, Planned, SampleFailed, SampleWritten, ShardCommitted
+from ctgpu.shards.integrity import verify_folder
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 from ctgpu.testing.hub import LocalHub
@@ -322,6 +326,34 @@ def test_a_link_without_its_file_is_a_failed_sample_that_is_found_again(
     assert volumes == {k: s.volume for k, s in read_samples(tmp_path / "whole").items()}
 
 
+def test_a_folder_that_leads_nowhere_is_no_success(
+    tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder,) = source.rglob("valid_2")
+    away = folder.rename(tmp_path / "away")
+    folder.symlink_to("/gone/valid_2")
+    report = build(tmp_path / "out", source)
+    assert (report.exit_code, report.failures, report.written) == (1, [], 4)
+    missing = {"dataset/valid_fixed/valid_2": "a link to /gone/valid_2"}
+    assert report.missing_folders == missing
+    assert json.loads(report.to_json())["missing_folders"] == missing
+    assert "dataset/valid_fixed/valid_2 (a link to /gone/valid_2): none of their" in caplog.text
+    shown = io.StringIO()
+    show_summary(report, Console(file=shown, width=200))
+    assert "1 folder of the source could not be looked at" in shown.getvalue()
+    assert "dataset/valid_fixed/valid_2: a link to /gone/valid_2" in shown.getvalue()
+    # It stays so, whatever is run again, and whatever becomes of the folder.
+    assert build(tmp_path / "out").exit_code == 1
+    assert list(verify_folder(tmp_path / "out")) == []
+    folder.unlink()
+    away.rename(folder)
+    caplog.clear()
+    assert build(tmp_path / "out", source, retry_failed=True).exit_code == 1
+    assert "holds 2 files that this data set was planned without" in caplog.text
+    assert build(tmp_path / "other", source).exit_code == 0
+    assert len(read_samples(tmp_path / "other")) == 6
+
+
 def test_what_was_made_stays_when_its_file_is_gone_later(tmp_path: Path, source: Path) -> None:
     whole = build(tmp_path / "whole", source)
     (path,) = source.rglob("valid_2_a_1.nii.gz")
@@ -412,6 +444,24 @@ def test_an_interrupted_build_goes_on_at_the_sample(tmp_path: Path, source: Path
         ({"limit": 0}, "--limit is 0"),
         ({"repo_id": "a/b"}, "one or the other"),
         ({"device": "tpu"}, "--device is 'tpu'"),
+        ({"device": None}, "device is None; wanted auto, cpu"),
+        ({"split": ["valid"]}, r"--split is \['valid'\]; it is train or valid"),
+        ({"order": np.array(["path", "shuffled"])}, "--order is array"),
+        ({"spec": "ct-rate"}, "spec is 'ct-rate'; wanted a ctgpu.Spec"),
+        ({"spec": {}}, "spec is {}; wanted a ctgpu.Spec"),
+        ({"shards": "0-9"}, "shards is '0-9'; wanted a range"),
+        ({"shards": [0]}, r"shards is \[0\]; wanted a range"),
+        ({"part": 1}, "part is 1; wanted a ctgpu.planning.Part"),
+        ({"executor": "ray"}, "executor is 'ray'; wanted a ctgpu.executor.Executor"),
+        ({"watch": None}, "watch is None; wanted a function"),
+        ({"force": "no"}, "force is 'no'; wanted True or False"),
+        ({"retry_failed": "no"}, "retry_failed is 'no'; wanted True or False"),
+        ({"keep_no_chest": "no"}, "keep_no_chest is 'no'; wanted True or False"),
+        ({"temp_dir": 5}, "temp_dir is 5; wanted a path"),
+        ({"token": 5}, "token is 5; wanted text"),
+        ({"endpoint": 5}, "endpoint is 5; wanted text"),
+        ({"revision": 5}, "revision is 5; wanted text"),
+        ({"repo_id": 5}, "repo_id is 5; wanted text"),
     ],
 )
 def test_a_request_that_cannot_be_honoured_is_one_sentence(
@@ -420,6 +470,38 @@ def test_a_request_that_cannot_be_honoured_is_one_sentence(
     with pytest.raises(UsageError, match=message):
         build(tmp_path / "out", source, **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", [5, b"out", "", "a\0b", ["out"]])
+def test_what_is_no_path_is_one_sentence(tmp_path: Path, source: Path, path: Any) -> None:
+    for name, call in (
+        ("output_dir", lambda: ctgpu.build(path, source=source)),
+        ("source", lambda: ctgpu.build(tmp_path / "out", source=path)),
+        ("output_dir", lambda: ctgpu.relabel(path)),
+        ("output_dir", lambda: ctgpu.convert_tars(source, path)),
+        ("input_pattern", lambda: ctgpu.convert_tars(path, tmp_path / "out")),
+    ):
+        with pytest.raises(UsageError, match=f"{name} is .*; wanted a path"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_may_be_those_of_numpy(tmp_path: Path, source: Path) -> None:
+    report = build(
+        tmp_path / "out",
+        source,
+        limit=np.int64(3),
+        seed=np.int32(7),
+        samples_per_shard=np.uint8(2),
+        num_workers=np.int64(2),
+        memory_limit_bytes=np.int64(10**9),
+        max_tilt_degrees=np.float32(20),
+        keep_no_chest=np.bool_(True),
+    )
+    assert (report.written, report.manifest["total_shards"]) == (3, 2)
+    selection = report.manifest["selection"]
+    assert (selection["limit"], selection["seed"], selection["keep_no_chest"]) == (3, 7, True)
+    assert build(tmp_path / "out", limit=3, max_tilt_degrees=20.0).exit_code == 0
 
 
 def test_an_empty_source_is_refused(tmp_path: Path) -> None:

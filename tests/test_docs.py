@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import shlex
@@ -9,7 +10,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePosixPath
 
 import pytest
 import typer
@@ -25,7 +27,7 @@ from test_convert import raw_sample, write_tar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
-CONTRIBUTING = REPOSITORY / "CONTRIBUTING.md"
+PAGES = [*DOCUMENTS, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
 SPACING_MM = (3.5, 3.0, 5.0)
 STUDY = "valid_1_a_1"
 
@@ -46,49 +48,126 @@ ELSEWHERE = re.compile(
     # What builds, previews and benchmarks leave behind.
     r"(.*/)?shard-[^/]*\.(tar|json|idx)|(plan|manifest)\.json|failures\.jsonl|sheet\.png"
     # Members of a sample, and kinds of files.
-    r"|(<key>)?(\.\w+)+|nii\.gz"
-    # What the reader has or writes.
+    r"|(<key>)?(\.\w+)+|nii\.gz|\*\.tar"
+    # What the reader has or writes, what a source holds, what a wheel has in it.
     r"|(train|valid)_\w+\.nii\.gz|scan(-\d+)?\.(npz|nii\.gz)|ctgpu\.sbatch|(OLD|NEW)\.json|(\.gpu-check/)?result\.json"
+    r"|dataset/metadata/\w+\.csv|ctgpu/kernels"
     # What a page says where to get.
     rf"|{re.escape(REAL_CT_NAME)}"
 )
 NOT_OF_THE_TREE = {"build", "demo", "__pycache__"}
 
 
-def tree() -> Iterator[Path]:
-    """The files of the project, without what was built or installed in it."""
+@cache
+def tree() -> set[PurePosixPath]:
+    """The files of the project, from its root: those that git knows of, where it is a clone."""
+    if (REPOSITORY / ".git").exists() and shutil.which("git"):
+        listed = subprocess.run(
+            ["git", "-c", "safe.directory=*", "ls-files", "-z"],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        names = filter(None, listed.stdout.split("\0"))
+        return {PurePosixPath(name) for name in names if (REPOSITORY / name).exists()}
+    found = set()
     for folder, folders, files in os.walk(REPOSITORY):
         folders[:] = [
             name
             for name in folders
             if name == ".ci" or (name not in NOT_OF_THE_TREE and not name.startswith("."))
         ]
-        yield from (Path(folder, name) for name in files)
+        place = PurePosixPath(Path(folder).relative_to(REPOSITORY))
+        found |= {place / name for name in files}
+    return found
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, CONTRIBUTING], ids=lambda path: path.name)
+def named_paths(text: str) -> set[str]:
+    """What a document names of the tree: files by their suffixes, and all below its folders."""
+    tops = "|".join(re.escape(top) for top in {path.parts[0] for path in tree() if path.parts[1:]})
+    below = re.findall(rf"(?<![\w./~-])(?:\./)?(?:{tops})/[\w./*-]*", text)
+    found = {name.rstrip("./").removeprefix("./") for name in [*FILE.findall(text), *below]}
+    return {name for name in found if not ELSEWHERE.fullmatch(name)}
+
+
+def is_in_the_tree(name: str, folder: PurePosixPath, named: set[str]) -> bool:
+    """Whether a file or folder is there, from the root or from the folder of who names it.
+
+    A name alone may also stand for files of one folder, or for one that `named` has the folder of.
+    """
+    places = tree() | {parent for path in tree() for parent in path.parents}
+    for start in (PurePosixPath(), folder):
+        pattern = os.path.normpath(start / name)
+        if any(fnmatch.fnmatchcase(str(path), pattern) for path in places):
+            return True
+    if "/" in name:
+        return False
+    return len({path.parent for path in tree() if path.match(name)}) == 1 or any(
+        other.endswith(f"/{name}") for other in named
+    )
+
+
+@pytest.mark.parametrize("document", PAGES, ids=lambda path: path.name)
 def test_every_named_file_is_there(document: Path) -> None:
-    names = set(FILE.findall(document.read_text(encoding="utf-8")))
-    files = list(tree())
-    missing = [
-        name
-        for name in names
-        if not ELSEWHERE.fullmatch(name)
-        and not (document.parent / name).exists()
-        and not any(path.match(name.removeprefix("./")) for path in files)
-    ]
-    assert missing == []
+    named = named_paths(document.read_text(encoding="utf-8"))
+    folder = PurePosixPath(document.parent.relative_to(REPOSITORY))
+    assert [name for name in sorted(named) if not is_in_the_tree(name, folder, named)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        (".ci/run", True),
+        (".ci/walk", False),
+        ("tests/gpu", True),
+        ("tests/gpus", False),
+        ("kernels/cpu/vec_*.h", True),
+        ("kernels/cpu/vac_*.h", False),
+        ("axes.md", True),  # beside the document
+        ("../CONTRIBUTING.md", True),
+        ("preprocess_math.h", True),
+        ("conftest.py", False),  # one of many
+        ("cuda/tile.h", False),  # of no folder that is named
+        ("ctgpu/spec.pyc", False),
+        ("ctgpu/__pycache__", False),
+    ],
+)
+def test_a_file_counts_as_there_only_where_a_reader_finds_it(name: str, there: bool) -> None:
+    assert is_in_the_tree(name, PurePosixPath("docs"), set()) == there
+
+
+@pytest.mark.skipif(not (REPOSITORY / ".git").exists(), reason="this is no clone")
+def test_files_that_git_does_not_know_of_are_not_of_the_tree() -> None:
+    known = tree()
+    assert PurePosixPath(".ci/hostile") in known
+    assert not [path for path in known if path.suffix in (".pyc", ".so")]
+    assert not any(
+        part in (".venv", ".git", ".ruff_cache") for path in known for part in path.parts
+    )
+
+
+def test_paths_without_a_suffix_are_found_in_the_text() -> None:
+    text = "`.ci/run` and tests/gpu, ~/ctgpu/x, https://x.org/docs/y, `./docs/gpu.md`. kernels/."
+    assert named_paths(text) == {".ci/run", "tests/gpu", "docs/gpu.md", "kernels"}
 
 
 def test_every_link_leads_to_a_file() -> None:
     links = [
         (document, target)
-        for document in [*DOCUMENTS, CONTRIBUTING]
+        for document in PAGES
         for target in re.findall(r"\]\(([^)#\s]+)", document.read_text(encoding="utf-8"))
         if "://" not in target
     ]
     assert links
-    assert [target for document, target in links if not (document.parent / target).exists()] == []
+    broken = [
+        f"{document.name}: {target}"
+        for document, target in links
+        if not is_in_the_tree(
+            os.path.relpath(document.parent / target, REPOSITORY), PurePosixPath(), set()
+        )
+    ]
+    assert broken == []
 
 
 def commands() -> list[tuple[str, str]]:

@@ -174,6 +174,15 @@ def test_an_endpoint_that_is_no_address(monkeypatch: pytest.MonkeyPatch, stated:
     assert check.text.startswith(f"HF_ENDPOINT is '{stated}', which is not an address")
 
 
+@pytest.mark.usefixtures("no_driver")
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_an_endpoint_that_is_no_address_decides_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, device: str
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://[::1")
+    assert doctor.diagnose(tmp_path, device=device).exit_code == 2
+
+
 def test_a_hub_that_never_ends_its_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(doctor, "_HUB_TIMEOUT_S", 0.3)

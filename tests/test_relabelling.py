@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ from ctgpu.cli.commands import app
 from ctgpu.convert import convert_tars
 from ctgpu.errors import StorageError, UsageError
 from ctgpu.loading import VolumeDataset
-from ctgpu.relabelling import relabel
+from ctgpu.relabelling import RelabelReport, relabel
 from ctgpu.shards.integrity import verify_folder
 from ctgpu.shards.lease import LeaseHeld, LeaseSession
 from ctgpu.shards.record import ShardRecord
@@ -199,7 +202,11 @@ def test_another_spacing_is_said_and_not_written_over_that_of_the_volume(
     assert report.exit_code == 1
     assert "the spacing [0.7, 3.0, 5.0] mm, and its volume has [3.5" in report.left["valid_3_a_1"]
     assert "--force --shards 1" in report.left["valid_3_a_1"]
-    after = read_samples(out)
+    odd = out.rename(out.parent / "the patient's $HOME")
+    (command,) = re.findall(r"`(.*)`", relabel(odd, source=source).left["valid_3_a_1"])
+    wanted = ["ctgpu", "build", "--output-dir", str(odd), "--force", "--shards", "1"]
+    assert shlex.split(command) == wanted
+    after = read_samples(odd)
     assert after["valid_3_a_1"].metadata == before["valid_3_a_1"].metadata
     assert after["valid_3_a_1"].labels.tolist() == [1.0] * 18
 
@@ -386,12 +393,23 @@ def test_no_room_for_a_shard_is_said_before_it_is_written(
 ) -> None:
     mend(source / LABELS, "valid_3_a_1", all_positive)
     before = sorted(path.name for path in out.iterdir())
-    monkeypatch.setattr("ctgpu.relabelling.free_space_bytes", lambda folder: 10_000)
-    with pytest.raises(StorageError, match=r"0\.00 GB free, and shard 1 takes 0\.00 GB beside"):
+    said = SimpleNamespace(total=10**9, used=10**9, free=10_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: said)
+    with pytest.raises(StorageError, match=r"0\.0 GB free and shard 1 takes 0\.0 GB beside"):
         relabel(out, source=source)
     assert sorted(path.name for path in out.iterdir()) == before
-    monkeypatch.setattr("ctgpu.relabelling.free_space_bytes", lambda folder: None)
-    assert relabel(out, source=source).shards == 1
+
+
+def test_where_the_free_space_is_not_known_it_goes_on_with_one_warning(
+    out: Path, source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for study in ("valid_1_a_1", "valid_3_a_1"):
+        mend(source / LABELS, study, all_positive)
+    # What some network file systems answer to statfs.
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=0, used=0, free=0))
+    assert relabel(out, source=source).shards == 2
+    assert caplog.text.count("does not say how much is free; shard 0 takes 0.0 GB beside") == 1
+    assert caplog.text.count("how much is free") == 1
 
 
 def test_what_a_stopped_command_left_is_named_where_nothing_is_to_be_rewritten(
@@ -405,3 +423,14 @@ def test_what_a_stopped_command_left_is_named_where_nothing_is_to_be_rewritten(
     assert relabel(out, source=source).shards == 1
     assert not list(out.glob("*.partial"))
     assert "was left" not in caplog.text
+
+
+def test_its_report_has_a_short_repr(out: Path, source: Path) -> None:
+    mend(source / LABELS, "valid_1_a_1", all_positive)
+    assert repr(relabel(out, source=source)) == (
+        f"RelabelReport({str(out)!r}: 1 of 4 samples relabelled, 1 shards rewritten, "
+        "0 samples left as they are)"
+    )
+    keys = [f"valid_{number}_a_1" for number in range(5000)]
+    full = RelabelReport(out, {"total_samples": 5000}, keys, 40, dict.fromkeys(keys, "no row"))
+    assert len(repr(full)) < 150 + len(str(out))

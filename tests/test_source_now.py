@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,23 +102,24 @@ def test_a_mended_volume_of_an_unfinished_sample_is_taken(
 def test_a_volume_that_changed_after_its_sample_was_finished_is_named_and_left(
     tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    build(tmp_path / "out", source, shards=range(1))
-    first = tar_bytes(tmp_path / "out")
+    folder = tmp_path / "the patient's $HOME"
+    build(folder, source, shards=range(1))
+    first = tar_bytes(folder)
     shutil.copy(volume(source, 4), volume(source, 1))
-    build(tmp_path / "out")
+    build(folder)
     assert "finished samples stay as they are" in caplog.text
-    command = f"`ctgpu build --output-dir {tmp_path / 'out'} --force --shards 0`"
+    command = f"`ctgpu build --output-dir {shlex.quote(str(folder))} --force --shards 0`"
     assert f"valid_1_a_1; {command}" in caplog.text
-    assert tar_bytes(tmp_path / "out")["shard-000000.tar"] == first["shard-000000.tar"]
-    report = build(tmp_path / "out", force=True, shards=range(1))
+    assert tar_bytes(folder)["shard-000000.tar"] == first["shard-000000.tar"]
+    report = build(folder, force=True, shards=range(1))
     assert report.written == 2
-    samples = read_samples(tmp_path / "out")
+    samples = read_samples(folder)
     assert samples["valid_1_a_1"].volume == samples["valid_4_a_1"].volume
-    entry, other = ShardRecord.load(tmp_path / "out/shard-000000.json").samples
+    entry, other = ShardRecord.load(folder / "shard-000000.json").samples
     assert entry.source_bytes == volume(source, 1).stat().st_size
     assert other.source_bytes is None
     caplog.clear()
-    build(tmp_path / "out", source)
+    build(folder, source)
     assert "stay as they are" not in caplog.text
 
 
@@ -325,3 +328,90 @@ def test_a_comparison_says_which_samples_are_not_as_the_mended_source_has_them(
     assert found["valid_2_a_1"] == ("the labels are not those of its original",)
     assert "no original" in found["valid_3_a_1"][0]
     assert found["valid_4_a_1"] == ()
+
+
+def respelt(root: Path, copy: Path, form: str) -> Path:
+    """A copy whose names are in another normal form, as one made by way of macOS."""
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            target = copy / unicodedata.normalize(form, str(path.relative_to(root)))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, target)
+    return copy
+
+
+ACCENTED = tuple(unicodedata.normalize("NFC", name) for name in ("Ärzte/Müller", "Ärzte/Peña", "z"))
+
+
+@pytest.fixture
+def accented(tmp_path: Path, source: Path) -> Path:
+    """Volumes below a folder, with names in NFC, and labels of them."""
+    root = tmp_path / "accented"
+    for number, name in enumerate(ACCENTED, 1):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(volume(source, number), root / f"{name}.nii.gz")
+    header = (source / LABELS).read_text().splitlines()[0]
+    rows = [f"{Path(name).name}.nii.gz" + ",1" * 18 for name in ACCENTED]
+    (root / "valid_predicted_labels.csv").write_text("\n".join([header, *rows]) + "\n")
+    return root
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_copy_with_names_in_another_normal_form_is_the_same_data_set(
+    tmp_path: Path, accented: Path, caplog: pytest.LogCaptureFixture, forms: tuple[str, str]
+) -> None:
+    first, second = (respelt(accented, tmp_path / form, form) for form in forms)
+    build(tmp_path / "whole", first, samples_per_shard=1)
+    build(tmp_path / "out", first, samples_per_shard=1, shards=range(1))
+    caplog.clear()
+    assert build(tmp_path / "out", second).exit_code == 0
+    assert not any(words in caplog.text for words in ("gone", "planned without", "changed since"))
+    assert tar_bytes(tmp_path / "out") == tar_bytes(tmp_path / "whole")
+    build(tmp_path / "out", second)
+    assert "planned without" not in caplog.text
+    # What is really new, mended or gone is still seen.
+    shutil.copy(second / "z.nii.gz", second / unicodedata.normalize(forms[1], "Ärzte/Núñez.nii.gz"))
+    shutil.copy(
+        second / "z.nii.gz", second / unicodedata.normalize(forms[1], "Ärzte/Müller.nii.gz")
+    )
+    caplog.clear()
+    build(tmp_path / "out", second)
+    assert "holds 1 file that this data set was planned without" in caplog.text
+    assert "finished samples stay as they are although their volumes have changed" in caplog.text
+    (second / unicodedata.normalize(forms[1], "Ärzte/Peña.nii.gz")).unlink()
+    with pytest.raises(MismatchError, match="1 is gone"):
+        build(tmp_path / "out", second, force=True)
+
+
+def test_tars_with_names_in_another_normal_form_are_the_same_data_set(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    voxels = chest_phantom((60, 56, 40), SPACING_MM)
+    for n, form in enumerate(("NFC", "NFC")):
+        name = unicodedata.normalize(form, f"März-{n}.tar")
+        write_tar(
+            tmp_path / "raw" / name, {STUDIES[n]: raw_sample(STUDIES[n], voxels, SPACING_MM, 0)}
+        )
+    options: dict[str, Any] = {"spec": SPEC, "device": "cpu", "samples_per_shard": 1}
+    convert_tars(tmp_path / "raw", tmp_path / "out", shards=range(1), **options)
+    copy = respelt(tmp_path / "raw", tmp_path / "copy", "NFD")
+    caplog.clear()
+    assert convert_tars(copy, tmp_path / "out", device="cpu").exit_code == 0
+    assert "planned without" not in caplog.text
+    assert sorted(read_samples(tmp_path / "out")) == STUDIES[:2]
+
+
+def test_a_folder_that_leads_nowhere_since_the_plan_is_named(
+    tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (source / "dataset/valid_fixed/first").symlink_to("/gone/first")
+    build(tmp_path / "out", source, shards=range(1))
+    volume(source, 1).parent.parent.rename(tmp_path / "away")
+    (source / "dataset/valid_fixed/valid_1").symlink_to("/gone/valid_1")
+    caplog.clear()
+    # Its sample is finished.
+    assert build(tmp_path / "out").exit_code == 1
+    (message,) = [text for text in caplog.messages if "cannot be looked at" in text]
+    assert "dataset/valid_fixed/valid_1 (a link to /gone/valid_1); what they hold" in message
+    with pytest.raises(MismatchError, match=r"1 is gone \(.*valid_1_a_1"):
+        build(tmp_path / "out", force=True)

@@ -159,3 +159,13 @@ def test_the_command_on_what_is_no_data_set(tmp_path: Path) -> None:
     empty = run(tmp_path)
     assert empty.returncode == 1
     assert "holds no plan.json" in empty.stdout
+
+
+def test_its_result_has_a_short_repr(built: Path) -> None:
+    (built / "shard-000000.tar").write_bytes(b"")
+    result = verify_folder(built)
+    assert result.findings
+    assert repr(result) == (
+        f"Verification({str(built)!r}: {result.samples} samples in {result.shards} shards, "
+        f"{result.failed_samples} failed, {len(result.findings)} findings)"
+    )

@@ -247,6 +247,22 @@ def show_summary(report: BuildReport, console: Console) -> None:
         if len(report.failures) > 5:
             console.print(f"  … and {len(report.failures) - 5} more")
         console.print("re-do just those with the same command and --retry-failed")
+    if report.missing_folders:
+        number = len(report.missing_folders)
+        console.print(
+            f"{number} folder{'s' if number > 1 else ''} of the source could not be looked at when "
+            "this data set was planned, so it has no volume of:",
+            soft_wrap=True,
+        )
+        for path, why in list(report.missing_folders.items())[:5]:
+            console.print(f"  {path}: {why}", soft_wrap=True)
+        if number > 5:
+            console.print(f"  … and {number - 5} more")
+        console.print(
+            "bring back what is missing, then build it into a folder of its own, or all into "
+            "another one",
+            soft_wrap=True,
+        )
     if manifest["total_samples"]:
         console.print()
         console.print("For a training config:")

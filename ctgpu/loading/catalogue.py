@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -49,6 +50,7 @@ class Card:
             return cls(
                 plan.spec, plan.fingerprint, plan.class_names, plan.shards, len(plan.samples)
             )
+        way_out = f"`ctgpu manifest {shlex.quote(str(folder))}` derives it again"
         try:
             stored = decode(read_file(path, JSON_LIMIT_BYTES), _StoredCard)
             return cls(
@@ -59,14 +61,10 @@ class Card:
                 stored.planned_samples,
             )
         except OSError as error:
-            raise StorageError(
-                f"{path} cannot be read: {reason_of(error)}; `ctgpu manifest {folder}` derives it "
-                "again"
-            ) from error
+            raise StorageError(f"{path} cannot be read: {reason_of(error)}; {way_out}") from error
         except (UsageError, ValueError) as error:
             raise UsageError(
-                f"{path} is not the manifest of a ctgpu data set ({error}); "
-                f"`ctgpu manifest {folder}` derives it again"
+                f"{path} is not the manifest of a ctgpu data set ({error}); {way_out}"
             ) from error
 
 
@@ -98,6 +96,10 @@ class Shard:
     path: Path
     samples: tuple[SampleEntry, ...]
     whole: bool = True
+
+    def __repr__(self) -> str:
+        part = "" if self.whole else ", part of it"
+        return f"Shard({str(self.path)!r}: {len(self.samples)} samples{part})"
 
 
 def find_shards(named: Named | Sequence[Named]) -> tuple[Card, list[Shard]]:

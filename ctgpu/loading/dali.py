@@ -11,6 +11,7 @@ from ctgpu.errors import DeviceError, UsageError
 from ctgpu.extras import install_command
 from ctgpu.loading.catalogue import Named, Shard
 from ctgpu.loading.dataset import VolumeDataset
+from ctgpu.loading.ranks import distributed_place, given_place
 from ctgpu.shards.index import index_text
 from ctgpu.shards.names import index_name, parse_shard_name
 from ctgpu.shards.record import ShardRecord
@@ -27,8 +28,8 @@ def pipeline(
     shuffle: bool = False,
     seed: int = 0,
     shuffle_bytes: int = _SHUFFLE_BYTES,
-    rank: int = 0,
-    world_size: int = 1,
+    rank: int | None = None,
+    world_size: int | None = None,
     prefetch_queue_depth: int = 2,
 ) -> Any:
     """A built ``nvidia.dali.Pipeline`` with outputs volume, labels, report and metadata.
@@ -55,8 +56,9 @@ def pipeline(
         Of the shuffle.
     shuffle_bytes : int
         Size of that buffer.  DALI's own default is 1,024 samples, 113 GB of full-size volumes.
-    rank, world_size : int
-        Which part of the samples is read.
+    rank, world_size : int, optional
+        Which part of the samples is read; default those of ``torch.distributed`` where it is
+        initialised by now, else 0 of 1.
     prefetch_queue_depth : int
         Batches that are made ahead.
 
@@ -65,7 +67,8 @@ def pipeline(
     DeviceError
         If DALI is not installed.
     UsageError
-        If a shard has no index, or the data set is in another order than its shards.
+        If a shard has no index, the data set is in another order than its shards, or `rank` and
+        `world_size` do not fit each other.
     """
     try:
         from nvidia.dali import fn, pipeline_def, types
@@ -75,6 +78,7 @@ def pipeline(
         ) from error
     if not isinstance(dataset, VolumeDataset):
         dataset = VolumeDataset(dataset)
+    place, places = given_place(rank, world_size) or distributed_place()
     spec = dataset.spec
     shards = [shard for shard in dataset.shards if shard.samples]
     if not shards:
@@ -101,10 +105,10 @@ def pipeline(
             missing_component_behavior="error",
             random_shuffle=shuffle,
             initial_fill=max(1, shuffle_bytes // spec.size_bytes),
-            shard_id=rank,
-            num_shards=world_size,
+            shard_id=place,
+            num_shards=places,
             stick_to_shard=True,
-            pad_last_batch=world_size > 1,
+            pad_last_batch=places > 1,
             name="samples",
         )
         volume = fn.reshape(volume, shape=list(spec.stored_shape), layout=spec.layout)

@@ -23,6 +23,7 @@ from ctgpu.loading.region import read_region, to_dhw
 from ctgpu.loading.selection import Indices, Predicate, Wanted, check_numbers, select_numbers
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry
+from ctgpu.sources.base import normal_form
 from ctgpu.spec import Spec
 
 Verify = Literal["first", "always", "off"]
@@ -156,14 +157,14 @@ class VolumeDataset:
     def _index_of(self) -> dict[str, int]:
         indices: dict[str, int] = {}
         for index, study_id in enumerate(self.study_ids):
-            if indices.setdefault(study_id, index) != index:
+            if indices.setdefault(normal_form(study_id), index) != index:
                 raise UsageError(
                     f"{study_id} is in {self._named} more than once; ask for samples by number"
                 )
         return indices
 
     def index_of(self, study_id: str) -> int:
-        """Number of a study.
+        """Number of a study, whose id is compared in Unicode's NFC.
 
         Raises
         ------
@@ -172,7 +173,7 @@ class VolumeDataset:
         UsageError
             If a study id of the data set is not unique.
         """
-        return self._index_of[study_id]
+        return self._index_of[normal_form(study_id)]
 
     def select(self, wanted: Iterable[Wanted] | Predicate) -> VolumeDataset:
         """A data set of some of the samples, each once and in the order that they have here.
@@ -180,9 +181,10 @@ class VolumeDataset:
         Parameters
         ----------
         wanted : iterable of str or int, or callable
-            Study ids (or keys, as the tars name them) and numbers; a study id that several folders
-            hold stands for all of its samples.  Or what says of each entry of a record
-            (:class:`ctgpu.shards.record.SampleEntry`) whether its sample is wanted:
+            Study ids (or keys, as the tars name them), compared in Unicode's NFC, and numbers; a
+            study id that several folders hold stands for all of its samples.  Or what says of
+            each entry of a record (:class:`ctgpu.shards.record.SampleEntry`) whether its sample is
+            wanted:
             ``dataset.select(lambda sample: sample.labelled)``.
 
         Returns

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 import xxhash
 
+from ctgpu.arguments import require_choice, shown
 from ctgpu.errors import DeviceError, MismatchError, UsageError
 from ctgpu.extras import install_command
 from ctgpu.limits import usable_cores
@@ -19,6 +19,7 @@ from ctgpu.loading.dataset import VolumeDataset
 from ctgpu.loading.iteration import Iteration, Progress
 from ctgpu.loading.opening import open_samples
 from ctgpu.loading.order import EpochOrder, Share
+from ctgpu.loading.ranks import distributed_place, given_place
 from ctgpu.loading.reading import Batch, BatchReader
 from ctgpu.loading.region import stored_order
 from ctgpu.loading.targets import CudaTarget, HostTarget, Target
@@ -27,8 +28,6 @@ from ctgpu.loading.window import rewindow
 if TYPE_CHECKING:
     import torch
     from torch.utils.data import Subset
-
-log = logging.getLogger(__name__)
 
 Transform = Callable[[Batch], Batch]
 
@@ -192,7 +191,7 @@ class VolumeLoader:
         return Iteration(self._progress, self._reader, self._share, self._hand_over)
 
     def _share(self) -> Share:
-        rank, world_size = self._given_place or _distributed_place()
+        rank, world_size = self._given_place or distributed_place()
         return Share(self.batch_size, rank, world_size, self.drop_last)
 
     def _hand_over(self, batch: Batch) -> Batch:
@@ -234,8 +233,9 @@ def make_loader(
     """A loader for training with torch.
 
     A batch is a dictionary: ``volume`` (B, 1, D, H, W) float16, ``labels`` (B, classes) float32,
-    ``report`` and ``study_id``, lists of B texts.  Labels are NaN where a study has no label row;
-    a warning in the log says of how many.
+    ``report`` and ``study_id``, lists of B texts.  Labels are NaN where a study has no label row,
+    and single ones where its row has blanks; a warning in the log says of how many.  A loss has to
+    mask them.
 
     The order depends on `seed` and the epoch alone, not on the number of ranks: step by step, the
     batches of all ranks together are the order.  Every rank has the same number of steps, and of
@@ -272,7 +272,8 @@ def make_loader(
         False reads into a few buffers again and again, whoever holds them: a batch is then **valid
         until the next but one is asked for**.  On a GPU batches always are tensors of their own.
     labelled_only : bool
-        Leave out the samples that have no label row.
+        Leave out the samples that have no label row.  Those whose row has some blanks stay, with
+        NaN for these labels.
     on_error : {"raise", "skip"}
         A sample that is damaged raises FetchError, or is left out with a warning in the log; the
         next good one of the order takes its place, so that batches keep their size.  A shard that
@@ -305,10 +306,9 @@ def make_loader(
         ("shuffle_window_bytes", shuffle_window_bytes, 1),
         ("num_threads", num_threads, 1),
     ):
-        if value is not None and value < least:
-            raise UsageError(f"{name} is {value}; it takes {least} at least")
-    if on_error not in ("raise", "skip"):
-        raise UsageError(f"on_error is {on_error!r}; it is 'raise' or 'skip'")
+        if value is not None and (not isinstance(value, numbers.Integral) or value < least):
+            raise UsageError(f"{name} is {shown(value)}; it takes a whole number, {least} at least")
+    require_choice("on_error", on_error, ("raise", "skip"))
     spec = dataset.spec
     box = None
     if random_crop_hwd is not None:
@@ -355,38 +355,7 @@ def make_loader(
         drop_last=drop_last,
         target=target,
         transform=transform,
-        place=_given_place(rank, world_size),
-    )
-
-
-def _given_place(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
-    if rank is None and world_size is None:
-        return None
-    if rank is None or world_size is None or not 0 <= rank < world_size:
-        raise UsageError(
-            f"rank is {rank} and world_size {world_size}; give both, rank from 0 to world_size - 1"
-        )
-    return rank, world_size
-
-
-def _distributed_place() -> tuple[int, int]:
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    rank, world_size = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
-    if rank != "0" or world_size != "1":
-        _warn_of_ranks(rank, world_size)
-    return 0, 1
-
-
-@cache  # once
-def _warn_of_ranks(rank: str, world_size: str) -> None:
-    log.warning(
-        "RANK is %s and WORLD_SIZE %s, but torch.distributed is not initialised: every rank reads "
-        "everything; call torch.distributed.init_process_group first, or give make_loader rank "
-        "and world_size",
-        *(rank, world_size),
+        place=given_place(rank, world_size),
     )
 
 

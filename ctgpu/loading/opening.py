@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 def open_samples(
     source: VolumeDataset | Subset[Any] | Named | Sequence[Named], *, labelled_only: bool
 ) -> VolumeDataset:
-    """The samples to load; one warning in the log says how many of them have no labels.
+    """The samples to load; one warning in the log says how many of them lack labels.
 
     Raises
     ------
@@ -32,21 +32,36 @@ def open_samples(
     dataset = _as_dataset(source)
     if len(dataset) == 0:
         raise UsageError(f"{dataset!r} has no samples to load")
-    labelled = [number for number, entry in enumerate(dataset.entries) if entry.labelled]
-    if len(labelled) == len(dataset):
-        return dataset
     if labelled_only:
+        labelled = [number for number, entry in enumerate(dataset.entries) if entry.labelled]
         if not labelled:
             raise UsageError(f"{dataset!r} has no labelled samples, and labelled_only wants those")
-        return dataset.take(labelled)
+        if len(labelled) < len(dataset):
+            dataset = dataset.take(labelled)
     if dataset.class_names:
-        log.warning(
-            "%d of %d samples have no label row: their labels are NaN, and so is a loss that does "
-            "not mask them; make_loader(..., labelled_only=True) leaves them out",
-            len(dataset) - len(labelled),
-            len(dataset),
-        )
+        _warn_of_nan(dataset)
     return dataset
+
+
+def _warn_of_nan(dataset: VolumeDataset) -> None:
+    unlabelled = sum(not entry.labelled for entry in dataset.entries)
+    partly = sum(entry.partly_labelled for entry in dataset.entries)
+    total = len(dataset)
+    found, ways_out = [], []
+    if unlabelled:
+        found.append(f"{unlabelled} of {total} samples have no label row: their labels are NaN")
+        ways_out.append("make_loader(..., labelled_only=True) leaves out those without a row")
+    if partly:
+        found.append(f"{partly} of {total} samples have a label row with blanks: these are NaN")
+        ways_out.append(
+            "dataset.select(lambda sample: sample.labelled and not sample.partly_labelled) keeps "
+            "those without a blank"
+        )
+    if found:
+        log.warning(
+            "%s; and so is a loss that does not mask them (docs/loading.md has one that does); %s",
+            *("; ".join(found), "; ".join(ways_out)),
+        )
 
 
 def _as_dataset(

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ctgpu.errors import UsageError
 from ctgpu.shards.record import SampleEntry
+from ctgpu.sources.base import normal_form
 
 Indices = npt.NDArray[np.int64]
 Wanted = str | int
@@ -45,15 +46,15 @@ def select_numbers(
             "['valid_1_a_1'], or a function of a sample's entry"
         )
     wanted = list(wanted)
-    names = {item for item in wanted if isinstance(item, str)}
+    names = {normal_form(item): item for item in wanted if isinstance(item, str)}
     numbers = check_numbers([i for i in wanted if not isinstance(i, str)], len(entries), named)
     found: set[str] = set()
     selected = set(numbers.tolist())
     for number, entry in enumerate(entries):
-        if own := names & {entry.study_id, entry.key}:
+        if own := names.keys() & {normal_form(entry.study_id), normal_form(entry.key)}:
             found |= own
             selected.add(number)
-    if missing := sorted(names - found):
+    if missing := sorted(names[name] for name in names.keys() - found):
         shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
         raise UsageError(
             f"{len(missing)} of the {len(names)} studies that select was given are not in {named} "

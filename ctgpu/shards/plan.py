@@ -94,6 +94,12 @@ class Plan:
     class_names: tuple[str, ...]
     samples: Sequence[PlannedSample]
 
+    def __repr__(self) -> str:
+        return (
+            f"Plan({self.dataset!r} {self.split}: {len(self.samples)} samples in {self.shards} "
+            f"shards, fingerprint {self.fingerprint})"
+        )
+
     @property
     def shards(self) -> int:
         """How many shards there are."""
@@ -309,6 +315,7 @@ class _Source(TypedDict):
     path: NotRequired[str]
     root: NotRequired[str]
     requested_revision: NotRequired[str]
+    missing_folders: NotRequired[dict[str, str]]
 
 
 class _Selection(TypedDict, total=False):

@@ -70,12 +70,16 @@ class SampleEntry:
     members : dict of str to Member
         By extension: ``bin``, ``cls``, ``txt``, ``json``.
     labelled : bool
-        False where the tables have no label row for it, so that ``.cls`` is all NaN.
+        Whether one of its labels is a number; False where the tables have no label row for it, or
+        a blank one, so that ``.cls`` is all NaN.
     orientation : str or None
         How its source is stored, such as ``"LPS"``; None where the source does not state it, or
         the entry is of a ctgpu that did not record it.
     source_bytes : int or None
         Size of the file that it was made of, where that was not the planned one any more.
+    partly_labelled : bool
+        Whether some of its labels are numbers and others NaN; False where the entry is of a ctgpu
+        that did not record it.
     """
 
     key: str
@@ -86,6 +90,7 @@ class SampleEntry:
     labelled: bool = True
     orientation: Codes | None = None
     source_bytes: Count | None = None
+    partly_labelled: bool = False
 
     def layout(self) -> Layout:
         """Its bytes around the data, recomputed.
@@ -115,6 +120,7 @@ class SampleEntry:
             },
             **({} if self.orientation is None else {"orientation": self.orientation}),
             **({} if self.source_bytes is None else {"source_bytes": self.source_bytes}),
+            **({"partly_labelled": True} if self.partly_labelled else {}),
         }
 
     @classmethod
@@ -220,6 +226,12 @@ class ShardRecord:
     samples: Sequence[SampleEntry]
     failures: Sequence[LedgerEntry] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"ShardRecord({self.shard_index}: {len(self.samples)} samples, "
+            f"{len(self.failures)} failed, {self.size_bytes} bytes)"
+        )
 
     @property
     def summary(self) -> ShardSummary:

@@ -21,6 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ctgpu.buffers import Bytes
 from ctgpu.shards import disk
 from ctgpu.shards.check import Checker
@@ -37,8 +40,6 @@ from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, open_regular, read_file
 log = logging.getLogger(__name__)
 
 IsCurrent = Callable[[PlannedSample, SampleEntry | LedgerEntry], bool]
-
-_NO_LABELS = b"\x00\x00\xc0\x7f"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ class ShardWriter:
         data = dict(zip(EXTENSIONS, (volume, *small), strict=True))
         layout = lay_out(self.size_bytes, sample.key, {e: len(d) for e, d in data.items()})
         checksums = [sample.volume_xxh3_128, *(checksum(d) for d in small)]
+        unknown = _unknown_labels(sample.labels)
         entry = SampleEntry(
             sample.key,
             planned.study_id,
@@ -178,9 +180,10 @@ class ShardWriter:
                     EXTENSIONS, layout.offsets, checksums, strict=True
                 )
             },
-            labelled=sample.labels != _NO_LABELS * (len(sample.labels) // len(_NO_LABELS)),
+            labelled=not unknown.all(),
             orientation=sample.orientation,
             source_bytes=sample.source_bytes,
+            partly_labelled=bool(unknown.any() and not unknown.all()),
         )
         head, *frames = layout.frames
         rest = frames[0] + b"".join(d + f for d, f in zip(small, frames[1:], strict=True))
@@ -383,6 +386,12 @@ def _opened(path: Path) -> Iterator[int | None]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _unknown_labels(labels: bytes) -> npt.NDArray[np.bool_]:
+    """Which of them are NaN, of any bit pattern: adopted ones are stored as they were."""
+    unknown: npt.NDArray[np.bool_] = np.isnan(np.frombuffer(labels, "<f4", len(labels) // 4))
+    return unknown
 
 
 def _expect_no_direct_io(error: OSError) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 from ctgpu.buffers import Buffer, BufferPool
@@ -72,6 +73,9 @@ class Source(ABC):
     listed_split: Split | None = None
     #: Paths of the volumes that lie beside the data set listed last, and so were left out.
     left_out: Sequence[str] = ()
+    #: Paths of folders that could not be looked at in the last listing, so that nothing says which
+    #: volumes are in them, and where each links to, or else why.
+    missing_folders: Mapping[str, str] = MappingProxyType({})
     #: Paths of the tables that were seen at the last listing and are not read.
     unused_tables: Sequence[str] = ()
 
@@ -172,6 +176,26 @@ def normal_form(study_id: str) -> str:
     macOS writes file names in NFD, and tables are mostly written in NFC.
     """
     return unicodedata.normalize("NFC", study_id)
+
+
+class Spelling:
+    """Names as they are stored, each found by itself or else by its normal form.
+
+    A copy that was made by way of another system may spell names otherwise.
+
+    Parameters
+    ----------
+    names : iterable of str
+        As they are stored.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        exact = {name: name for name in names}
+        self._stored = {normal_form(name): name for name in exact} | exact
+
+    def find(self, name: str) -> str | None:
+        """How a name is stored; None where it is not."""
+        return self._stored.get(name) or self._stored.get(normal_form(name))
 
 
 def strip_volume_suffix(file_name: str) -> str:

@@ -15,24 +15,25 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from urllib3.exceptions import HTTPError, ProxyError
+from urllib3.exceptions import HTTPError
 
 from ctgpu.errors import AccessError, FetchError, SourceError
 from ctgpu.sources.connection import (
-    TunnelRefused,
-    cause_of,
+    Transient,
     connection_of,
     describe,
-    is_certificate_error,
+    judge_answer,
+    judge_way,
     open_pools,
+    who_answered,
 )
 from ctgpu.sources.proxies import Proxies, Proxy
 from ctgpu.sources.quota import ACCOUNT_QUOTA, ANONYMOUS_QUOTA, RequestQuota, stated_wait_s
-from ctgpu.sources.transfer import Patience, Throughput, Transfer, Transient
+from ctgpu.sources.transfer import Patience, Throughput, Transfer
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -311,18 +312,9 @@ class HubClient:
                 return
             except (OSError, HTTPError, http.client.HTTPException) as error:
                 self._check_open()
-                if proxy is not None and (refused := cause_of(error, TunnelRefused)):
-                    _judge_proxy(proxy, refused.status)
-                if is_certificate_error(error):
-                    raise SourceError(
-                        f"the certificate of {urlsplit(url).hostname} cannot be verified; set "
-                        "SSL_CERT_FILE to a file with the certificates this network needs"
-                    ) from None
+                judge_way(error, url, proxy)
                 # The original names signed URLs, which are secrets of a kind: not chained.
-                place = urlsplit(url).hostname
-                if proxy is not None and isinstance(error, ProxyError):
-                    place = f"the proxy {proxy.address}"
-                reason = f"{place}: {describe(error)}"
+                reason = f"{urlsplit(url).hostname}: {describe(error, proxy)}"
                 raise Transient(reason) from None
             finally:
                 if response is not None:
@@ -357,28 +349,22 @@ class HubClient:
         status, code = response.status, response.headers.get("X-Error-Code", "")
         if status in (200, 206):
             return
+        judge_answer(response, url, proxy)
         own = _origin(url) == self._origin
-        if status == 407 and proxy is not None:
-            _judge_proxy(proxy, status)
+        answered = f"{who_answered(url, proxy)} answered {status}"
         if status in (408, 425, 429) or status < 400 or status >= 500:
             wait_s = stated_wait_s(response.headers)
             if status == 429 and wait_s is not None and own:
                 self._quotas[quota].pause(wait_s)
                 wait_s = 0.0  # all workers wait at the quota, this one too
-            raise Transient(f"{urlsplit(url).hostname} answered {status}", wait_s)
+            raise Transient(answered, wait_s)
         if status == 416 or not own:
             # A range or a signed address that is no longer good: the next attempt asks anew.
-            answered = f"{urlsplit(url).hostname} answered {status}"
             if status == 401 and self._token:
                 answered += (
                     f" after a redirect, for the token goes to HF_ENDPOINT ({self._host}) only"
                 )
             raise Transient(answered)
-        if status == 403 and proxy is not None and not code and url.startswith("http:"):
-            raise SourceError(
-                f"the proxy {proxy.address}, or {self._host} behind it, answered 403; allow "
-                f"{self._host} there, or list it in no_proxy where it can be reached without"
-            )
         page = f"https://huggingface.co/datasets/{self._repo_id}"
         login = "set HF_TOKEN or run `hf auth login`"
         if code == "GatedRepo" and self._token:
@@ -464,18 +450,6 @@ def _pass_over(response: urllib3.BaseHTTPResponse) -> None:
     if re.fullmatch(r"\d{1,9}", length) and int(length) <= _REDIRECT_BODY_BYTES:
         connection_of(response).line.allow(_REDIRECT_BODY_S)
         response.drain_conn()
-
-
-def _judge_proxy(proxy: Proxy, status: int) -> NoReturn:
-    """Raise what the refusal of a proxy means."""
-    if status in (408, 429) or status >= 500:
-        raise Transient(f"the proxy {proxy.address} answered {status}")
-    hint = "it does not let this request pass; allow it there, or set no_proxy"
-    if status == 407:
-        hint = (
-            "it wants an account; set http_proxy or https_proxy to http://USER:PASSWORD@HOST:PORT"
-        )
-    raise SourceError(f"the proxy {proxy.address} answered {status}: {hint}")
 
 
 def _checksums(response: urllib3.BaseHTTPResponse) -> list[str]:

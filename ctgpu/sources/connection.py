@@ -18,20 +18,29 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, TypeVar, cast
-from urllib.parse import unquote
+from typing import Any, NoReturn, TypeVar, cast
+from urllib.parse import unquote, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import NameResolutionError, SSLError
+from urllib3.exceptions import HTTPError, NameResolutionError, ProxyError, SSLError
 from urllib3.exceptions import TimeoutError as HTTPTimeoutError
 
+from ctgpu.errors import SourceError
 from ctgpu.sources.proxies import Proxies, Proxy
 
 _E = TypeVar("_E", bound=BaseException)
 
 # How soon a blocked read notices that its client was closed.
 _GLANCE_S = 0.2
+
+
+class Transient(Exception):
+    """May well succeed when tried again, after `wait_s` if the server named a time."""
+
+    def __init__(self, reason: str, wait_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.wait_s = wait_s
 
 
 class TunnelRefused(OSError):
@@ -158,16 +167,23 @@ def knock(address: str, seconds: float) -> None:
 
     Raises
     ------
-    OSError, urllib3.exceptions.HTTPError
-        If none comes in time; :func:`describe` says why.
     SourceError
-        If its proxy cannot be used.
+        If its proxy cannot be used or refuses, or a certificate cannot be verified.
+    Transient
+        If no answer comes in time, or a proxy says that there is none.
     """
-    pools = open_pools(Proxies().of(address), threading.Event(), seconds)
+    proxy = Proxies().of(address)
+    pools = open_pools(proxy, threading.Event(), seconds)
     try:
-        pools.request("HEAD", address, timeout=seconds, retries=False, redirect=False)
+        answer = pools.request("HEAD", address, timeout=seconds, retries=False, redirect=False)
+    except (OSError, HTTPError, http.client.HTTPException) as error:
+        judge_way(error, address, proxy)
+        raise Transient(describe(error, proxy)) from None
     finally:
         pools.clear()
+    judge_answer(answer, address, proxy)
+    if proxy is not None and address.startswith("http:") and answer.status >= 500:
+        raise Transient(f"{who_answered(address, proxy)} answered {answer.status}")
 
 
 def connection_of(response: urllib3.BaseHTTPResponse) -> Connection:
@@ -227,7 +243,69 @@ def cause_of(error: BaseException, kind: type[_E]) -> _E | None:
     return next((cause for cause in _causes(error) if isinstance(cause, kind)), None)
 
 
-def is_certificate_error(error: BaseException) -> bool:
+def judge_way(error: BaseException, url: str, proxy: Proxy | None) -> None:
+    """Raise what an error of a request means, where it is not that the other end failed.
+
+    Raises
+    ------
+    SourceError
+        If a proxy refuses, or a certificate cannot be verified.
+    Transient
+        If a proxy is busy.
+    """
+    if proxy is not None and (refused := cause_of(error, TunnelRefused)):
+        _judge_proxy(proxy, refused.status)
+    if _is_certificate_error(error):
+        whose = urlsplit(url).hostname
+        if proxy is not None and isinstance(error, ProxyError):
+            whose = f"the proxy {proxy.address}"
+        raise SourceError(
+            f"the certificate of {whose} cannot be verified; set SSL_CERT_FILE to a file with the "
+            "certificates this network needs"
+        ) from None
+
+
+def judge_answer(answer: urllib3.BaseHTTPResponse, url: str, proxy: Proxy | None) -> None:
+    """Raise if an answer is a proxy's refusal, or may be one.
+
+    Raises
+    ------
+    SourceError
+    """
+    if proxy is None:
+        return
+    if answer.status == 407:
+        _judge_proxy(proxy, answer.status)
+    # Of an encrypted answer a proxy knows nothing; with this header it is the Hub's.
+    if answer.status == 403 and url.startswith("http:") and "X-Error-Code" not in answer.headers:
+        host = urlsplit(url).hostname
+        raise SourceError(
+            f"{who_answered(url, proxy)} answered 403; allow {host} there, or list it in no_proxy "
+            "where it can be reached without"
+        )
+
+
+def who_answered(url: str, proxy: Proxy | None) -> str:
+    """In words, whose the answer to a request is."""
+    host = urlsplit(url).hostname or ""
+    if proxy is not None and url.startswith("http:"):
+        return f"the proxy {proxy.address}, or {host} behind it,"
+    return host
+
+
+def _judge_proxy(proxy: Proxy, status: int) -> NoReturn:
+    """Raise what the refusal of a proxy means."""
+    if status in (408, 429) or status >= 500:
+        raise Transient(f"the proxy {proxy.address} answered {status}")
+    hint = "it does not let this request pass; allow it there, or set no_proxy"
+    if status == 407:
+        hint = (
+            "it wants an account; set http_proxy or https_proxy to http://USER:PASSWORD@HOST:PORT"
+        )
+    raise SourceError(f"the proxy {proxy.address} answered {status}: {hint}") from None
+
+
+def _is_certificate_error(error: BaseException) -> bool:
     """Whether the other end could not show who it is."""
     return any(
         "CERTIFICATE_VERIFY_FAILED" in str(cause) and isinstance(cause, SSLError | OSError)
@@ -235,8 +313,17 @@ def is_certificate_error(error: BaseException) -> bool:
     )
 
 
-def describe(error: BaseException) -> str:
-    """A network error in a few words, without addresses or URLs."""
+def describe(error: BaseException, proxy: Proxy | None = None) -> str:
+    """A network error in a few words, without URLs; of addresses, with the proxy's alone."""
+    words = _in_words(error)
+    if proxy is None:
+        return words
+    if isinstance(error, ProxyError):
+        return f"the proxy {proxy.address}: {words}"
+    return f"{words}, through the proxy {proxy.address}"
+
+
+def _in_words(error: BaseException) -> str:
     if cause_of(error, NameResolutionError):
         return "the name cannot be resolved"
     for cause in _causes(error):

@@ -18,6 +18,7 @@ from ctgpu.sources.base import (
     Allocate,
     SampleRef,
     Source,
+    Spelling,
     Split,
 )
 from ctgpu.sources.layout import (
@@ -70,6 +71,7 @@ class FolderSource(Source):
         # "." and links have names that say nothing.
         self._name = self._root.resolve().name
         self._only_top = only_top
+        self._stored = Spelling()
         #: Where the data set begins, below the source.
         self._data_root = ""
         self._revision: str | None = None
@@ -95,18 +97,22 @@ class FolderSource(Source):
         """Every volume of the split, in natural order of the paths.
 
         A link that leads nowhere is a volume of 0 bytes, which fails when it is fetched, for it
-        may be mended until then; the revision is that of the others.
+        may be mended until then; the revision is that of the others.  One that bears no file's name
+        may have led to any number of volumes, so it is among the :attr:`missing_folders`.
 
         Raises
         ------
         UsageError
             If the folder has no volume of the split, or several copies of it.
         SourceError
-            If a folder cannot be read.
+            If a folder cannot be read, or that of the split is a link that leads nowhere.
         """
         root, folder, below = self._locate(split)
         self._data_root = self._relative(root)
         self.listed_split = _split_of(folder)
+        self.missing_folders = {
+            self._relative(path): reason for path, reason in sorted(below.missing_folders.items())
+        }
         refs = []
         for path, size_bytes in below.volumes:
             relative = self._relative(path)
@@ -115,12 +121,20 @@ class FolderSource(Source):
                     relative, size_bytes, provenance=provenance_of(f"{self._name}/{relative}")
                 )
             )
+        if not refs and self.missing_folders:
+            path, reason = next(iter(self.missing_folders.items()))
+            raise SourceError(
+                f"{self._root} has no volume of the split {split!r} that can be looked at: "
+                f"{len(self.missing_folders)} of its folders lead nowhere, such as {path} "
+                f"({reason}); bring them back, then run the same command again"
+            )
         if not refs:
             raise UsageError(
                 f"{self._root} has no {' or '.join(VOLUME_SUFFIXES)} file of the split {split!r}; "
                 f"wanted dataset/{split}_fixed in it, or volumes anywhere below it"
             )
         refs.sort(key=lambda ref: natural_key(ref.path))
+        self._stored = Spelling(ref.path for ref in refs)
         missing = {self._relative(path) for path in below.missing}
         if missing:
             _log.warning(
@@ -138,13 +152,13 @@ class FolderSource(Source):
 
         Raises
         ------
-        UsageError
-            If the folder holds several copies of the split, or only the other one, and no table
-            of the split at its top.
+        UsageError, SourceError
+            If the folder holds several copies of the split, only the other one, or a link in its
+            place that leads nowhere, and no table of the split at its top.
         """
         try:
             root, _, _ = self._locate(split)
-        except UsageError:
+        except (UsageError, SourceError):
             names = (name for table in TABLES for name in table_names(table, split))
             if not any((self._root / name).is_file() for name in names):
                 raise
@@ -172,12 +186,16 @@ class FolderSource(Source):
         return None
 
     def fetch(self, ref: SampleRef, allocate: Allocate) -> Buffer:
-        """The bytes of one volume, read straight into the allocated buffer."""
+        """The bytes of one volume, read straight into the allocated buffer.
+
+        A listed volume may be meant by a path in another of Unicode's normal forms.
+        """
         parts = ref.path.split("/")
         if ref.path.startswith("/") or ".." in parts:
             raise FetchError(f"{ref.path} leads out of the source; it is not read")
+        path = self._root / (self._stored.find(ref.path) or ref.path)
         try:
-            return read_unchanged(self._root / ref.path, allocate, ref.size_bytes)
+            return read_unchanged(path, allocate, ref.size_bytes)
         except FileChanged as error:
             raise FetchError(
                 f"{ref.path} was not read: {reason_of(error)}, then use --retry-failed"
@@ -185,7 +203,7 @@ class FolderSource(Source):
         except OSError as error:
             if not self._root.is_dir():
                 raise SourceError(f"{self._root} is gone; mount it again and resume") from error
-            if (target := _dead_link(self._root / ref.path)) is not None:
+            if (target := _dead_link(path)) is not None:
                 raise FetchError(f"{ref.path} {target}, then use --retry-failed") from error
             raise FetchError(f"{ref.path} cannot be read: {reason_of(error)}") from error
 
@@ -287,15 +305,25 @@ def _dead_link(path: Path) -> str | None:
     """What to say of a link that leads nowhere; None of anything else."""
     if not path.is_symlink() or path.exists():
         return None
-    return f"is a link to {os.readlink(path)}, which is not there: bring that file back"
+    return f"is a link to {os.readlink(path)}, which is not there: bring that back"
 
 
 def _split_folder(root: str, split: Split) -> str | None:
-    """The best folder of a split in a data set; None where it has none."""
+    """The best folder of a split in a data set; None where it has none.
+
+    Raises
+    ------
+    SourceError
+        If that is a link that leads nowhere.
+    """
     for base in (os.path.join(root, "dataset"), root):
         for name in split_folders(split):
-            if os.path.isdir(os.path.join(base, name)):
-                return os.path.join(base, name)
+            folder = os.path.join(base, name)
+            if os.path.isdir(folder):
+                return folder
+            if (target := _dead_link(Path(folder))) is not None:
+                # Other volumes, such as those of v1, are not what was meant.
+                raise SourceError(f"{folder} {target}, then run the same command again")
     return None
 
 

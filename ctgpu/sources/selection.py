@@ -120,8 +120,9 @@ def refuse_bad_names(refs: Iterable[SampleRef]) -> None:
     Raises
     ------
     UsageError
-        If two volumes have the same study id (in two formats or folders), or the same key (dots
-        become ``_``), or a name is not UTF-8; the message names the files.
+        If two volumes have the same study id (in two formats or folders, or spelt in two of
+        Unicode's normal forms), or the same key (dots become ``_``), or a name is not UTF-8; the
+        message names the files.
     """
     paths: dict[str, str] = {}
     for ref in refs:
@@ -129,7 +130,7 @@ def refuse_bad_names(refs: Iterable[SampleRef]) -> None:
             ref.path.encode()
         except UnicodeEncodeError:
             raise UsageError(f"{ref.path!a} has a name that is not UTF-8; rename it") from None
-        other = paths.setdefault(ref.key, ref.path)
+        other = paths.setdefault(normal_form(ref.key), ref.path)
         if other is not ref.path:
             raise UsageError(
                 f"{other} and {ref.path} would both be {ref.key!r} in the shards; "

@@ -19,7 +19,7 @@ from ctgpu.errors import (
 )
 from ctgpu.shards.names import natural_key
 from ctgpu.shards.patterns import expand_pattern
-from ctgpu.sources.base import Allocate, SampleRef, Source, Split
+from ctgpu.sources.base import Allocate, SampleRef, Source, Spelling, Split
 from ctgpu.sources.classes import classes_of_labels
 from ctgpu.sources.tables import Tables
 from ctgpu.sources.tar_samples import (
@@ -52,6 +52,7 @@ class TarSource(Source):
         )
         self._root = self._pattern if self._pattern.is_dir() else Path(*fixed)
         self._samples: dict[str, TarSample] = {}
+        self._stored = Spelling()
         self._revision: str | None = None
         #: Shape that preprocessed volumes claim; None where the volumes are raw.
         self.adopted_shape: tuple[int, ...] | None = None
@@ -142,12 +143,12 @@ class TarSource(Source):
         FetchError
             If it is gone since the plan was made.
         """
-        try:
-            return self._samples[path]
-        except KeyError:
+        stored = self._stored.find(path)
+        if stored is None:
             raise FetchError(
                 f"{self._root / path} is gone; bring its tar back, then use --retry-failed"
-            ) from None
+            )
+        return self._samples[stored]
 
     def fetch(self, ref: SampleRef, allocate: Allocate) -> Buffer:
         """The volume's member, read straight into the allocated buffer."""
@@ -215,5 +216,6 @@ class TarSource(Source):
         if not refs:
             raise UsageError(f"{self._pattern} holds no sample; give the tars of a WebDataset")
         refs.sort(key=lambda ref: natural_key(ref.path))
+        self._stored = Spelling(self._samples)
         self._revision = digest.hexdigest()
         return refs

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import urllib3
 
-from ctgpu.sources.connection import Line
+from ctgpu.sources.connection import Line, Transient
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,6 @@ class Patience:
     connect_s: float = 15.0
     stall_s: float = 30.0
     slowest_bytes_per_s: float = 16384.0
-
-
-class Transient(Exception):
-    """May well succeed when tried again, after `wait_s` if the server named a time."""
-
-    def __init__(self, reason: str, wait_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.wait_s = wait_s
 
 
 class Transfer:

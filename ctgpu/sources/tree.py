@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,9 @@ _log = logging.getLogger(__name__)
 
 #: Suffixes of files that may say something about the volumes beside them.
 _TABLE_SUFFIXES = (".csv", ".tsv", ".xlsx", ".xls", ".json", ".jsonl", ".parquet")
+
+# How names of files end, and those of folders, such as the UIDs of DICOM, do not.
+_FILE_NAME = re.compile(r"\.[A-Za-z]\w*\Z")
 
 # A folder to look into, and the real places from which links led to it.
 _Step = tuple[str, tuple[str, ...]]
@@ -32,14 +36,18 @@ class Tree:
     missing : list of str
         Those of the volumes, with a size of 0, whose file cannot be looked at: links that lead
         nowhere, as in a Hub cache with a blob gone.
+    missing_folders : dict of str to str
+        What cannot be looked at and may have been a folder of volumes, for its name is not that of
+        a file; where it links to, or else why.  Those of splits are not among them.
     split_folders : list of str
-        Those that bear the names of CT-RATE's splits.
+        Those that bear the names of CT-RATE's splits, links that lead nowhere included.
     tables : list of str
         Those beside the volumes, without the JSON that a volume may have to itself.
     """
 
     volumes: list[tuple[str, int]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    missing_folders: dict[str, str] = field(default_factory=dict)
     split_folders: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
 
@@ -76,6 +84,7 @@ def look_below(
         except OSError as error:
             raise SourceError(f"{folder} cannot be listed: {reason_of(error)}") from error
         folders: dict[str, _Step] = {}
+        missing: dict[str, str] = {}
         volumes: list[tuple[str, int]] = []
         for entry in entries:
             if entry.name.startswith("."):
@@ -89,6 +98,9 @@ def look_below(
                 if _is_volume(entry):
                     volumes.append((entry.path, 0))
                     tree.missing.append(entry.path)
+                elif not _FILE_NAME.search(entry.name):
+                    target = f"a link to {os.readlink(entry.path)}" if entry.is_symlink() else None
+                    missing[entry.name] = target or reason_of(error)
                 else:
                     _log.warning("%s is left out: %s", entry.path, reason_of(error))
                 continue
@@ -101,9 +113,14 @@ def look_below(
                 volumes.append((entry.path, status.st_size))
         if find_splits:
             for name in split_folders_among(
-                folders, parent=os.path.basename(folder), at_top=at_top and folder == top
+                {*folders, *missing},
+                parent=os.path.basename(folder),
+                at_top=at_top and folder == top,
             ):
-                tree.split_folders.append(folders.pop(name)[0])
+                tree.split_folders.append(os.path.join(folder, name))
+                folders.pop(name, None)
+                missing.pop(name, None)
+        tree.missing_folders.update((os.path.join(folder, n), why) for n, why in missing.items())
         pending.extend(folders.values())
         tree.volumes.extend(volumes)
         if volumes:

@@ -241,6 +241,23 @@ def test_a_mistake_in_the_arguments_is_one_sentence_and_exits_2(
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize("stated", ["http://user:secret@hub:port", "http://[::1"])
+@pytest.mark.parametrize("command", [["build", "--output-dir", "o"], ["plan"], ["doctor"]])
+def test_an_endpoint_that_is_no_address_is_one_sentence_and_exits_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: str, command: list[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", stated)
+    monkeypatch.setenv("COLUMNS", "400")
+    result = finish([*CTGPU, *command, "--device", "cpu"], cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    said = result.stdout if command == ["doctor"] else sentence(result)
+    assert "is not an address that starts with https://" in said
+    assert said.count("HF_ENDPOINT is 'http") == 1
+    assert "secret" not in result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "o").exists()
+
+
 def test_no_arguments_show_the_help_and_exit_2() -> None:
     result = finish(CTGPU)
     assert result.returncode == 2

@@ -28,6 +28,7 @@ def test_a_cluster_is_started_where_ray_start_has_made_none(
     with RayCluster(1):  # a program's own, and ends with that
         log = finish(begin("--output-dir", folder, "--source", source, *SMALL, "--ray"))
     assert STARTED in log
+    assert "is gone" not in log
     assert snapshot(folder) == undisturbed
 
 

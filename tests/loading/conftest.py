@@ -70,6 +70,31 @@ def part_labelled(_part_labelled: Path) -> Path:
     return _part_labelled
 
 
+@pytest.fixture(scope="session")
+def _blank_labelled(tmp_path_factory: pytest.TempPathFactory, _built: dict[str, Path]) -> Path:
+    root = tmp_path_factory.mktemp("blank-labelled")
+    source = shutil.copytree(_built["HWD"].parent / "source", root / "source")
+    (table,) = source.rglob("*labels*.csv")
+    header, *rows = (line.split(",") for line in table.read_text().splitlines())
+    for row in rows:
+        study_id = row[0].removesuffix(".nii.gz")
+        if study_id == "valid_2_a_1":
+            row[1:4] = ["", "nan", "Not given."]
+        elif study_id == "valid_4_a_1":
+            row[1:] = [""] * (len(header) - 1)
+    kept = [row for row in rows if not row[0].startswith("valid_3_a_1")]
+    table.write_text("\n".join(",".join(row) for row in [header, *kept]) + "\n")
+    report = ctgpu.build(root / "shards", source=source, spec=SPECS["HWD"], limit=6, device="cpu")
+    assert report.exit_code == 0
+    return root / "shards"
+
+
+@pytest.fixture
+def blank_labelled(_blank_labelled: Path) -> Path:
+    """Six samples: valid_2 has a row with three blanks, valid_4 a blank one, and valid_3 none."""
+    return _blank_labelled
+
+
 @pytest.fixture
 def own(tmp_path: Path, hwd: Path) -> Path:
     """A copy that a test may damage."""

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -427,5 +428,14 @@ def test_metadata_that_is_not_json_is_one_sentence(
 def test_a_manifest_whose_counts_are_none_is_refused(own: Path, name: str) -> None:
     manifest = json.loads((own / "manifest.json").read_text())
     (own / "manifest.json").write_text(json.dumps(manifest | {name: "many"}))
-    with pytest.raises(UsageError, match=f"{name}.*ctgpu manifest"):
-        VolumeDataset(own)
+    odd = own.rename(own.parent / "the patient's $HOME")
+    with pytest.raises(UsageError, match=f"{name}.*`ctgpu manifest") as caught:
+        VolumeDataset(odd)
+    assert f"`ctgpu manifest {shlex.quote(str(odd))}`" in str(caught.value)
+
+
+def test_its_shards_have_short_reprs(hwd: Path) -> None:
+    dataset = VolumeDataset(hwd)
+    path = str(hwd / "shard-000001.tar")
+    assert repr(dataset.shards[1]) == f"Shard({path!r}: 3 samples)"
+    assert repr(dataset.select([3]).shards[1]) == f"Shard({path!r}: 1 samples, part of it)"

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from ctgpu.errors import UsageError
-from ctgpu.loading import loader as loader_module
 from ctgpu.loading import make_loader
 
 torch = pytest.importorskip("torch")
@@ -169,42 +168,3 @@ def test_accelerate_leaves_the_loader_as_it_is(hwd: Path) -> None:
     assert prepared is loader
     assert prepared_model is model
     assert sum(len(batch["study_id"]) for batch in prepared) == 11
-
-
-@pytest.mark.parametrize(
-    ("variables", "says"),
-    [
-        ({}, []),
-        ({"RANK": "", "WORLD_SIZE": ""}, []),
-        ({"RANK": "0", "WORLD_SIZE": "1"}, []),
-        ({"RANK": "0", "WORLD_SIZE": "4"}, ["RANK is 0 and WORLD_SIZE 4, but torch.distributed"]),
-        ({"RANK": "3"}, ["RANK is 3 and WORLD_SIZE 1, but torch.distributed"]),
-    ],
-)
-def test_ranks_without_a_process_group_are_warned_once(
-    hwd: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    variables: dict[str, str],
-    says: list[str],
-) -> None:
-    for name in ("RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    loader_module._warn_of_ranks.cache_clear()
-    for _ in range(2):
-        assert sum(len(batch["study_id"]) for batch in make_loader(hwd)) == 11
-    about_ranks = [text for text in caplog.messages if "RANK" in text]
-    assert len(about_ranks) == len(says)
-    assert all(text.startswith(start) for text, start in zip(about_ranks, says, strict=True))
-
-
-def test_ranks_that_are_named_are_not_warned(
-    hwd: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("RANK", "1")
-    loader_module._warn_of_ranks.cache_clear()
-    assert len(make_loader(hwd, rank=1, world_size=4)) == 3
-    assert "RANK" not in caplog.text

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import ctgpu
 from ctgpu.errors import UsageError
 from ctgpu.loading import VolumeDataset
+
+ACCENTED = tuple(unicodedata.normalize("NFC", name) for name in ("Müller.é", "Peña"))
 
 
 def studies(*numbers: int) -> list[str]:
@@ -174,3 +179,36 @@ def test_what_was_verified_before_a_selection_is_verified_again(own: Path) -> No
     dataset[4]
     with pytest.raises(FetchError, match="checksum"):
         selected[0]
+
+
+@pytest.fixture
+def accented(tmp_path: Path, hwd: Path) -> Path:
+    """A data set whose studies have names in NFD, as macOS writes them."""
+    (volume, *_) = sorted((hwd.parent / "source").rglob("*.nii.gz"))
+    for name in ACCENTED:
+        source = tmp_path / "source" / f"{unicodedata.normalize('NFD', name)}.nii.gz"
+        source.parent.mkdir(exist_ok=True)
+        shutil.copy(volume, source)
+    ctgpu.build(
+        tmp_path / "out", source=tmp_path / "source", spec=VolumeDataset(hwd).spec, device="cpu"
+    )
+    return tmp_path / "out"
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_study_ids_are_compared_in_one_normal_form(accented: Path, form: str) -> None:
+    dataset = VolumeDataset(accented)
+    asked, other = (unicodedata.normalize(form, name) for name in ACCENTED)
+    (stored,) = (s for s in dataset.study_ids if unicodedata.normalize("NFC", s) == ACCENTED[0])
+    assert unicodedata.is_normalized("NFD", stored)
+    assert dataset.select([asked]).study_ids == (stored,)
+    assert len(dataset.select(np.array([asked, other]))) == 2
+    assert dataset[asked]["study_id"] == stored
+    assert dataset.metadata(asked)["study_id"] == stored
+    assert dataset.study_ids[dataset.index_of(asked)] == stored
+    # A key has "_" for the dot, and each in its own place.
+    assert dataset.select([asked.replace(".", "_")]).study_ids == (stored,)
+    with pytest.raises(UsageError, match=r"1 of the 2 studies .* \(Möller\)"):
+        dataset.select([asked, "Möller"])
+    with pytest.raises(KeyError):
+        dataset["Möller"]

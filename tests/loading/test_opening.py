@@ -125,3 +125,38 @@ def test_several_folders_are_loaded_as_one(hwd: Path, own: Path) -> None:
     found = studies(loader)
     assert len(found) == 22
     assert sorted(found) == sorted(2 * [f"valid_{n}_a_1" for n in range(1, 12)])
+
+
+def test_labels_with_blanks_are_told_in_the_same_warning(
+    blank_labelled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    (batch,) = make_loader(blank_labelled, 6)
+    unknown = batch["labels"].isnan().sum(dim=1).tolist()
+    assert dict(zip(batch["study_id"], unknown, strict=True)) == {
+        f"valid_{n}_a_1": {2: 3, 3: 18, 4: 18}.get(n, 0) for n in range(1, 7)
+    }
+    (message,) = caplog.messages
+    assert message.startswith("2 of 6 samples have no label row: their labels are NaN; 1 of 6 ")
+    assert "labelled_only=True" in message
+    assert "not sample.partly_labelled" in message
+
+
+def test_a_blank_row_is_no_label_and_one_with_blanks_is(
+    blank_labelled: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    labelled = [f"valid_{n}_a_1" for n in (1, 2, 5, 6)]
+    assert studies(make_loader(blank_labelled, labelled_only=True)) == labelled
+    (message,) = caplog.messages
+    assert message.startswith("1 of 4 samples have a label row with blanks: these are NaN")
+    assert "labelled_only" not in message
+    caplog.clear()
+    whole = VolumeDataset(blank_labelled).select(lambda s: s.labelled and not s.partly_labelled)
+    loader = make_loader(whole, 2)
+    assert studies(loader) == [f"valid_{n}_a_1" for n in (1, 5, 6)]
+    assert not any(batch["labels"].isnan().any() for batch in loader)
+    assert caplog.messages == []
+    only_blank = VolumeDataset(blank_labelled).select(["valid_4_a_1"])
+    with pytest.raises(UsageError, match="no labelled samples"):
+        make_loader(only_blank, labelled_only=True)

@@ -98,3 +98,27 @@ def test_what_is_not_a_sample_is_refused(hwd: Path, change: dict[str, Any]) -> N
     del good["cls"]
     with pytest.raises(DecodeError, match="valid_1_a_1 lacks cls"):
         decoder(good)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+def test_a_stock_pipeline_among_ranks_wants_to_be_told_how_to_share(
+    hwd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = [str(shard.path) for shard in VolumeDataset(hwd).shards]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(ValueError, match="explicit nodesplitter"):
+        list(webdataset.WebDataset(urls, shardshuffle=False))
+    seen: list[str] = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        source = webdataset.WebDataset(
+            urls, shardshuffle=False, nodesplitter=webdataset.split_by_node
+        )
+        seen += [sample["study_id"] for sample in source.map(decoder)]
+        del source
+        gc.collect()
+    assert sorted(seen) == sorted(VolumeDataset(hwd).study_ids)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shard_samples import ODD, make_plan
+from shard_samples import ODD, make_plan, write_shard
 
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards import disk
@@ -183,3 +183,12 @@ def test_a_damaged_plan_is_one_sentence(damage: object, tmp_path: Path) -> None:
 def test_a_folder_without_a_plan_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"holds no plan\.json"):
         Plan.load(tmp_path)
+
+
+def test_a_plan_and_a_record_of_many_samples_have_short_reprs(tmp_path: Path) -> None:
+    plan = make_plan(5000)
+    assert repr(plan) == (
+        f"Plan('phantoms' valid: 5000 samples in 1250 shards, fingerprint {plan.fingerprint})"
+    )
+    record = write_shard(tmp_path, make_plan(4), failing=("scan_2",))
+    assert repr(record) == f"ShardRecord(0: 3 samples, 1 failed, {record.size_bytes} bytes)"

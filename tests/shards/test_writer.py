@@ -327,3 +327,36 @@ def test_a_folder_that_is_not_there_is_one_sentence(gone: bool, tmp_path: Path) 
 def test_a_path_that_is_too_long_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="choose a shorter output folder"):
         _open(tmp_path / ("x" * 300), make_plan())
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7F800001, 0x7FFFFFFF])
+def test_labels_are_nan_whatever_its_bits(bits: int, tmp_path: Path) -> None:
+    plan = make_plan(2)
+    labels = np.array([0x7FC00000, bits], "<u4").tobytes()
+    shard = _open(tmp_path, plan)
+    for sample in plan.samples:
+        shard.append(replace(pack(plan, sample), labels=labels))
+    record = shard.commit({})
+    assert record.summary.num_unlabelled == 2
+    assert not any(entry.labelled or entry.partly_labelled for entry in record.samples)
+    # What is stored is what came.
+    entry = record.samples[1]
+    with (tmp_path / "shard-000000.tar").open("rb") as tar:
+        tar.seek(entry.members["cls"].offset)
+        assert tar.read(entry.members["cls"].size_bytes) == labels
+
+
+def test_a_sample_of_which_some_labels_are_nan_says_so(tmp_path: Path) -> None:
+    plan = make_plan(4)
+    shard = _open(tmp_path, plan)
+    rows: list[list[float]] = [[1, np.nan], [np.nan, np.nan], [0, 1], []]
+    for sample, row in zip(plan.samples, rows, strict=True):
+        shard.append(replace(pack(plan, sample), labels=np.array(row, "<f4").tobytes()))
+    record = shard.commit({})
+    assert record.summary.num_unlabelled == 2
+    said = [(entry.labelled, entry.partly_labelled) for entry in record.samples]
+    assert said == [(True, True), (False, False), (True, False), (False, False)]
+    assert ShardRecord.load(tmp_path / "shard-000000.json").samples == record.samples
+    # Records of others are as they were.
+    lines = (tmp_path / "shard-000000.json").read_text().splitlines()
+    assert ["partly_labelled" in line for line in lines if '"key"' in line] == [True] + [False] * 3

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import shutil
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -318,7 +319,9 @@ def test_links_are_followed_as_a_hub_cache_needs_it(
     (folder / "broken.npz").symlink_to("nowhere")
     caplog.set_level(logging.WARNING)
     (folder / "nothing").symlink_to("nowhere")
-    refs = FolderSource(tmp_path / "snapshot").list_volumes("valid")
+    (folder / "notes.md").symlink_to("nowhere")
+    source = FolderSource(tmp_path / "snapshot")
+    refs = source.list_volumes("valid")
     assert {ref.path.removeprefix("dataset/valid_fixed/"): ref.size_bytes for ref in refs} == {
         "broken.npz": 0,
         "itself.npz": 0,
@@ -326,7 +329,8 @@ def test_links_are_followed_as_a_hub_cache_needs_it(
         "valid_1_a_1.npz": 10,
     }
     assert "2 of 4 volumes cannot be looked at, such as dataset/valid_fixed/broken" in caplog.text
-    assert f"{folder}/nothing is left out" in caplog.text
+    assert source.missing_folders == {"dataset/valid_fixed/nothing": "a link to nowhere"}
+    assert f"{folder}/notes.md is left out" in caplog.text
 
 
 def test_a_link_that_leads_nowhere_fails_until_its_file_is_back(tmp_path: Path) -> None:
@@ -468,3 +472,78 @@ def test_a_table_that_is_no_file_is_refused_in_words(tmp_path: Path) -> None:
     os.truncate(tmp_path / "b.csv", 1 << 40)
     with pytest.raises(SourceError, match=r"b\.csv cannot be read: it has more than"):
         FolderSource(tmp_path).read_table("b.csv")
+
+
+@pytest.mark.parametrize("top", ["dataset/valid_fixed", "some/folder"])
+def test_a_link_to_a_folder_that_leads_nowhere_is_told(tmp_path: Path, top: str) -> None:
+    put(tmp_path, f"s/{top}/valid_2/valid_2_a/valid_2_a_1.npz")
+    below = tmp_path / "s" / top
+    (below / "valid_1").symlink_to("/gone/valid_1")
+    (below / "valid_2" / "1.2.840.113619").symlink_to(tmp_path / "disk")
+    (below / ".hidden").symlink_to("/gone")
+    (below / "README.txt").symlink_to("/gone")
+    source = FolderSource(tmp_path / "s")
+    assert source.missing_folders == {}
+    for _ in range(2):
+        assert [ref.study_id for ref in source.list_volumes("valid")] == ["valid_2_a_1"]
+        assert source.missing_folders == {
+            f"{top}/valid_1": "a link to /gone/valid_1",
+            f"{top}/valid_2/1.2.840.113619": f"a link to {tmp_path / 'disk'}",
+        }
+    (below / "valid_1").unlink()
+    put(tmp_path, "disk/valid_3_a_1.npz")
+    found = [ref.study_id for ref in source.list_volumes("valid")]
+    assert sorted(found) == ["valid_2_a_1", "valid_3_a_1"]
+    assert source.missing_folders == {}
+
+
+def test_where_all_folders_lead_nowhere_that_is_said(tmp_path: Path) -> None:
+    put(tmp_path, "dataset/metadata/validation_metadata.csv")
+    (tmp_path / "dataset/valid_fixed").mkdir()
+    for number in (1, 2):
+        (tmp_path / f"dataset/valid_fixed/valid_{number}").symlink_to("/gone")
+    with pytest.raises(SourceError, match=r"2 of its folders lead nowhere, such as .*/valid_1 \(a"):
+        FolderSource(tmp_path).list_volumes("valid")
+
+
+@pytest.mark.parametrize("top", ["dataset", "deep/er/dataset"])
+def test_nothing_else_is_taken_for_a_split_whose_folder_leads_nowhere(
+    tmp_path: Path, top: str
+) -> None:
+    put(tmp_path, f"{top}/valid/valid_1_a_1.npz", f"{top}/train/train_1_a_1.npz")
+    put(tmp_path, "valid_9_a_1.npz")
+    link = tmp_path / top / "valid_fixed"
+    link.symlink_to("/gone")
+    with pytest.raises(SourceError, match=r"valid_fixed is a link to /gone, which is not there"):
+        FolderSource(tmp_path).list_volumes("valid")
+    assert [path for path, _ in listed(tmp_path, "train")] == [f"{top}/train/train_1_a_1.npz"]
+    link.unlink()
+    assert [path for path, _ in listed(tmp_path)] == [f"{top}/valid/valid_1_a_1.npz"]
+
+
+def test_tables_are_found_without_the_folder_of_the_volumes(tmp_path: Path) -> None:
+    put(tmp_path, "valid_predicted_labels.csv")
+    (tmp_path / "valid_fixed").symlink_to("/gone")
+    source = FolderSource(tmp_path)
+    source.find_tables("valid")
+    assert set(source.table_checksums("valid")) == {"valid_predicted_labels.csv"}
+    (tmp_path / "valid_predicted_labels.csv").unlink()
+    with pytest.raises(SourceError, match="valid_fixed is a link to /gone"):
+        source.find_tables("valid")
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_listed_volume_is_meant_by_its_path_in_either_normal_form(
+    tmp_path: Path, forms: tuple[str, str]
+) -> None:
+    stored, planned = (unicodedata.normalize(form, "Ärzte/é.npz") for form in forms)
+    put(tmp_path, stored)
+    source = FolderSource(tmp_path)
+    (ref,) = source.list_volumes("valid")
+    assert ref.path == stored
+    with source.fetch(replace(ref, path=planned), BufferPool().acquire) as buffer:
+        assert bytes(buffer.bytes) == stored.encode()
+    (tmp_path / stored).unlink()
+    (tmp_path / stored).symlink_to("blob")
+    with pytest.raises(FetchError, match="is a link to blob, which is not there"):
+        source.fetch(replace(ref, path=planned), BufferPool().acquire)

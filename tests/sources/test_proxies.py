@@ -11,7 +11,8 @@ import pytest
 from source_cases import QUICK
 from wire import JSON_HEAD, Wire, failure_of, wire
 
-from ctgpu.errors import SourceError
+from ctgpu import doctor
+from ctgpu.errors import AccessError, SourceError
 from ctgpu.sources.hub import HubSource
 from ctgpu.sources.proxies import Proxies, Proxy
 
@@ -129,6 +130,109 @@ def test_a_proxy_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> 
         error = failure_of(lambda scheme=scheme: open_source(scheme).commit)
         assert f"the proxy http://127.0.0.1:{served.port}: connection refused" in str(error)
         assert "secret" not in str(error)
+
+
+def test_a_proxy_that_refuses_after_a_redirect_ends_it_at_once_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def talk(connection: socket.socket, served: Wire) -> None:
+        if b"http://hub.invalid/" in served.heard[-1]:
+            there = b"Location: http://files.invalid/x\r\nContent-Length: 0\r\n\r\n"
+            connection.sendall(b"HTTP/1.1 302 Found\r\n" + there)
+        else:
+            connection.sendall(refuse(403))
+
+    with wire(talk) as served:
+        place = f"127.0.0.1:{served.port}"
+        monkeypatch.setenv("http_proxy", f"http://user:secret@{place}")
+        error = failure_of(lambda: open_source().commit)
+        assert len(served.heard) == 2
+    assert isinstance(error, SourceError)
+    assert f"the proxy http://{place}, or files.invalid behind it, answered 403" in str(error)
+    assert "allow files.invalid there" in str(error)
+    assert "secret" not in str(error)
+
+
+def test_what_the_hub_itself_refuses_through_a_proxy_is_not_the_proxys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def talk(connection: socket.socket, served: Wire) -> None:
+        said = b"X-Error-Code: GatedRepo\r\nContent-Length: 0\r\n\r\n"
+        connection.sendall(b"HTTP/1.1 403 No\r\n" + said)
+
+    with wire(talk) as served:
+        monkeypatch.setenv("http_proxy", f"127.0.0.1:{served.port}")
+        error = failure_of(lambda: open_source().commit)
+    assert isinstance(error, AccessError)
+    assert "a/b cannot be read without a token" in str(error)
+
+
+def doctor_of(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, port: int, proxy_scheme: str = "http"
+) -> doctor.Check:
+    """What ``ctgpu doctor`` says of a Hub behind the proxy at a port."""
+    monkeypatch.setenv(f"{scheme}_proxy", f"{proxy_scheme}://user:secret@127.0.0.1:{port}")
+    monkeypatch.setenv("HF_ENDPOINT", f"{scheme}://hub.invalid")
+    monkeypatch.setattr(doctor, "_HUB_TIMEOUT_S", 5.0 if proxy_scheme == "http" else 0.3)
+    check = doctor._endpoint()
+    assert check.facts["endpoint"] == f"{scheme}://hub.invalid"
+    assert check.facts["reachable"] == (check.status == "ok")
+    assert "secret" not in check.text
+    return check
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    ("status", "hint"), [(407, "it wants an account"), (403, "allow"), (503, "answered 503);")]
+)
+def test_doctor_names_a_proxy_that_refuses(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, status: int, hint: str
+) -> None:
+    def talk(connection: socket.socket, served: Wire) -> None:
+        connection.sendall(refuse(status))
+
+    with wire(talk) as served:
+        check = doctor_of(monkeypatch, scheme, served.port)
+        assert len(served.heard) == 1
+    assert check.status == "missing"
+    assert check.text.startswith(
+        f"{scheme}://hub.invalid cannot be reached (the proxy http://127.0.0.1:{served.port}"
+    )
+    assert f"answered {status}" in check.text
+    assert hint in check.text
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_doctor_names_a_proxy_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    with wire(answer) as served:
+        pass
+    check = doctor_of(monkeypatch, scheme, served.port)
+    assert check.status == "missing"
+    assert f"(the proxy http://127.0.0.1:{served.port}: connection refused)" in check.text
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("proxy_scheme", ["http", "https"])
+def test_doctor_names_a_proxy_that_breaks_off_or_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, proxy_scheme: str
+) -> None:
+    def talk(connection: socket.socket, served: Wire) -> None:
+        connection.sendall(b"SSH-2.0-OpenSSH_9.6\r\n\r\n")
+        connection.close()
+
+    with wire(talk) as served:
+        check = doctor_of(monkeypatch, scheme, served.port, proxy_scheme)
+    assert check.status == "missing"
+    assert f"the proxy {proxy_scheme}://127.0.0.1:{served.port}" in check.text
+
+
+def test_doctor_takes_any_other_answer_through_a_proxy_for_the_hubs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with wire(lambda connection, served: connection.sendall(refuse(404))) as served:
+        assert doctor_of(monkeypatch, "http", served.port).status == "ok"
 
 
 @pytest.mark.parametrize("piece", [b"X-Slow: -\r\n", b"-", b""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import unicodedata
 
 import pytest
 
@@ -108,6 +109,13 @@ def test_collisions_are_refused_by_both_names(one: str, other: str) -> None:
         select([SampleRef(one, 1), SampleRef(other, 1)], Tables())
     assert one in str(caught.value)
     assert other in str(caught.value)
+
+
+def test_names_that_differ_in_their_normal_form_alone_are_refused() -> None:
+    nfc, nfd = (unicodedata.normalize(form, "a/Müller.npz") for form in ("NFC", "NFD"))
+    assert nfc != nfd
+    with pytest.raises(UsageError, match=f"{nfc} and {nfd} would both be"):
+        select([SampleRef(nfc, 1), SampleRef(nfd, 1)], Tables())
 
 
 def test_a_name_that_is_not_utf8_is_refused() -> None:

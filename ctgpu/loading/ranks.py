@@ -1,0 +1,56 @@
+"""Which of several processes that train together this one is."""
+
+from __future__ import annotations
+
+import logging
+import numbers
+import os
+import sys
+from functools import cache
+
+from ctgpu.errors import UsageError
+
+log = logging.getLogger(__name__)
+
+
+def given_place(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
+    """Rank and world size as a caller gave them; None where they did not.
+
+    Raises
+    ------
+    UsageError
+        If one is missing, or they do not fit each other.
+    """
+    if rank is None and world_size is None:
+        return None
+    whole = isinstance(rank, numbers.Integral) and isinstance(world_size, numbers.Integral)
+    if rank is None or world_size is None or not whole or not 0 <= rank < world_size:
+        raise UsageError(
+            f"rank is {rank!r} and world_size {world_size!r}; give both as whole numbers, rank "
+            "from 0 to world_size - 1"
+        )
+    return rank, world_size
+
+
+def distributed_place() -> tuple[int, int]:
+    """Rank and world size of ``torch.distributed`` where it is initialised, else 0 of 1.
+
+    One warning in the log says where the environment names others, as `torchrun` does.
+    """
+    # Where nobody has imported it, nobody has initialised it.
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    rank, world_size = os.environ.get("RANK") or "0", os.environ.get("WORLD_SIZE") or "1"
+    if rank != "0" or world_size != "1":
+        _warn_of_ranks(rank, world_size)
+    return 0, 1
+
+
+@cache  # once
+def _warn_of_ranks(rank: str, world_size: str) -> None:
+    log.warning(
+        "RANK is %s and WORLD_SIZE %s, but torch.distributed is not initialised: every rank reads "
+        "everything; call torch.distributed.init_process_group first, or pass rank and world_size",
+        *(rank, world_size),
+    )
