@@ -66,6 +66,7 @@ def report_of(tmp_path: Path, **changed: Any) -> BuildReport:
         "sample_dtype": "float16",
         "fingerprint": "0" * 16,
         "num_classes": 0,
+        "source": {"kind": "folder"},
     }
     values: dict[str, Any] = {
         "folder": tmp_path,

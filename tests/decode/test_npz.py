@@ -479,11 +479,11 @@ class Rubbish:
 def test_threads_read_headers_side_by_side(make_npz):
     """CPython 3.11 counts the depth of its parser for all threads together."""
     archive = make_npz(volume=some_voxels(), spacing=np.array([1.0, 1.5, 3.0]))
-    data = np.frombuffer(archive, np.uint8)
 
     def read(_: int) -> tuple[int, ...]:
         Rubbish()
-        return read_layout("a.npz", data, 1 << 20).shape
+        # Each its own, for a buffer that is decoded may be written to.
+        return read_layout("a.npz", np.frombuffer(bytearray(archive), np.uint8), 1 << 20).shape
 
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(1e-6)
