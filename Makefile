@@ -25,9 +25,11 @@ exhaustive: $(VENV)/.developer  ## every variant of the CUDA kernel and full vol
 test-hostile: $(VENV)/.developer  ## some of them with an environment set to do harm
 	BIN=$(BIN) .ci/hostile
 
-lint: $(VENV)/.developer  ## ruff and clang-format
+# -S: to the finder of an editable installation the whole checkout is the package.
+lint: $(VENV)/.developer  ## ruff, clang-format, and that imports point one way
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	PYTHONPATH=$$(echo $(VENV)/lib/python*/site-packages) $(BIN)/python -S $(BIN)/lint-imports --no-logo
 	$(BIN)/clang-format --dry-run --Werror $$(find kernels tests/support -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 types: $(VENV)/.developer  ## mypy, strict

@@ -32,14 +32,27 @@ import numpy as np
 
 from common import REPOSITORY, counted, print_table
 from ctgpu.engines import Job
-from ctgpu.engines._batch import _VOXEL_TYPES as VOXEL_TYPES
-from ctgpu.engines._batch import THREADS, KernelKey, Piece, Placed, Span, header_bytes, pack
-from ctgpu.engines._nvrtc import _FILES as KERNEL_FILES
-from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_folder, kernel_options, kernel_source
-from ctgpu.geometry import plan_volume
-from ctgpu.limits import usable_cores
+from ctgpu.engines.batch import (
+    THREADS,
+    VOXEL_TYPES,
+    KernelKey,
+    Piece,
+    Placed,
+    Span,
+    header_bytes,
+    pack,
+)
+from ctgpu.engines.nvrtc import (
+    KERNEL_FILES,
+    KERNEL_NAME,
+    kernel_folder,
+    kernel_options,
+    kernel_source,
+)
+from ctgpu.machine import usable_cores
 from ctgpu.spec import Layout, Spec
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import plan_volume
+from ctgpu.volume.raw import Rescale
 from publishing import publish
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import numpy.typing as npt
 
 from common import measured
 from ctgpu.engines import Job
-from ctgpu.engines._batch import Piece, Placed, Span, header_bytes, pack
+from ctgpu.engines.batch import Piece, Placed, Span, header_bytes, pack
 from ctgpu.engines.cuda import CudaEngine
-from ctgpu.geometry import VolumePlan
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import VolumePlan
+from ctgpu.volume.raw import Rescale
 
 Run = Callable[[], object]
 
@@ -63,7 +63,7 @@ class OnDevice:
 
         self.plan = plan
         self.bytes_moved = needed_bytes(plan, voxels.itemsize) + plan.spec.size_bytes
-        self._kernels = engine._kernels
+        self._kernels = engine.kernels
         self._sets = []
         job = Job(voxels, Rescale(), plan, np.empty(0, np.float16))
         piece = Piece.of(job, 0, plan.axes[2].n_out)

@@ -265,7 +265,8 @@ def of_loader(loader: Any) -> Contender:
     """A contender that is a ``DataLoader`` of float16 tensors."""
 
     def close() -> None:
-        # Left to the garbage collector, litdata's workers are not told to end: 5 s each.
+        # Torch has no public way.  Left to the garbage collector, litdata's workers are not told to
+        # end: 5 s each.
         loader._iterator._shutdown_workers()
 
     return Contender(lambda: loader, lambda volume: volume.numpy(), close)

@@ -18,7 +18,7 @@ import webdataset
 import ctgpu
 from ctgpu.loading import VolumeDataset
 from ctgpu.spec import Spec
-from ctgpu.volume import Spacing
+from ctgpu.volume.raw import Spacing
 from run_build import make_source
 
 #: The pair that raw voxels are stored with; both ways apply it.

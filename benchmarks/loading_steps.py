@@ -26,11 +26,11 @@ from common import in_pages, measured, print_table
 from ctgpu.buffers import BufferPool
 from ctgpu.decode import decode
 from ctgpu.engines import Job, open_engine
-from ctgpu.limits import usable_cores
 from ctgpu.loading import VolumeDataset, make_loader
-from ctgpu.sample import prepare_volume
+from ctgpu.machine import usable_cores
 from ctgpu.sources.tar_samples import samples_of_tar
-from ctgpu.volume import Spacing
+from ctgpu.volume.prepare import prepare_volume
+from ctgpu.volume.raw import Spacing
 from loading_clock import Laps, cpu_seconds
 from loading_consumer import Consumer
 from loading_data import Data, stock

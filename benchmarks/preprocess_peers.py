@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from common import REAL_CT_SPACING_MM
-from ctgpu.geometry import VolumePlan
+from ctgpu.volume.geometry import VolumePlan
 
 Voxels = npt.NDArray[Any]
 Run = Callable[[], object]

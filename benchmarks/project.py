@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, argument_parser, print_table, three_digits
-from ctgpu.sources.quota import WINDOW_S
+from ctgpu.sources.hub.quota import WINDOW_S
 from projection import (
     ALL_VOLUMES,
     GB,

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from common import measured_leaves
-from ctgpu.pipeline import STAGES, Workers
-from ctgpu.sources.quota import ACCOUNT_QUOTA, ANONYMOUS_QUOTA, WINDOW_S
+from ctgpu.building.pipeline import STAGES, Workers
+from ctgpu.sources.hub.quota import ACCOUNT_QUOTA, ANONYMOUS_QUOTA, WINDOW_S
 from ctgpu.spec import CT_RATE
 
 UNLIMITED = math.inf
@@ -25,7 +25,7 @@ GB = 1e9
 LANES_OF_A_GPU = 3
 VOXEL_BYTES = 2  # int16, as CT-RATE and the measured scan store them
 
-# CT-RATE: train volumes, all volumes, and the two sizes that are told of all of them.
+# CT-RATE: train volumes, all volumes, and the two sizes that are stated for all of them.
 TRAIN_VOLUMES = 47_149
 ALL_VOLUMES = 50_188
 READINGS_TB = (12, 21)

@@ -16,7 +16,7 @@ from typing import Any
 import plots
 from common import REPOSITORY, RESULTS
 from ctgpu.decode.inflate import inflate_backend
-from ctgpu.limits import usable_cores
+from ctgpu.machine import usable_cores
 
 #: Distributions whose versions are recorded, where they are installed.
 _RECORDED = (

@@ -40,7 +40,7 @@ from common import (
     phantom_ct,
     print_table,
 )
-from ctgpu.limits import usable_cores
+from ctgpu.machine import usable_cores
 from ctgpu.testing.ctrate import Volume, lay_out_ct_rate, write_tables
 from publishing import publish
 

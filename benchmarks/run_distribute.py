@@ -33,7 +33,7 @@ from common import (
 )
 from ctgpu.distribute.ray import RayExecutor
 from ctgpu.engines import Engine, Job, open_engine
-from ctgpu.limits import usable_cores
+from ctgpu.machine import usable_cores
 from ctgpu.shards.manifest import write_manifest
 from ctgpu.spec import Spec
 from publishing import publish

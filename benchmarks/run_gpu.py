@@ -45,9 +45,9 @@ from ctgpu.decode import decode
 from ctgpu.engines import Job
 from ctgpu.engines.cuda import CudaEngine
 from ctgpu.errors import DeviceError
-from ctgpu.geometry import VolumePlan, plan_volume
 from ctgpu.spec import Spec
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import VolumePlan, plan_volume
+from ctgpu.volume.raw import Rescale
 from gpu_timing import (
     DeviceCopy,
     NotHere,
@@ -131,7 +131,7 @@ def measure_all(
 ) -> None:
     """Measure one part after the other and publish the whole.
 
-    With ``--json`` the file is written after each part: whoever ends this early has the parts
+    With ``--json`` the file is written after each part: ended early, it has the parts
     before.  A part that fails is recorded, and so is one about what the machine lacks, which is
     no failure; the others are measured.
 

@@ -28,7 +28,7 @@ from common import (
     load_real_ct,
     phantom_ct,
 )
-from ctgpu.limits import usable_cores
+from ctgpu.machine import usable_cores
 from ctgpu.spec import Spec
 from loading_checks import STOP_EVERY, cold, memory, ranks, resume
 from loading_consumer import make_consumer

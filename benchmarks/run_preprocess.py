@@ -35,9 +35,9 @@ from ctgpu.buffers import allocate_pages
 from ctgpu.decode.inflate import BACKENDS
 from ctgpu.engines import Job
 from ctgpu.engines.cpu import preprocess, usable_cores
-from ctgpu.geometry import VolumePlan, plan_volume
 from ctgpu.spec import Spec
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import VolumePlan, plan_volume
+from ctgpu.volume.raw import Rescale
 from preprocess_peers import PEERS, Run, Voxels
 from publishing import publish
 

@@ -10,6 +10,7 @@ that nothing happened to.  Memory and scale are measured ``--repeats`` times, th
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -28,13 +29,15 @@ import deleting  # noqa: E402
 import frozen  # noqa: E402
 import scenarios  # noqa: E402
 
-from ctgpu.sources.base import SampleRef  # noqa: E402
+from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD  # noqa: E402
 from ctgpu.spec import Spec  # noqa: E402
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate  # noqa: E402
 from ctgpu.testing.hub import Faults  # noqa: E402
+from ctgpu.volume.ref import SampleRef  # noqa: E402
 
-#: CT-RATE's two splits together would be more; this is the larger one at 128 to a shard.
-FULL_SAMPLES, FULL_SHARDS = 47_149, 369
+#: CT-RATE's two splits together would be more; this is the larger one.
+FULL_SAMPLES = 47_149
+FULL_SHARDS = math.ceil(FULL_SAMPLES / DEFAULT_SAMPLES_PER_SHARD)
 
 
 def main() -> None:
@@ -292,9 +295,9 @@ def scale(repeats: int, work_dir: Path, quick: bool, seed: int) -> dict[str, Any
     """Planning, running a finished build again, and resuming behind many finished shards."""
     shards = 10 if quick else FULL_SHARDS
     source = {"kind": "hub", "location": "nobody/has-it", "revision": "0" * 40}
-    last = SampleRef("dataset/valid_fixed/valid_1_a_1.nii.gz", 1 << 27)
+    last = SampleRef.of_file("dataset/valid_fixed/valid_1_a_1.nii.gz", 1 << 27)
     finished = work_dir / "finished"
-    plan = scenarios.make_plan_of(finished, shards, 128, source, last)
+    plan = scenarios.make_plan_of(finished, shards, DEFAULT_SAMPLES_PER_SHARD, source, last)
     scenarios.pretend_committed(finished, plan, range(shards))
     counts = (10, 20) if quick else (10, 100, 1_000, 10_000)
     planned, again = [], []

@@ -1,9 +1,10 @@
 """The real pipeline, with simulated stages, in virtual time.
 
-The threads, channels, byte budget and ordered writer are those of :mod:`ctgpu.pipeline`; only what
-a stage does is simulated: it asks shared resources for time (cores, link, disk) and the clock
-moves on once no thread has anything left to do at the present moment.  One thread runs at a time
-and the order is fixed, so a run gives the same figures every time and on every machine.
+The threads, channels, byte budget and ordered writer are those of
+:mod:`ctgpu.building.pipeline`; only what a stage does is simulated: it asks shared resources for
+time (cores, link, disk) and the clock moves on once no thread has anything left to do at the
+present moment.  One thread runs at a time and the order is fixed, so a run gives the same figures
+every time and on every machine.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ctgpu.buffers import ByteBudget
-from ctgpu.pipeline import Pipeline, Stages, Workers
-from ctgpu.sources.quota import RequestQuota
+from ctgpu.building.pipeline import Pipeline, Stages, Workers
+from ctgpu.sources.hub.quota import RequestQuota
 
 if TYPE_CHECKING:
     from projection import SampleCosts

@@ -8,21 +8,21 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from ctgpu.errors import CtgpuError
+from ctgpu.installation import __version__
 from ctgpu.spec import PRESETS, Spec
 
 if TYPE_CHECKING:
     from ctgpu.api import Geometry, preprocess
-    from ctgpu.builder import build
-    from ctgpu.compare import compare_samples
-    from ctgpu.convert import convert_tars
-    from ctgpu.estimate import estimate_build
-    from ctgpu.inspect import inspect_samples
-    from ctgpu.relabelling import RelabelReport, relabel
-    from ctgpu.report import BuildReport
+    from ctgpu.building.builder import build
+    from ctgpu.building.convert import convert_tars
+    from ctgpu.building.estimate import estimate_build
+    from ctgpu.building.relabelling import RelabelReport, relabel
+    from ctgpu.building.report import BuildReport
+    from ctgpu.checking.compare import compare_samples
+    from ctgpu.checking.facts import inspect_samples
 
 __all__ = [
     "PRESETS",
@@ -41,23 +41,18 @@ __all__ = [
     "relabel",
 ]
 
-try:
-    __version__ = version("ctgpu")
-except PackageNotFoundError:  # a checkout that was never installed
-    __version__ = "0+unknown"
-
 # Loaded on first use, so that `import ctgpu` stays quick.
 _LAZY = {
     "Geometry": "ctgpu.api",
     "preprocess": "ctgpu.api",
-    "BuildReport": "ctgpu.report",
-    "build": "ctgpu.builder",
-    "compare_samples": "ctgpu.compare",
-    "convert_tars": "ctgpu.convert",
-    "estimate_build": "ctgpu.estimate",
-    "inspect_samples": "ctgpu.inspect",
-    "RelabelReport": "ctgpu.relabelling",
-    "relabel": "ctgpu.relabelling",
+    "BuildReport": "ctgpu.building.report",
+    "build": "ctgpu.building.builder",
+    "compare_samples": "ctgpu.checking.compare",
+    "convert_tars": "ctgpu.building.convert",
+    "estimate_build": "ctgpu.building.estimate",
+    "inspect_samples": "ctgpu.checking.facts",
+    "RelabelReport": "ctgpu.building.relabelling",
+    "relabel": "ctgpu.building.relabelling",
 }
 
 

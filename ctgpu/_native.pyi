@@ -5,7 +5,7 @@ import numpy as np
 import numpy.typing as npt
 
 class Axis:
-    """The tables of one axis: see :class:`ctgpu.geometry.AxisPlan`."""
+    """The tables of one axis: see :class:`ctgpu.volume.geometry.AxisPlan`."""
 
     def __init__(
         self,

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ctgpu.arguments import plain, require_choice, require_kind
-from ctgpu.arrays import output_of, spacing_of, voxels_of
+from ctgpu.arguments import MOST_WORKERS, plain, require_choice, require_kind, require_whole_number
 from ctgpu.buffers import BufferPool, allocate_pages
 from ctgpu.engines import Engine, Job, open_engine
-from ctgpu.errors import DeviceError, UsageError, reason_of
-from ctgpu.extras import install_command
-from ctgpu.intensity import HuGuard
-from ctgpu.limits import MOST_WORKERS, require_whole_number, usable_cores
-from ctgpu.orientation import DEFAULT_MAX_TILT_DEGREES, Axes, AxisRules, Orientation
-from ctgpu.sample import PreparedVolume, prepare_volume
+from ctgpu.errors import DeviceError, UsageError
+from ctgpu.installation import install_command
+from ctgpu.machine import usable_cores
 from ctgpu.spec import CT_RATE, SPEC_WANTED, Intensity, Spec
-from ctgpu.volume import RawVolume, Spacing
+from ctgpu.volume.arrays import output_of, spacing_of, voxels_of
+from ctgpu.volume.intensity import HuGuard
+from ctgpu.volume.orientation import DEFAULT_MAX_TILT_DEGREES, Axes, AxisRules, Orientation
+from ctgpu.volume.prepare import PreparedVolume, prepare_volume
+from ctgpu.volume.raw import RawVolume, Spacing
 
 if TYPE_CHECKING:
     import torch
@@ -133,11 +133,11 @@ def preprocess(
         without an affine, is never refused.
     max_tilt_degrees : float
         Refuse a file whose axes are further than this from the patient's, or from 90° to each
-        other; see :class:`ctgpu.orientation.Orientation`.
+        other; see :class:`ctgpu.volume.orientation.Orientation`.
     hu_guard : {"refuse", "warn"}
         What to do about a volume that does not look like HU: normalised, grey values, labels,
-        rescaled twice or never, as :mod:`ctgpu.intensity` tells.  ``"warn"`` takes it and logs
-        what it looks like.
+        rescaled twice or never, as :mod:`ctgpu.volume.intensity` tells.  ``"warn"`` takes it and
+        logs what it looks like.
 
     Returns
     -------
@@ -197,16 +197,10 @@ def preprocess(
 def _open(path_or_array: str | PathLike[str] | npt.ArrayLike) -> RawVolume:
     if not isinstance(path_or_array, str | bytes | PathLike):
         return RawVolume(voxels_of(path_or_array))
-    from ctgpu.decode import decode
-    from ctgpu.shards.untrusted import read_unchanged
+    from ctgpu.sources.fetched import fetch_file
 
-    path = Path(os.fsdecode(path_or_array))
     pool = BufferPool()
-    try:
-        buffer = read_unchanged(path, pool.acquire)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {reason_of(error)}") from error
-    return decode(path.name, buffer, pool)
+    return fetch_file(Path(os.fsdecode(path_or_array)), pool.acquire).decode(pool)
 
 
 def _require_torch() -> None:

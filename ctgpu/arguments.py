@@ -2,17 +2,108 @@
 
 from __future__ import annotations
 
+import numbers
 import os
-from collections.abc import Sequence
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import Field, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-import numpy as np
+import msgspec
 
 from ctgpu.errors import UsageError
 
+#: Largest number of anything that may be asked for, where nothing else bounds it.
+MOST = 10**9
+#: Threads that fetch: past some hundred, no source and no machine gets faster.
+MOST_WORKERS = 1024
+#: What a size in bytes, or a seed, is counted up to.
+MOST_INT64 = 2**63 - 1
+
 _LONGEST = 60
+_T = TypeVar("_T")
+
+_LEARNING = threading.Lock()
+_LEARNED: set[Any] = set()
+
+
+class _Unsaid:
+    """That there is no value, where None is one."""
+
+
+UNSAID = _Unsaid()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """How the command line offers a field of a dataclass, and what the field takes.
+
+    Attributes
+    ----------
+    help : str
+        In ``--help``.
+    flag : str or None
+        Default the field's name.
+    written : {"plain", "path", "size", "range", "numbers"}
+        In which notation: ``8G`` is a size in bytes, ``0-9`` a range, ``1,2,3`` are numbers.
+    example : str
+        Of numbers.
+    choices : tuple of str
+        The words that it takes; empty for any.
+    least, most : int
+        Of whole numbers.
+    selects : object
+        What a plan records of it where nothing was said; ``UNSAID`` where plans do not record it.
+    """
+
+    help: str
+    flag: str | None = None
+    written: Literal["plain", "path", "size", "range", "numbers"] = "plain"
+    example: str = ""
+    choices: tuple[str, ...] = ()
+    least: int = 1
+    most: int = MOST
+    selects: Any = UNSAID
+
+
+def option(default: Any = None, **how: Any) -> Any:
+    """A field of a dataclass that the command line offers, as :class:`Option` says."""
+    return field(default=default, metadata={"option": Option(**how)})
+
+
+def options_of(kind: type) -> Iterator[tuple[Field[Any], Option]]:
+    """The fields of a dataclass that the command line offers, and how."""
+    for one in fields(kind):
+        if (offered := one.metadata.get("option")) is not None:
+            yield one, offered
+
+
+def checked(one: Field[Any], value: Any) -> Any:
+    """A value as its field takes it: NumPy's scalars become Python's, text a path.
+
+    Raises
+    ------
+    UsageError
+        If the field takes something else.
+    """
+    value, offered = plain(value), one.metadata.get("option")
+    if value is None or offered is None:
+        return value
+    kind = str(one.type).removesuffix(" | None")
+    if offered.choices:
+        require_choice(one.name, value, offered.choices)
+    elif kind == "int":
+        require_whole_number(one.name, value, least=offered.least, most=offered.most)
+    elif kind == "bool":
+        require_flag(one.name, value)
+    elif kind == "str":
+        require_kind(one.name, value, str, "text")
+    elif offered.written == "path":
+        return path_of(one.name, value)
+    return value
 
 
 def shown(value: object) -> str:
@@ -59,6 +150,22 @@ def require_kind(
     raise UsageError(f"{name} is {shown(value)}; wanted {wanted}")
 
 
+def require_whole_number(name: str, value: int | None, *, least: int = 1, most: int = MOST) -> None:
+    """Refuse what is no whole number from `least` to `most`; None was not given.
+
+    Raises
+    ------
+    UsageError
+        Naming the option `name`.
+    """
+    if value is None:
+        return
+    if not isinstance(value, numbers.Integral) or not least <= value <= most:
+        raise UsageError(
+            f"{name} is {shown(value)}; it takes a whole number from {least} to {most}"
+        )
+
+
 def require_flag(name: str, value: object) -> None:
     """Refuse what is neither true nor false: a text is true whatever it says.
 
@@ -66,7 +173,7 @@ def require_flag(name: str, value: object) -> None:
     ------
     UsageError
     """
-    require_kind(name, value, (bool, np.bool_), "True or False", optional=False)
+    require_kind(name, plain(value), bool, "True or False", optional=False)
 
 
 def path_of(name: str, value: Any) -> Path:
@@ -84,6 +191,31 @@ def path_of(name: str, value: Any) -> Path:
     return Path(path)
 
 
+def converted(values: Any, kind: type[_T]) -> _T:
+    """Values of JSON as a type that ``msgspec`` knows, such as a dataclass.
+
+    Raises
+    ------
+    ValueError
+        If they are anything else; the message says where.
+    """
+    learn(kind)
+    return msgspec.convert(values, kind)
+
+
+def learn(kind: Any) -> None:
+    """Let ``msgspec`` look at a type, in one thread at a time.
+
+    It does so when the type is first used, and a second thread that uses the type meanwhile works
+    with what is half made, which ends the process (msgspec 0.22).
+    """
+    if kind not in _LEARNED:
+        with _LEARNING:
+            msgspec.json.Decoder(kind)
+            _LEARNED.add(kind)
+
+
 def plain(value: Any) -> Any:
     """A scalar of NumPy as one of Python, which JSON holds; anything else as it is."""
-    return value.item() if isinstance(value, np.generic) else value
+    numpy = sys.modules.get("numpy")  # who has its scalars has imported it
+    return value.item() if numpy is not None and isinstance(value, numpy.generic) else value

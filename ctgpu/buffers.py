@@ -15,7 +15,7 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -62,9 +62,9 @@ def allocate_pinned(
 ) -> Bytes:
     """As :func:`allocate_pages`, registered with a device for as long as it is in use.
 
-    The device knows the pages themselves.  After an ordinary fork, whoever writes first moves to a
-    copy of the page, and that may leave this process with other pages than the device.  So a
-    forked child does not get these: it finds zeros in their place, which it may use and free.
+    The device knows the pages themselves.  After an ordinary fork, the process that writes first
+    moves to a copy of the page, and that may leave this process with other pages than the device.
+    So a forked child does not get these: it finds zeros in their place, which it may use and free.
     (``MADV_DONTFORK`` would leave a hole there: touching it is a crash, and freeing its array
     unmaps whatever has been put there since.)
 
@@ -182,6 +182,15 @@ class Buffer:
         if memory is not None:
             self._pool._give_back(memory)
 
+    @contextlib.contextmanager
+    def released_on_error(self) -> Iterator[None]:
+        """Hand the memory back if the body raises anything; otherwise it stays on loan."""
+        try:
+            yield
+        except BaseException:
+            self.release()
+            raise
+
     def release_with_arrays(self) -> None:
         """Hand the memory back once nobody holds what :meth:`array` gave, or a view of it."""
         if self._memory is None or self._root is None:
@@ -200,6 +209,10 @@ class Buffer:
         trace: TracebackType | None,
     ) -> None:
         self.release()
+
+
+#: Lends a buffer of so many bytes.
+Allocate = Callable[[int], Buffer]
 
 
 class BufferPool:
@@ -273,7 +286,7 @@ class BufferPool:
 
     def _give_back_later(self, memory: Bytes) -> None:
         # The garbage collector may call this in the middle of anything, also of what holds the
-        # lock; whoever takes it next then does the rest.
+        # lock; the next to take it then does the rest.
         self._returned.append(memory)
         if self._lock.acquire(blocking=False):
             try:
@@ -295,7 +308,7 @@ class BufferPool:
             kept -= len(self._idle.pop(0))
 
     def _begin_in_child(self) -> None:
-        # Whoever held the lock while the process was forked does not exist here.
+        # The thread that held the lock while the process was forked does not exist here.
         self._lock = threading.Lock()
         self._idle = []
         self._returned = deque()

@@ -135,7 +135,7 @@ _NO_MEMORY = ("failed to map segment", "annot allocate memory", "can't allocate 
 def shortage(error: BaseException) -> EnvironmentFailure | None:
     """What the machine has run out of, where that is what `error` comes from.
 
-    Threads, memory, open files, space: whoever meets it first, a sample or a command, is not to
+    Threads, memory, open files, space: what meets it first, a sample or a command, is not to
     blame.  Also found behind an error that was raised from it.
 
     Returns

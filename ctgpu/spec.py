@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from ctgpu.arguments import converted, option
 from ctgpu.errors import UsageError
 
 Layout = Literal["HWD", "DHW"]
@@ -46,7 +47,7 @@ class Spec:
         Order of the stored axes, last fastest.  ``HWD`` is what the old format held; ``DHW`` is
         contiguous for training.
     intensity : {"auto", "hu", "rescale"}
-        Whether the CSV's slope and intercept are applied: see :mod:`ctgpu.intensity`.
+        Whether the CSV's slope and intercept are applied: see :mod:`ctgpu.volume.intensity`.
     clip : {"before", "after"}
         Clip to the window before (CT-CLIP inference) or after (CT-CLIP training) resampling.
 
@@ -56,13 +57,32 @@ class Spec:
         If a value is outside its domain.
     """
 
-    target_spacing_mm: tuple[float, float, float] = (0.75, 0.75, 1.5)
-    shape_hwd: tuple[int, int, int] = (480, 480, 240)
-    hu_window: tuple[float, float] = (-1000.0, 1000.0)
+    target_spacing_mm: tuple[float, float, float] = option(
+        (0.75, 0.75, 1.5),
+        flag="--spacing",
+        written="numbers",
+        example="0.75,0.75,1.5",
+        help="Target voxel size H,W,D in mm. (default: 0.75,0.75,1.5)",
+    )
+    shape_hwd: tuple[int, int, int] = option(
+        (480, 480, 240),
+        flag="--shape",
+        written="numbers",
+        example="480,480,240",
+        help="Target shape H,W,D. (default: 480,480,240)",
+    )
+    hu_window: tuple[float, float] = option(
+        (-1000.0, 1000.0),
+        written="numbers",
+        example="-1000,1000",
+        help="HU mapped to -1 and 1. (default: -1000,1000)",
+    )
     pad_value: float = -1.0
-    layout: Layout = "HWD"
-    intensity: Intensity = "auto"
-    clip: ClipOrder = "before"
+    layout: Layout = option("HWD", help="HWD, or DHW (contiguous to train on).")
+    intensity: Intensity = option(
+        "auto", help="auto, hu (never use the CSV's slope and intercept) or rescale."
+    )
+    clip: ClipOrder = option("before", help="before or after resampling. (default: before)")
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -134,7 +154,7 @@ class Spec:
         if unknown := sorted(set(values) - known):
             raise UsageError(f"spec has unknown fields {unknown}; it was written by a newer ctgpu")
         try:
-            return msgspec.convert(values, cls)
+            return converted(values, cls)
         except msgspec.ValidationError as error:
             raise UsageError(f"spec: {error}") from error
 

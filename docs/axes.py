@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ctgpu.inspect import View, draw_sheet
+from ctgpu.checking.sheet import View, draw_sheet
 from ctgpu.testing.ctrate import chest_phantom
 
 #: Axes to the left, back and head, as the phantom has them, and how else it may be stored.

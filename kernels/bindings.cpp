@@ -31,7 +31,7 @@ ctgpu::Dtype parse_dtype(const std::string &name) {
     throw std::invalid_argument("voxels of dtype " + name + " are not supported");
 }
 
-// ctgpu.geometry.AxisPlan, checked so that no index leaves the source.
+// ctgpu.volume.geometry.AxisPlan, checked so that no index leaves the source.
 struct AxisTables {
     int n_source, pad_before;
     Indices i0, i1;

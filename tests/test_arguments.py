@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +55,39 @@ def test_a_path_is_text_or_a_path(tmp_path: Path) -> None:
 def test_scalars_of_numpy_become_those_that_json_holds() -> None:
     values = [np.int64(3), np.float32(0.5), np.bool_(True), None, "a", 4]
     assert json.dumps([plain(value) for value in values]) == '[3, 0.5, true, null, "a", 4]'
+
+
+READERS = """
+import sys, threading
+from dataclasses import dataclass, make_dataclass
+from ctgpu.arguments import converted
+from ctgpu.shards.untrusted import decode
+
+sys.setswitchinterval(1e-6)
+for round in range(60):
+    inner = make_dataclass("Inner", [(f"b{n}", int) for n in range(40)])
+    outer = make_dataclass("Outer", [(f"a{n}", inner) for n in range(3)])
+    values = {f"a{n}": {f"b{k}": k for k in range(40)} for n in range(3)}
+    begin, wrong = threading.Barrier(8), []
+
+    def read(number):
+        begin.wait()
+        made = converted(values, outer) if number % 2 else decode(TEXT, outer)
+        if made.a2.b39 != 39:
+            wrong.append(made)
+
+    threads = [threading.Thread(target=read, args=(n,)) for n in range(8)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert not wrong
+"""
+
+
+def test_threads_that_meet_a_type_together_read_it_whole() -> None:
+    """msgspec's first look at a type is not safe: without a lock, the process ends here."""
+    text = json.dumps({f"a{n}": {f"b{k}": k for k in range(40)} for n in range(3)}).encode()
+    program = f"TEXT = {text!r}\n{READERS}"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stderr) == (0, "")

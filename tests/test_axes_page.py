@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import ctgpu
-from ctgpu.orientation import DEFAULT_MAX_TILT_DEGREES, Orientation
 from ctgpu.spec import Spec
+from ctgpu.volume.orientation import DEFAULT_MAX_TILT_DEGREES, Orientation
 from stored import chest_as, rotated, save
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -62,7 +62,7 @@ def test_its_picture_is_small_and_made_by_its_script(tmp_path: Path) -> None:
 
 
 def test_its_picture_shows_one_patient(tmp_path: Path) -> None:
-    from ctgpu.inspect import as_displayed
+    from ctgpu.checking.sheet import as_displayed
 
     first, *others = runpy.run_path(str(DOCS / "axes.py"))["stored_views"]()
     for other in others:

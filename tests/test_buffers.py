@@ -377,6 +377,20 @@ def test_a_released_buffer_cannot_be_used():
     assert (pool.lent_bytes, pool.idle_bytes) == (0, PAGE_BYTES)
 
 
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_buffer_is_released_on_any_error_and_on_nothing_else(error):
+    pool = BufferPool()
+    buffer = pool.acquire(10)
+    with buffer.released_on_error():
+        buffer.bytes[:] = 7
+    assert pool.lent_bytes == PAGE_BYTES
+    assert buffer.bytes.tolist() == [7] * 10
+    for _ in range(2):  # the second finds it released, which is harmless
+        with pytest.raises(error), buffer.released_on_error():
+            raise error
+        assert (pool.lent_bytes, pool.idle_bytes) == (0, PAGE_BYTES)
+
+
 def test_a_view_cannot_leave_its_buffer():
     with BufferPool().acquire(10) as buffer, pytest.raises((TypeError, ValueError)):
         buffer.array((11,), np.uint8)

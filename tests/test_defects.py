@@ -18,7 +18,7 @@ import pytest
 
 import ctgpu
 from built import read_samples, tar_bytes
-from ctgpu.progress import Event, SampleWritten
+from ctgpu.building.events import Event, SampleWritten
 from ctgpu.sources.tables import report_text
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate

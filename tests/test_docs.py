@@ -19,11 +19,13 @@ import typer
 import ctgpu
 from built import read_samples
 from common import REAL_CT_NAME
+from ctgpu.building.convert import convert_tars
 from ctgpu.cli.commands import app
-from ctgpu.convert import convert_tars
+from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD
+from ctgpu.spec import CT_RATE
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 from ctgpu.testing.hub import LocalHub
-from test_convert import raw_sample, write_tar
+from raw_tars import raw_sample, write_tar
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -145,6 +147,17 @@ def test_files_that_git_does_not_know_of_are_not_of_the_tree() -> None:
     assert not any(
         part in (".venv", ".git", ".ruff_cache") for path in known for part in path.parts
     )
+
+
+def test_the_documented_sizes_are_those_of_the_defaults() -> None:
+    samples, sample_bytes = DEFAULT_SAMPLES_PER_SHARD, CT_RATE.size_bytes
+    shard_bytes = samples * sample_bytes
+    text = (REPOSITORY / "docs/migrating.md").read_text(encoding="utf-8")
+    assert f"| one sample | | {sample_bytes:,} bytes |" in text
+    assert re.search(rf"\| a full shard of {samples} \|.*\| {shard_bytes / 1e9:.2f} GB \|", text)
+    text = (REPOSITORY / "docs/format.md").read_text(encoding="utf-8")
+    volumes = f"{samples} samples of {sample_bytes / 1e6:.1f} MB"
+    assert f"{volumes} are {shard_bytes / 1e9:.1f} GB" in text
 
 
 def test_paths_without_a_suffix_are_found_in_the_text() -> None:

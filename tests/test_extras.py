@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ctgpu.extras import install_command
+from ctgpu.installation import install_command
 
 
 @pytest.fixture

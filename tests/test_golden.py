@@ -11,9 +11,9 @@ import pytest
 
 import ctgpu
 from built import read_samples, tar_bytes
-from ctgpu.convert import convert_tars
+from ctgpu.building.convert import convert_tars
+from ctgpu.checking.verify import verify_folder
 from ctgpu.loading import VolumeDataset, make_loader
-from ctgpu.shards.integrity import verify_folder
 from ctgpu.shards.record import checksum
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -54,7 +54,7 @@ def assert_samples(folder: Path, wanted: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", ["ct-rate", "plain", "converted"])
 def test_what_lies_there_is_not_damaged(golden: Path, name: str) -> None:
     folder = golden / name / "shards"
-    damaged = {finding.file for finding in verify_folder(folder) if finding.damaged}
+    damaged = {finding.file for finding in verify_folder(folder).findings if finding.damaged}
     # Two of the builds were killed before they wrote a manifest.
     derived = {"manifest.json", "failures.jsonl"}
     assert damaged == (set() if name == "converted" else derived)
@@ -71,7 +71,7 @@ def test_a_stopped_build_is_gone_on_with(golden: Path, name: str, exit_code: int
     assert report.exit_code == exit_code
     assert {n: b for n, b in tar_bytes(folder).items() if n in committed} == committed
     assert_samples(folder, expected(golden)[name])
-    assert list(verify_folder(folder)) == []
+    assert verify_folder(folder).findings == []
     if name == "ct-rate":
         assert [failure["key"] for failure in report.failures] == ["valid_3_a_1"]
     assert len(report.manifest["class_names"]) == 18
@@ -81,7 +81,7 @@ def test_what_a_killed_build_had_written_is_kept(golden: Path) -> None:
     written: list[str] = []
 
     def watch(event: object) -> None:
-        if isinstance(event, ctgpu.progress.SampleWritten):
+        if isinstance(event, ctgpu.building.events.SampleWritten):
             written.append(event.key)
 
     folder, source = golden / "ct-rate/shards", golden / "ct-rate/source"
@@ -100,7 +100,7 @@ def test_a_failed_sample_is_retried(golden: Path) -> None:
     found = read_samples(folder)
     assert set(found) == {*wanted, "valid_3_a_1"}
     assert checksum(found["valid_3_a_1"].volume) == wanted["valid_2_a_1"]["bin"]
-    assert list(verify_folder(folder)) == []
+    assert verify_folder(folder).findings == []
 
 
 def test_a_loader_goes_on_from_an_old_state(golden: Path) -> None:

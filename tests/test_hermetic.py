@@ -1,4 +1,4 @@
-"""The tests see nothing of the environment of whoever runs them."""
+"""The tests see nothing of the environment of their caller."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ctgpu import __version__
 from ctgpu.cli import build, convert, demo, doctor, inspect, manifest, plan, relabel, verify
-from ctgpu.cli.options import RayCommand
+from ctgpu.cli.options import RayCommand, names_flags
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say
 from ctgpu.errors import UsageError
+from ctgpu.installation import __version__
 
 _EXIT_CODES = (
     "Exit codes: 0 all is well; 1 complete but for failed samples, or a check found something; "
@@ -27,15 +27,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("build", cls=RayCommand, epilog=_EXIT_CODES)(build.command)
-app.command("demo")(demo.command)
-app.command("doctor")(doctor.command)
-app.command("inspect")(inspect.command)
-app.command("convert", epilog=_EXIT_CODES)(convert.command)
-app.command("manifest")(manifest.command)
-app.command("plan")(plan.command)
-app.command("relabel", epilog=_EXIT_CODES)(relabel.command)
-app.command("verify", epilog=_EXIT_CODES)(verify.command)
+app.command("build", cls=RayCommand, epilog=_EXIT_CODES)(names_flags(build.command))
+app.command("demo")(names_flags(demo.command))
+app.command("doctor")(names_flags(doctor.command))
+app.command("inspect")(names_flags(inspect.command))
+app.command("convert", epilog=_EXIT_CODES)(names_flags(convert.command))
+app.command("manifest")(names_flags(manifest.command))
+app.command("plan")(names_flags(plan.command))
+app.command("relabel", epilog=_EXIT_CODES)(names_flags(relabel.command))
+app.command("verify", epilog=_EXIT_CODES)(names_flags(verify.command))
 
 
 def _show_version(wanted: bool) -> None:

@@ -12,7 +12,7 @@ from ctgpu.cli.display import Display, show_summary
 from ctgpu.cli.options import Debug, Device, log_level
 from ctgpu.cli.stopping import stoppable
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging
-from ctgpu.demo import BuiltSample, read_back, run_demo
+from ctgpu.testing.demo import BuiltSample, read_back, run_demo
 
 
 def command(

@@ -19,8 +19,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ctgpu.cli.terminal import Console
-from ctgpu.progress import (
+from ctgpu.building.events import (
     Event,
     Listing,
     Planned,
@@ -31,9 +30,10 @@ from ctgpu.progress import (
     ShardElsewhere,
     ShardResumed,
 )
+from ctgpu.cli.terminal import Console
 
 if TYPE_CHECKING:
-    from ctgpu.report import BuildReport
+    from ctgpu.building.report import BuildReport
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
+from ctgpu.checking.doctor import Report, Status, diagnose
 from ctgpu.cli.options import Debug, Device
 from ctgpu.cli.terminal import Console, say_json
-from ctgpu.doctor import diagnose
+from ctgpu.printable import printable
+
+_MARKS = {"ok": ("ok", "green"), "missing": ("--", "yellow"), "failed": ("no", "red")}
 
 
 def command(
@@ -25,5 +30,21 @@ def command(
     if as_json:
         say_json(report.to_dict())
     else:
-        Console().print(report.to_table())
+        Console().print(table_of(report))
     raise typer.Exit(report.exit_code)
+
+
+def table_of(report: Report) -> Table:
+    """A report for a terminal."""
+    table = Table.grid(padding=(0, 2))
+    for check in report.checks:
+        table.add_row(*_row(check.status, check.name, check.text))
+    chosen = f"--device {report.device}" if report.device else "no device works"
+    status: Status = "ok" if report.device else "failed"
+    table.add_row(*_row(status, "chosen device", f"{chosen}: {report.why}"))
+    return table
+
+
+def _row(status: Status, name: str, text: str) -> tuple[Text, Text, Text]:
+    """As plain text, whatever console it comes to."""
+    return Text(*_MARKS[status]), Text(name), Text(printable(text))

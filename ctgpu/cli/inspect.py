@@ -10,20 +10,13 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from ctgpu.checking.facts import SampleFacts, inspect_samples
+from ctgpu.checking.sheet import View, draw_originals, draw_sheet, label_words, require_drawable
 from ctgpu.cli.options import Debug
 from ctgpu.cli.terminal import Console, say_json
 from ctgpu.errors import UsageError
-from ctgpu.inspect import (
-    SampleFacts,
-    View,
-    draw_originals,
-    draw_sheet,
-    inspect_samples,
-    label_words,
-    require_drawable,
-)
-from ctgpu.orientation import Orientation
 from ctgpu.printable import printable_lines, to_json
+from ctgpu.volume.orientation import Orientation
 
 
 def command(

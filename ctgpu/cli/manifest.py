@@ -16,7 +16,7 @@ def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data set's folder.")],
     debug: Debug = False,
 ) -> None:
-    """Derive manifest.json and failures.jsonl anew from the shards' records; no tar is read."""
+    """Derive manifest.json and failures.jsonl again from the shards' records; no tar is read."""
     card = write_manifest(folder)
     say(
         f"{folder}: {card['total_samples']} of {card['planned_samples']} samples in "

@@ -2,55 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import re
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import Field, fields, replace
 from decimal import Decimal
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
+from ctgpu.arguments import Option, options_of
+from ctgpu.building.request import Common
 from ctgpu.engines.registry import DEVICE_HELP
 from ctgpu.errors import UsageError
-from ctgpu.orientation import DEFAULT_MAX_TILT_DEGREES
 from ctgpu.spec import PRESETS, Spec
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
-_SPEC_OPTIONS = {
-    "target_spacing_mm": "--spacing",
-    "shape_hwd": "--shape",
-    "hu_window": "--hu-window",
-    "layout": "--layout",
-    "intensity": "--intensity",
-    "clip": "--clip",
-}
-
 Debug = Annotated[bool, typer.Option("--debug", help="Log details; show tracebacks of errors.")]
-Axes = Annotated[
-    str | None,
-    typer.Option(
-        help="checked: refuse volumes whose third axis is not the patient's long one; stored: take "
-        "every volume as it lies. (default: checked)"
-    ),
-]
-MaxTiltDegrees = Annotated[
-    float | None,
-    typer.Option(
-        help="Refuse volumes whose axes are further than this from the patient's, or sheared by "
-        f"more. (default: {DEFAULT_MAX_TILT_DEGREES:g})"
-    ),
-]
-HuGuard = Annotated[
-    str | None,
-    typer.Option(
-        help="What to do about volumes that are not HU (normalised, grey values, labels, rescaled "
-        "twice or never): refuse, or warn and take them. (default: refuse)"
-    ),
-]
 Device = Annotated[str, typer.Option(help=f"Where to compute: {DEVICE_HELP}.")]
 
 
@@ -115,33 +90,6 @@ def parse_numbers(text: str, name: str, example: str) -> tuple[float, ...]:
     return numbers
 
 
-def spec_of(preset: str | None, **values: object) -> Spec | None:
-    """The spec that options describe; None where they say nothing.
-
-    Parameters
-    ----------
-    preset : str or None
-        Where to start from; by default CT-RATE's.
-    **values
-        Fields of the spec; None where the option was not given.
-
-    Raises
-    ------
-    UsageError
-        Naming the option, if a value cannot be.
-    """
-    if preset is not None and preset not in PRESETS:
-        raise UsageError(f"--preset is {shorten(preset)}; it is one of {', '.join(PRESETS)}")
-    given: dict[str, Any] = {name: v for name, v in values.items() if v is not None}
-    if preset is None and not given:
-        return None
-    try:
-        return replace(PRESETS[preset or "ct-rate"], **given)
-    except UsageError as error:
-        field, is_, rest = str(error).partition(" is ")
-        raise UsageError(_SPEC_OPTIONS.get(field, field) + is_ + rest) from None
-
-
 def parse_range(text: str) -> range:
     """``3-7`` (inclusive) or ``3`` to a range.
 
@@ -155,3 +103,151 @@ def parse_range(text: str) -> range:
     if last < first:
         raise UsageError(f"--shards is {shorten(text)}; write A-B, both included, such as 0-9")
     return range(first, last + 1)
+
+
+def takes(
+    kind: type[Common], *, without: Collection[str] = (), **helps: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of a class of options, and it as `options` what they say.
+
+    Parameters
+    ----------
+    kind : type
+        A dataclass whose fields are :func:`ctgpu.arguments.option`.  Where one of them is a spec,
+        the spec's own flags and ``--preset`` stand for it.
+    without : collection of str
+        Fields that mean nothing to this command.
+    **helps : str
+        Help that differs from the field's, by field.
+
+    Returns
+    -------
+    callable
+        A decorator.
+    """
+    offered = [(one, o) for one, o in options_of(kind) if one.name not in without]
+    own = [*options_of(Spec)] if "spec" in {one.name for one in fields(kind)} else []
+    flags = {one.name: o.flag or _flag(one.name) for one, o in (*offered, *own)}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            said = {
+                one.name: _read(given.pop(one.name), flags[one.name], o)
+                for one, o in (*offered, *own)
+            }
+            if own:
+                of_spec = {one.name: said.pop(one.name) for one, _ in own}
+                said["spec"] = spec_of(given.pop("preset"), of_spec)
+            command(options=kind(**said), **given)
+
+        parameters = [
+            p.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for p in _parameters(command)
+            if p.name != "options"
+        ]
+        # Behind what the command cannot do without.
+        place = sum(p.default is p.empty for p in parameters)
+        made = [_parameter(one, o, flags[one.name], helps, kind) for one, o in offered]
+        if own:
+            made += [_PRESET, *(_parameter(one, o, flags[one.name], helps, Spec) for one, o in own)]
+        parameters[place:place] = made
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        return run
+
+    return decorate
+
+
+def names_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Let a command's messages that begin with the name of a parameter begin with its flag."""
+    flags = {}
+    for parameter in _parameters(command):
+        for how in get_args(parameter.annotation)[1:]:
+            if isinstance(how, typer.models.OptionInfo):
+                # Within Annotated, the first word is the default until typer looks closer.
+                words = filter(None, (how.default, *(how.param_decls or ())))
+                stated = [word for word in words if str(word).startswith("--")]
+                flags[parameter.name] = (stated or [_flag(parameter.name)])[0]
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        try:
+            command(**given)
+        except UsageError as error:
+            name, is_, rest = str(error).partition(" is ")
+            if is_ and name in flags:
+                error.args = (f"{flags[name]} is {rest}",)
+            raise
+
+    return run
+
+
+def spec_of(preset: str | None, said: Mapping[str, Any]) -> Spec | None:
+    """The spec that options describe; None where they say nothing.
+
+    Parameters
+    ----------
+    preset : str or None
+        Where to start from; by default CT-RATE's.
+    said : mapping
+        Fields of the spec; None where the option was not given.
+
+    Raises
+    ------
+    UsageError
+        If there is no such preset, or a value cannot be.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise UsageError(f"preset is {shorten(preset)}; it is one of {', '.join(PRESETS)}")
+    given = {name: value for name, value in said.items() if value is not None}
+    if preset is None and not given:
+        return None
+    return replace(PRESETS[preset or "ct-rate"], **given)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _parameters(command: Callable[..., None]) -> list[inspect.Parameter]:
+    return list(inspect.signature(command, eval_str=True).parameters.values())
+
+
+def _parameter(
+    one: Field[Any], offered: Option, flag: str, helps: Mapping[str, str], kind: type
+) -> inspect.Parameter:
+    """A field as typer wants it."""
+    hint: Any = get_type_hints(kind)[one.name]
+    if offered.written == "path":
+        hint = Path | None
+    elif offered.written in ("size", "range", "numbers") or kind is Spec or str in get_args(hint):
+        hint = str if isinstance(one.default, str) and kind is not Spec else str | None
+    default = None if kind is Spec else one.default
+    how = typer.Option(flag, help=helps.get(one.name, offered.help))
+    return inspect.Parameter(
+        one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, how]
+    )
+
+
+_PRESET = inspect.Parameter(
+    "preset",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None, typer.Option("--preset", help=f"Spec to start from: {', '.join(PRESETS)}.")
+    ],
+)
+
+
+def _read(value: Any, flag: str, offered: Option) -> Any:
+    """What was given, out of its notation."""
+    if value is None:
+        return None
+    if offered.written == "size":
+        return parse_size(value)
+    if offered.written == "range":
+        return parse_range(value)
+    if offered.written == "numbers":
+        return parse_numbers(value, flag, offered.example)
+    return value

@@ -9,41 +9,27 @@ import typer
 from rich.filesize import decimal
 from rich.table import Table
 
+from ctgpu.arguments import path_of
+from ctgpu.building.estimate import Estimate, estimate
+from ctgpu.building.request import Request
 from ctgpu.cli.display import Display
-from ctgpu.cli.options import Axes, Debug, Device, HuGuard, MaxTiltDegrees, log_level, parse_size
+from ctgpu.cli.options import Debug, log_level, takes
 from ctgpu.cli.stopping import stoppable
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say_json
-from ctgpu.estimate import Estimate, estimate_build
-from ctgpu.planning import Request
-from ctgpu.spec import PRESETS
 
 
+@takes(
+    Request,
+    without=("shards", "temp_dir", "force", "retry_failed"),
+    num_workers="Threads that download. (default: what is suggested)",
+    split="train or valid. (default: valid)",
+)
 def command(
     output_dir: Annotated[
         Path, typer.Option(help="Where the build would write; nothing stays there.")
     ] = Path(),
-    split: Annotated[str | None, typer.Option(help="train or valid. (default: valid)")] = None,
-    source: Annotated[
-        Path | None, typer.Option(help="A local copy or raw tars, instead of the Hub.")
-    ] = None,
-    repo_id: Annotated[str | None, typer.Option(help="Data set on the Hub.")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.")] = None,
-    device: Device = "auto",
-    num_workers: Annotated[
-        int | None, typer.Option(help="Threads that download. (default: what is suggested)")
-    ] = None,
-    memory_limit: Annotated[
-        str | None, typer.Option(help="Bytes for volumes in flight, such as 16G.")
-    ] = None,
-    samples_per_shard: Annotated[
-        int | None, typer.Option(help="Samples in a shard. (default: 128)")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first N samples.")] = None,
-    recon: Annotated[str | None, typer.Option(help="all or first. (default: all)")] = None,
-    axes: Axes = None,
-    max_tilt_degrees: MaxTiltDegrees = None,
-    hu_guard: HuGuard = None,
-    preset: Annotated[str, typer.Option(help=f"Spec: {', '.join(PRESETS)}.")] = "ct-rate",
+    *,
+    options: Request,
     calibrate: Annotated[
         int, typer.Option(help="Build so many samples to measure; 0 for none.")
     ] = 3,
@@ -54,39 +40,15 @@ def command(
 
     A few samples are built to measure this machine, and removed again.
     """
-    if preset not in PRESETS:
-        raise typer.BadParameter(f"it is one of {', '.join(PRESETS)}", param_hint="--preset")
     errors = Console(stderr=True)
     configure_logging(LogFormat.text, log_level(debug), errors)
     with stoppable(), Display(errors) as display:
-        estimate = estimate_build(
-            output_dir,
-            Request(
-                split=split,
-                source=source,
-                repo_id=repo_id,
-                revision=revision,
-                spec=PRESETS[preset],
-                samples_per_shard=samples_per_shard,
-                selection={
-                    "limit": limit,
-                    "recon": recon,
-                    "axes": axes,
-                    "max_tilt_degrees": max_tilt_degrees,
-                    "hu_guard": hu_guard,
-                },
-            ),
-            device=device,
-            num_workers=num_workers,
-            memory_limit_bytes=parse_size(memory_limit) if memory_limit is not None else None,
-            calibrate=calibrate,
-            watch=display,
-        )
+        estimated = estimate(path_of("output_dir", output_dir), options, calibrate, display)
     if as_json:
-        say_json(estimate.to_dict())
+        say_json(estimated.to_dict())
     else:
-        _show(estimate, Console())
-    raise typer.Exit(estimate.exit_code)
+        _show(estimated, Console())
+    raise typer.Exit(estimated.exit_code)
 
 
 def _show(estimate: Estimate, console: Console) -> None:

@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from rich.progress import Progress
 
+from ctgpu.building.relabelling import RelabelReport, relabel
 from ctgpu.cli.build import resumable
 from ctgpu.cli.options import Debug
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say
-from ctgpu.relabelling import RelabelReport, relabel
 
 
 def command(

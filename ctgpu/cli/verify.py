@@ -10,11 +10,12 @@ import typer
 from rich.filesize import decimal
 from rich.progress import Progress
 
+from ctgpu.checking.compare import Comparison, compare_samples
+from ctgpu.checking.verify import Verification, verify_folder
 from ctgpu.cli.options import Debug, shorten
 from ctgpu.cli.terminal import Console, say, say_json
-from ctgpu.compare import Comparison, compare_samples
 from ctgpu.errors import UsageError
-from ctgpu.verify import Finding, Verification, verify_folder
+from ctgpu.shards.findings import Finding
 
 
 def command(

@@ -1,4 +1,4 @@
-"""From the bytes of a file to a :class:`ctgpu.volume.RawVolume`."""
+"""From the bytes of a file to a :class:`ctgpu.volume.raw.RawVolume`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from ctgpu.buffers import Buffer, BufferPool, Bytes
 from ctgpu.decode import nifti, npz
 from ctgpu.decode.inflate import InflateError, inflate_backend
-from ctgpu.decode.layout import MAX_VOLUME_BYTES, Layout
 from ctgpu.decode.mistaken import HEAD_BYTES, mistaken_for
 from ctgpu.decode.raw import decode_raw
+from ctgpu.decode.stored import MAX_VOLUME_BYTES, StoredVolume
 from ctgpu.errors import DecodeError
-from ctgpu.volume import RawVolume
+from ctgpu.volume.raw import RawVolume
 
 __all__ = ["MAX_VOLUME_BYTES", "decode", "decode_raw", "inflate_backend", "inflated_size"]
 
@@ -48,22 +48,19 @@ def decode(
     DecodeError
         If the bytes are not one whole volume in a format and dtype that this package reads.
     """
-    inflated: Buffer | None = None
-    try:
-        layout = _read_layout(file_name, buffer.bytes, limit_bytes)
-        if layout.inflated_bytes:
-            inflated = pool.acquire(layout.inflated_bytes)
-        layout.unpack(inflated.bytes if inflated else _IN_PLACE)
-        volume = layout.volume(inflated or buffer)
-    except BaseException as error:
-        buffer.release()
-        if inflated is not None:
-            inflated.release()
-        if isinstance(error, InflateError):
+    with buffer.released_on_error():
+        try:
+            stored = _locate_voxels(file_name, buffer.bytes, limit_bytes)
+            if not stored.inflated_bytes:
+                stored.unpack(_IN_PLACE)
+                return stored.volume(buffer)
+            inflated = pool.acquire(stored.inflated_bytes)
+            with inflated.released_on_error():
+                stored.unpack(inflated.bytes)
+                volume = stored.volume(inflated)
+        except InflateError as error:
             raise DecodeError(f"{file_name} is not usable: {error}; fetch it again") from error
-        raise
-    if inflated is not None:
-        buffer.release()
+    buffer.release()
     return volume
 
 
@@ -83,18 +80,18 @@ def inflated_size(file_name: str, data: Bytes) -> int:
         0 where the voxels are used in place, and for a file that :func:`decode` refuses.
     """
     try:
-        return _read_layout(file_name, data, MAX_VOLUME_BYTES).inflated_bytes
+        return _locate_voxels(file_name, data, MAX_VOLUME_BYTES).inflated_bytes
     except (DecodeError, InflateError):
         return 0
 
 
-def _read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
+def _locate_voxels(file_name: str, data: Bytes, limit_bytes: int) -> StoredVolume:
     lower = file_name.lower()
     if not lower.endswith((".npz", ".nii", ".nii.gz")):
         raise DecodeError(f"{file_name} is no volume; wanted a name in .npz, .nii or .nii.gz")
-    read_layout = npz.read_layout if lower.endswith(".npz") else nifti.read_layout
+    locate_voxels = npz.locate_voxels if lower.endswith(".npz") else nifti.locate_voxels
     try:
-        return read_layout(file_name, data, limit_bytes)
+        return locate_voxels(file_name, data, limit_bytes)
     except DecodeError as error:
         if (found := mistaken_for(data[:HEAD_BYTES].tobytes())) is not None:
             raise DecodeError(f"{file_name} {found}") from error

@@ -13,10 +13,10 @@ import numpy as np
 
 from ctgpu.buffers import Bytes
 from ctgpu.decode.inflate import GZIP_MAGIC, InflateError, gzip_head, gzip_into
-from ctgpu.decode.layout import MAX_VOLUME_BYTES, Layout, check_plausible, check_voxels
 from ctgpu.decode.nifti_geometry import geometry_facts
+from ctgpu.decode.stored import MAX_VOLUME_BYTES, StoredVolume, check_plausible, check_voxels
 from ctgpu.errors import DecodeError
-from ctgpu.volume import Rescale
+from ctgpu.volume.raw import Rescale
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
@@ -38,7 +38,7 @@ _DTYPES = {
 }
 
 
-def read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
+def locate_voxels(file_name: str, data: Bytes, limit_bytes: int) -> StoredVolume:
     """Find the voxels of a ``.nii`` or ``.nii.gz`` file; its first bytes tell which it is.
 
     Parameters
@@ -73,7 +73,7 @@ def read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
     slice_bytes = voxel_bytes // shape[2]
     if not stream.levels:
         _check_end(file_name, size_bytes, data.size, slice_bytes)
-    return Layout(
+    return StoredVolume(
         shape=shape,
         dtype=dtype,
         order="F",

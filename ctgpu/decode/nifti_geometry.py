@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctgpu.errors import DecodeError
-from ctgpu.orientation import Orientation, is_usable, settle_spacing
+from ctgpu.volume.orientation import Orientation, is_usable, settle_spacing
 
 if TYPE_CHECKING:
     from nibabel.nifti1 import Nifti1Header
@@ -28,7 +28,7 @@ _LONGEST_QUATERNION = 0.01
 
 
 def geometry_facts(file_name: str, header: Nifti1Header) -> dict[str, Any]:
-    """Spacing and affine in millimetres, as fields of a :class:`ctgpu.volume.RawVolume`.
+    """Spacing and affine in millimetres, as fields of a :class:`ctgpu.volume.raw.RawVolume`.
 
     Raises
     ------

@@ -25,8 +25,8 @@ from numpy.lib import format as npy
 
 from ctgpu.buffers import Bytes
 from ctgpu.decode.inflate import InflateError, check_crc32, member_into
-from ctgpu.decode.layout import (
-    Layout,
+from ctgpu.decode.stored import (
+    StoredVolume,
     check_plausible,
     check_voxels,
     metadata_facts,
@@ -60,7 +60,7 @@ _HEADER_ERRORS = (
 )
 
 
-def read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
+def locate_voxels(file_name: str, data: Bytes, limit_bytes: int) -> StoredVolume:
     """Find the voxels of an ``.npz`` file.
 
     Parameters
@@ -89,7 +89,7 @@ def read_layout(file_name: str, data: Bytes, limit_bytes: int) -> Layout:
         )
     metadata = _metadata(file_name, data, members)
     facts = _facts_in_arrays(file_name, data, members, metadata) | metadata
-    return Layout(
+    return StoredVolume(
         shape=header.shape,
         dtype=header.dtype,
         order="F" if header.fortran_order else "C",

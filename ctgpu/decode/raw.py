@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ctgpu.buffers import Buffer
-from ctgpu.decode.layout import Layout, check_voxels, metadata_facts
+from ctgpu.decode.stored import StoredVolume, check_voxels, metadata_facts
 from ctgpu.errors import DecodeError
-from ctgpu.volume import RawVolume
+from ctgpu.volume.raw import RawVolume
 
 
 def decode_raw(
@@ -42,7 +42,7 @@ def decode_raw(
     DecodeError
         If the bytes are not exactly such an array.
     """
-    try:
+    with buffer.released_on_error():
         try:
             wanted, shape_hwd = np.dtype(dtype), tuple(int(n) for n in shape)
         except (TypeError, ValueError) as error:
@@ -59,8 +59,7 @@ def decode_raw(
                 f"{size_bytes:,}: fetch it again or correct its JSON"
             )
         facts = metadata_facts(file_name, dict(metadata))
-        layout = Layout(shape_hwd, wanted, "C", 0, 0, lambda _: None, {"format": "raw", **facts})
-        return layout.volume(buffer)
-    except BaseException:
-        buffer.release()
-        raise
+        stored = StoredVolume(
+            shape_hwd, wanted, "C", 0, 0, lambda _: None, {"format": "raw", **facts}
+        )
+        return stored.volume(buffer)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctgpu.pipeline import Failure
-from ctgpu.progress import (
+from ctgpu.building.events import (
     SampleFailed,
     SampleWritten,
     ShardCommitted,
@@ -14,6 +13,7 @@ from ctgpu.progress import (
     ShardResumed,
     Watcher,
 )
+from ctgpu.building.pipeline import Failure
 from ctgpu.shards.journal import JournalHeader, read_journal
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import journal_name, record_name
@@ -38,7 +38,7 @@ class Follower:
     Attributes
     ----------
     written : int
-        Samples of the shards told of as committed, without those that they had at the beginning.
+        Samples of the shards reported as committed, without those that they had at the beginning.
     """
 
     def __init__(self, folder: Path, plan: Plan, watch: Watcher) -> None:
@@ -94,7 +94,7 @@ class Follower:
         self._watch(ShardCommitted(index, len(record.samples), record.size_bytes))
 
     def leave(self, index: int) -> None:
-        """Shard `index` was finished by another process; nothing more is told of it."""
+        """Shard `index` was finished by another process; nothing more is reported of it."""
         told = len(self._told.pop(index, ()))
         self._kept.pop(index, None)
         self._watch(ShardDoneElsewhere(index, len(self._plan.samples_of(index)) - told))

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ctgpu.errors import EnvironmentFailure, UsageError, reason_of
-from ctgpu.extras import install_command
+from ctgpu.installation import install_command
 
 log = logging.getLogger(__name__)
 

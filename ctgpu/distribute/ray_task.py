@@ -6,20 +6,17 @@ import os
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from ctgpu import __version__
-from ctgpu.builder import unforeseen_os_errors
+from ctgpu.building.builder import unforeseen_os_errors
+from ctgpu.building.events import Event, ShardCommitted
+from ctgpu.building.executor import LEAST_DEFAULT_WORKERS, BuildJob
+from ctgpu.building.pipeline import PipelineReport, Workers
+from ctgpu.building.shard_maker import ShardMaker
 from ctgpu.errors import CtgpuError, StorageError, UsageError
-from ctgpu.executor import BuildJob
-from ctgpu.limits import usable_cores
-from ctgpu.pipeline import PipelineReport, Workers
-from ctgpu.progress import Event, ShardCommitted
-from ctgpu.shard_maker import ShardMaker
+from ctgpu.installation import __version__
+from ctgpu.machine import usable_cores
 from ctgpu.shards.lease import LeaseHeld
 from ctgpu.shards.names import PLAN_NAME
 from ctgpu.shards.plan import Plan
-
-# Downloads overlap even where there is one core only.
-_LEAST_FETCH_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +70,7 @@ class _Workplace:
             now = job.open_source(plan)
             opened.callback(now.source.close)
             workers = Workers(
-                job.num_workers or max(_LEAST_FETCH_THREADS, cpus),
+                job.request.num_workers or max(LEAST_DEFAULT_WORKERS, cpus),
                 min(cpus, usable_cores()),
                 min(cpus, engine.concurrency),
                 engine.batch_size,

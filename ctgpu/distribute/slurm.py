@@ -10,8 +10,8 @@ import logging
 import re
 from collections.abc import Mapping
 
+from ctgpu.building.request import Part
 from ctgpu.errors import UsageError
-from ctgpu.planning import Part
 
 log = logging.getLogger(__name__)
 

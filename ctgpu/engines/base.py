@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ctgpu.buffers import Bytes, allocate_pages
-from ctgpu.geometry import VolumePlan
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import VolumePlan
+from ctgpu.volume.raw import Rescale
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from ctgpu.engines.base import Engine, Job
 from ctgpu.errors import DeviceError, UsageError, shortage
-from ctgpu.limits import usable_cores
+from ctgpu.machine import usable_cores
 
 #: Environment variable that forces one variant: scalar, avx2, avx512 or neon.
 VARIANT_VARIABLE = "CTGPU_CPU"

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ctgpu.buffers import Bytes, allocate_pages, allocate_pinned
-from ctgpu.engines._batch import (
+from ctgpu.engines.base import Engine, Job
+from ctgpu.engines.batch import (
     THREADS,
     VOLUME,
     KernelKey,
@@ -30,7 +31,7 @@ from ctgpu.engines._batch import (
     plan_batches,
     readable,
 )
-from ctgpu.engines._cupy import (
+from ctgpu.engines.cupy_runtime import (
     LentStream,
     compiling,
     count_devices,
@@ -40,16 +41,15 @@ from ctgpu.engines._cupy import (
     version_text,
     wait_for,
 )
-from ctgpu.engines._headers import Headers
-from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_options, kernel_source
-from ctgpu.engines.base import Engine, Job
+from ctgpu.engines.headers import Headers
+from ctgpu.engines.nvrtc import KERNEL_NAME, kernel_options, kernel_source
 from ctgpu.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
 # While one volume is computed, one can go up and one come down.
 _LANES_PER_DEVICE = 3
-# The rest is left to contexts, kernels and whoever shares the GPU.
+# The rest is left to contexts, kernels and others on the GPU.
 _SHARE_OF_FREE_MEMORY = 0.8
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _DLPACK_CUDA = 2
@@ -74,6 +74,13 @@ class CudaEngine(Engine):
         the lanes.  A batch that is larger than a lane's share is made smaller, a volume that is
         larger is made slab by slab.
 
+    Attributes
+    ----------
+    ordinals : tuple of int
+        The GPUs in use.
+    kernels : Kernels
+        What is compiled for them.
+
     Raises
     ------
     DeviceError
@@ -93,7 +100,7 @@ class CudaEngine(Engine):
             if not 0 <= ordinal < count:
                 there = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
                 raise DeviceError(f"there is no cuda:{ordinal}; this process can see {there}")
-        self._kernels = _Kernels(self._cupy)
+        self.kernels = Kernels(self._cupy)
         self._headers = Headers(self._cupy, self.allocate)
         self._failure: str | None = None
         self._closed = False
@@ -103,7 +110,7 @@ class CudaEngine(Engine):
             for _ in range(_LANES_PER_DEVICE):
                 for ordinal, limit in limits.items():
                     share = limit // _LANES_PER_DEVICE
-                    self._lanes.put(_Lane(self._cupy, self._kernels, self._headers, ordinal, share))
+                    self._lanes.put(_Lane(self._cupy, self.kernels, self._headers, ordinal, share))
 
     @property
     def name(self) -> str:
@@ -157,7 +164,7 @@ class CudaEngine(Engine):
             with work_on:
                 voxels = job.voxels
                 if there is not None and not isinstance(voxels, cupy.ndarray):
-                    # Whoever lends them has CuPy's current stream wait for what they still write.
+                    # Their lender has CuPy's current stream wait for what they still write.
                     voxels = cupy.from_dlpack(voxels)
                 try:
                     result = self._queue(
@@ -226,7 +233,7 @@ class CudaEngine(Engine):
     def _open(self, ordinal: int, limit_bytes: int | None) -> int:
         """Bytes of this device to use; also proves that it runs what NVRTC compiles."""
         with on_device(self._cupy, ordinal):
-            self._kernels.get(ordinal, _USUAL_KERNEL)
+            self.kernels.get(ordinal, _USUAL_KERNEL)
             free, _ = self._cupy.cuda.runtime.memGetInfo()
         return limit_bytes or int(free * _SHARE_OF_FREE_MEMORY)
 
@@ -282,14 +289,14 @@ class CudaEngine(Engine):
             placed = Placed(piece, voxels, source_address, out.data.ptr)
             header, launches = pack([placed], device_header.data.ptr)
             self._headers.upload(header, device_header.data.ptr, stream)
-            self._kernels.launch(ordinal, launches, device_header.data.ptr)
+            self.kernels.launch(ordinal, launches, device_header.data.ptr)
             if not piece.is_whole:
                 slab = slice(piece.d_first, piece.d_first + piece.axes[2].n_out)
                 result[(..., slab) if job.plan.spec.layout == "HWD" else slab] = out
         return result
 
 
-class _Kernels:
+class Kernels:
     """Compiled kernels, by device and kind."""
 
     def __init__(self, cupy: Any) -> None:
@@ -323,7 +330,7 @@ class _Lane:
     def __init__(
         self,
         cupy: Any,
-        kernels: _Kernels,
+        kernels: Kernels,
         headers: Headers,
         ordinal: int,
         limit_bytes: int,

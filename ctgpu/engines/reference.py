@@ -9,8 +9,8 @@ import numpy as np
 
 from ctgpu.engines.base import Engine, Job
 from ctgpu.errors import DeviceError, shortage
-from ctgpu.extras import install_command
-from ctgpu.limits import usable_cores
+from ctgpu.installation import install_command
+from ctgpu.machine import usable_cores
 from ctgpu.threads import require_threads
 
 

@@ -37,7 +37,7 @@ def open_engine(device: str = "auto") -> Engine:
         try:
             ordinals = tuple(int(n) for n in numbers.split(",")) if numbers else None
         except ValueError:
-            raise UsageError(f"--device is {device!r}; it takes {DEVICE_HELP}") from None
+            raise UsageError(f"device is {device!r}; it takes {DEVICE_HELP}") from None
         return CudaEngine(ordinals)
     if device == "cpu":
         from ctgpu.engines.cpu import CpuEngine
@@ -53,7 +53,7 @@ def open_engine(device: str = "auto") -> Engine:
         except DeviceError as error:
             log.info("using the CPU engine: %s", error)
             return open_engine("cpu")
-    raise UsageError(f"--device is {device!r}; it takes {DEVICE_HELP}")
+    raise UsageError(f"device is {device!r}; it takes {DEVICE_HELP}")
 
 
 def arithmetic_of(device: str | Engine) -> str:
@@ -72,7 +72,7 @@ def arithmetic_of(device: str | Engine) -> str:
 
         return ReferenceEngine.arithmetic
     if device.partition(":")[0] not in ("auto", "cpu", "cuda"):
-        raise UsageError(f"--device is {device!r}; it takes {DEVICE_HELP}")
+        raise UsageError(f"device is {device!r}; it takes {DEVICE_HELP}")
     return Engine.arithmetic
 
 

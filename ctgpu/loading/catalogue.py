@@ -4,79 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-from ctgpu.errors import CtgpuError, MismatchError, StorageError, UsageError, reason_of
+from ctgpu.errors import CtgpuError, MismatchError, UsageError
+from ctgpu.shards.card import Card
 from ctgpu.shards.folder import committed_shards, summaries
-from ctgpu.shards.names import MANIFEST_NAME, parse_shard_name, record_name, shard_name
+from ctgpu.shards.names import parse_shard_name, record_name, shard_name
 from ctgpu.shards.patterns import expand_paths
-from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import SampleEntry, ShardRecord
-from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, Count, Fingerprint, Text, decode, read_file
-from ctgpu.spec import Spec
 
 log = logging.getLogger(__name__)
 
 Named = str | PathLike[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """What all samples of a data set share, and how many it shall have; None if it does not say."""
-
-    spec: Spec
-    fingerprint: str
-    class_names: tuple[str, ...]
-    planned_shards: int | None = field(default=None, compare=False)
-    planned_samples: int | None = field(default=None, compare=False)
-
-    @classmethod
-    def load(cls, folder: Path) -> Card:
-        """From the folder's manifest, or from its plan while the build goes on.
-
-        Raises
-        ------
-        UsageError
-            If the folder has neither, or they are damaged.
-        """
-        path = folder / MANIFEST_NAME
-        if not path.exists():
-            plan = Plan.load(folder)
-            return cls(
-                plan.spec, plan.fingerprint, plan.class_names, plan.shards, len(plan.samples)
-            )
-        way_out = f"`ctgpu manifest {shlex.quote(str(folder))}` derives it again"
-        try:
-            stored = decode(read_file(path, JSON_LIMIT_BYTES), _StoredCard)
-            return cls(
-                Spec.from_dict(stored.spec),
-                stored.fingerprint,
-                tuple(stored.class_names),
-                stored.planned_shards,
-                stored.planned_samples,
-            )
-        except OSError as error:
-            raise StorageError(f"{path} cannot be read: {reason_of(error)}; {way_out}") from error
-        except (UsageError, ValueError) as error:
-            raise UsageError(
-                f"{path} is not the manifest of a ctgpu data set ({error}); {way_out}"
-            ) from error
-
-
-@dataclass(frozen=True, slots=True)
-class _StoredCard:
-    """What a manifest states of it."""
-
-    spec: dict[str, Any]
-    fingerprint: Fingerprint
-    class_names: list[Text]
-    planned_shards: Count | None = None
-    planned_samples: Count | None = None
 
 
 @dataclass(frozen=True, slots=True)

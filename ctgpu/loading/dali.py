@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctgpu.errors import DeviceError, UsageError
-from ctgpu.extras import install_command
+from ctgpu.installation import install_command
 from ctgpu.loading.catalogue import Named, Shard
 from ctgpu.loading.dataset import VolumeDataset
 from ctgpu.loading.ranks import distributed_place, given_place

@@ -23,8 +23,8 @@ from ctgpu.loading.region import read_region, to_dhw
 from ctgpu.loading.selection import Indices, Predicate, Wanted, check_numbers, select_numbers
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry
-from ctgpu.sources.base import normal_form
 from ctgpu.spec import Spec
+from ctgpu.volume.ref import normal_form
 
 Verify = Literal["first", "always", "off"]
 Volume = npt.NDArray[np.float16]

@@ -33,7 +33,7 @@ class Progress:
     Attributes
     ----------
     place : Place
-        Where the loader is.  Whoever replaces it ends the iteration that counts in it.
+        Where the loader is.  Replacing it ends the iteration that counts in it.
     lent : deque of Buffer
         Of batches that iterations handed out which have ended since, oldest first.
     """

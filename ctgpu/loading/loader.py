@@ -12,8 +12,7 @@ import xxhash
 
 from ctgpu.arguments import require_choice, shown
 from ctgpu.errors import DeviceError, MismatchError, UsageError
-from ctgpu.extras import install_command
-from ctgpu.limits import usable_cores
+from ctgpu.installation import install_command
 from ctgpu.loading.catalogue import Named
 from ctgpu.loading.dataset import VolumeDataset
 from ctgpu.loading.iteration import Iteration, Progress
@@ -24,6 +23,7 @@ from ctgpu.loading.reading import Batch, BatchReader
 from ctgpu.loading.region import stored_order
 from ctgpu.loading.targets import CudaTarget, HostTarget, Target
 from ctgpu.loading.window import rewindow
+from ctgpu.machine import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -177,7 +177,7 @@ class VolumeLoader:
         """The batches of the current epoch, or what :meth:`load_state_dict` left of it.
 
         Nothing is decided or read before the first is asked for: Lightning makes iterators that it
-        never uses.  An epoch that was given up begins anew.
+        never uses.  An epoch that was given up begins again.
 
         Raises
         ------
@@ -269,7 +269,7 @@ def make_loader(
         Reader threads; default one for each usable core, at most 8.
     copy : bool
         Give each batch on the host memory of its own, for as long as you hold it or a view of it.
-        False reads into a few buffers again and again, whoever holds them: a batch is then **valid
+        False reads into a few buffers again and again, held or not: a batch is then **valid
         until the next but one is asked for**.  On a GPU batches always are tensors of their own.
     labelled_only : bool
         Leave out the samples that have no label row.  Those whose row has some blanks stay, with

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry
 from ctgpu.spec import Layout
-
-if TYPE_CHECKING:
-    from ctgpu.loading.dataset import Volume
 
 #: An array or a tensor.
 VolumeT = TypeVar("VolumeT", bound=Any)
@@ -47,7 +45,11 @@ def random_start(
 
 
 def read_region(
-    reader: ShardReader, entry: SampleEntry, stored: Shape, start: Shape, out: Volume
+    reader: ShardReader,
+    entry: SampleEntry,
+    stored: Shape,
+    start: Shape,
+    out: npt.NDArray[np.float16],
 ) -> None:
     """Read a box into `out`, unverified: in one piece, or plane by plane of the slowest axis.
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ctgpu.errors import UsageError
 from ctgpu.shards.record import SampleEntry
-from ctgpu.sources.base import normal_form
+from ctgpu.volume.ref import normal_form
 
 Indices = npt.NDArray[np.int64]
 Wanted = str | int

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from ctgpu.buffers import Bytes, allocate_pages, allocate_pinned
 from ctgpu.errors import DeviceError
 from ctgpu.loading.region import to_dhw
-from ctgpu.loading.window import apply_window
+from ctgpu.loading.window import Scaling, apply_scaling
 from ctgpu.spec import Layout
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # torch's annotations of its CUDA functions are incomplete, hence Any below.
-Window = tuple[float, float]
 Tensors = tuple["torch.Tensor", "torch.Tensor"]
 
 
@@ -45,9 +44,9 @@ class Target(Protocol):
 class HostTarget:
     """Views of the memory that was read into, which the consumer keeps or gets for a while."""
 
-    def __init__(self, layout: Layout, window: Window | None, *, copy: bool) -> None:
+    def __init__(self, layout: Layout, scaling: Scaling | None, *, copy: bool) -> None:
         self._layout = layout
-        self._window = window
+        self._scaling = scaling
         self.memory: Literal["lent", "given", "kept"] = "given" if copy else "lent"
 
     def allocate(self, size_bytes: int) -> Bytes:
@@ -57,8 +56,8 @@ class HostTarget:
         import torch
 
         volume = torch.from_numpy(stored)
-        if self._window:
-            apply_window(volume, *self._window)
+        if self._scaling:
+            apply_scaling(volume, self._scaling)
         return to_dhw(volume, self._layout).unsqueeze(1), torch.from_numpy(labels)
 
     def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
@@ -76,7 +75,7 @@ class CudaTarget:
 
     memory: Literal["lent", "given", "kept"] = "kept"
 
-    def __init__(self, device: torch.device, layout: Layout, window: Window | None) -> None:
+    def __init__(self, device: torch.device, layout: Layout, scaling: Scaling | None) -> None:
         import torch
 
         if not torch.cuda.is_available():
@@ -93,7 +92,7 @@ class CudaTarget:
         index = torch.cuda.current_device() if device.index is None else device.index
         self._device = torch.device("cuda", index)
         self._layout = layout
-        self._window = window
+        self._scaling = scaling
         self._cuda: Any = torch.cuda
         self._stream = self._cuda.Stream(self._device)
 
@@ -130,8 +129,8 @@ class CudaTarget:
         with self._cuda.stream(self._stream):
             uploaded = torch.from_numpy(stored).to(self._device, non_blocking=True)
             volume = to_dhw(uploaded, self._layout).contiguous()
-            if self._window:
-                apply_window(volume, *self._window)
+            if self._scaling:
+                apply_scaling(volume, self._scaling)
             classes = torch.from_numpy(labels).to(self._device, non_blocking=True)
         # The memory is free for the next read, and any stream may use the tensors, from here on.
         # A blocking event sleeps; to synchronise the stream would keep a core busy.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ctgpu.errors import UsageError
 from ctgpu.spec import Spec
@@ -23,8 +23,15 @@ WINDOWS: Mapping[str, tuple[float, float]] = {
 _PART_VOXELS = 1 << 18
 
 
-def rewindow(spec: Spec, window: str | tuple[float, float]) -> tuple[float, float]:
-    """``(scale, offset)`` that takes stored values to a window mapped to [-1, 1].
+class Scaling(NamedTuple):
+    """``value * scale + offset``."""
+
+    scale: float
+    offset: float
+
+
+def rewindow(spec: Spec, window: str | tuple[float, float]) -> Scaling:
+    """What takes stored values to a window mapped to [-1, 1].
 
     Parameters
     ----------
@@ -55,13 +62,13 @@ def rewindow(spec: Spec, window: str | tuple[float, float]) -> tuple[float, floa
         )
     scale, offset = wanted.scale_offset
     half, middle = (stored_hi - stored_lo) / 2, (stored_hi + stored_lo) / 2
-    return scale * half, scale * middle + offset
+    return Scaling(scale * half, scale * middle + offset)
 
 
-def apply_window(volume: torch.Tensor, scale: float, offset: float) -> None:
+def apply_scaling(volume: torch.Tensor, scaling: Scaling) -> None:
     """``clamp(volume * scale + offset, -1, 1)`` in place, in float32, rounded once."""
     flat = volume.view(-1)
     step = _PART_VOXELS if volume.device.type == "cpu" else len(flat)
     for first in range(0, len(flat), step):
         part = flat[first : first + step]
-        part.copy_(part.float().mul_(scale).add_(offset).clamp_(-1, 1))
+        part.copy_(part.float().mul_(scaling.scale).add_(scaling.offset).clamp_(-1, 1))

@@ -20,10 +20,10 @@ import xxhash
 
 from ctgpu.shards import disk
 from ctgpu.shards.ledger import LedgerEntry
-from ctgpu.shards.plan import PlannedSample
 from ctgpu.shards.record import SampleEntry, checksum
 from ctgpu.shards.tar import key_fault
 from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, Count, decode, read_file
+from ctgpu.volume.ref import SampleRef
 
 _T = TypeVar("_T")
 
@@ -37,7 +37,7 @@ class JournalHeader:
     samples: str
 
     @classmethod
-    def of(cls, index: int, fingerprint: str, samples: Sequence[PlannedSample]) -> JournalHeader:
+    def of(cls, index: int, fingerprint: str, samples: Sequence[SampleRef]) -> JournalHeader:
         """The header for shard `index` with these samples."""
         rows = [[s.key, s.path, s.size_bytes, s.checksum] for s in samples]
         return cls(index, fingerprint, checksum(json.dumps(rows).encode()))

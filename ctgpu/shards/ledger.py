@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import msgspec
-
+from ctgpu.arguments import converted
 from ctgpu.shards.untrusted import Count, Text
 
 
@@ -51,4 +50,4 @@ class LedgerEntry:
         ValueError
             If it is anything else.
         """
-        return msgspec.convert(values, cls)
+        return converted(values, cls)

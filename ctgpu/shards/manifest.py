@@ -93,7 +93,7 @@ def _manifest_text(plan: Plan, shards: Sequence[ShardSummary]) -> bytes:
 
 
 def write_manifest(folder: Path) -> dict[str, Any]:
-    """Derive ``manifest.json`` and ``failures.jsonl`` anew, at any time, and tidy the folder.
+    """Derive ``manifest.json`` and ``failures.jsonl`` again, at any time, and tidy the folder.
 
     Returns
     -------

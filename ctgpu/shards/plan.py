@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-import msgspec
-
+from ctgpu.arguments import converted
 from ctgpu.errors import MismatchError, UsageError, reason_of
 from ctgpu.shards import disk
 from ctgpu.shards.lease import plan_lock
@@ -24,39 +23,15 @@ from ctgpu.shards.untrusted import (
     decode,
     read_file,
 )
-from ctgpu.sources.base import Provenance
 from ctgpu.spec import Spec
+from ctgpu.volume.ref import Provenance, SampleRef
 
 FORMAT = "ctgpu-plan-1"
 _COLUMNS = ["key", "study_id", "path", "size_bytes", "checksum", "provenance"]
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedSample:
-    """One sample of a plan.
-
-    Attributes
-    ----------
-    key : str
-        Name of its members in the shard.
-    study_id : str
-        How the CSVs name it.
-    path : str
-        Relative to the source.
-    size_bytes : int
-        Of the source file.
-    checksum : str or None
-        Of the source file, ``"sha256:<hex>"``, where the source states one.
-    provenance : {"fixed", "v1", "unknown"}
-        What the path says about the voxels.
-    """
-
-    key: str
-    study_id: str
-    path: str
-    size_bytes: int
-    checksum: str | None = None
-    provenance: Provenance = "unknown"
+#: Of a shard, where nothing was said.
+DEFAULT_SAMPLES_PER_SHARD = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +54,7 @@ class Plan:
         Samples of each shard but the last.
     class_names : tuple of str
         The labels, in order.
-    samples : sequence of PlannedSample
+    samples : sequence of SampleRef
         In plan order; keys are unique.
     """
 
@@ -92,7 +67,7 @@ class Plan:
     selection: Mapping[str, Any]
     samples_per_shard: int
     class_names: tuple[str, ...]
-    samples: Sequence[PlannedSample]
+    samples: Sequence[SampleRef]
 
     def __repr__(self) -> str:
         return (
@@ -105,7 +80,7 @@ class Plan:
         """How many shards there are."""
         return -(-len(self.samples) // self.samples_per_shard)
 
-    def samples_of(self, index: int) -> Sequence[PlannedSample]:
+    def samples_of(self, index: int) -> Sequence[SampleRef]:
         """The samples of shard `index`, in order.
 
         Raises
@@ -254,8 +229,8 @@ class Plan:
             raise ValueError(f"its format is not {FORMAT}")
         if not stored.samples_per_shard:
             raise ValueError("samples_per_shard is 0")
-        msgspec.convert(stored.source, _Source)
-        msgspec.convert(stored.selection, _Selection)
+        converted(stored.source, _Source)
+        converted(stored.selection, _Selection)
         plan = cls(
             dataset=stored.dataset,
             split=stored.split,
@@ -266,7 +241,7 @@ class Plan:
             selection=stored.selection,
             samples_per_shard=stored.samples_per_shard,
             class_names=tuple(stored.class_names),
-            samples=[PlannedSample(*row) for row in stored.samples],
+            samples=[SampleRef(*row) for row in stored.samples],
         )
         check_payload(plan.spec.size_bytes)
         if fault := _fault(plan.samples):
@@ -332,7 +307,7 @@ class _Selection(TypedDict, total=False):
     hu_guard: str | None
 
 
-def _fault(samples: Sequence[PlannedSample]) -> str | None:
+def _fault(samples: Sequence[SampleRef]) -> str | None:
     """Why no plan may have these samples; None if it may.
 
     Keys become names in tars, and paths are opened: a plan may come from anywhere.

@@ -15,7 +15,7 @@ from ctgpu.errors import FetchError, StorageError, reason_of
 from ctgpu.shards.names import parse_shard_name, record_name
 from ctgpu.shards.record import SampleEntry, ShardRecord
 from ctgpu.shards.scan import TarMember, scan_tar
-from ctgpu.shards.untrusted import open_regular
+from ctgpu.shards.untrusted import open_regular, read_exactly
 from ctgpu.shards.writer import PackedSample
 
 # Hashed while it still is in the processor's cache: a fraction of the cost of hashing it later.
@@ -134,19 +134,14 @@ class ShardReader:
         member = entry.members[extension]
         if not 0 <= start_bytes <= member.size_bytes - len(out):
             raise ValueError(f"{len(out)} bytes from {start_bytes} are not within the member")
-        position = 0
-        while position < len(out):
-            try:
-                count = os.preadv(
-                    self._fd, [out[position:]], member.offset + start_bytes + position
-                )
-            except OSError as error:
-                raise FetchError(
-                    f"{self._path}: {entry.key}.{extension} cannot be read: {reason_of(error)}"
-                ) from error
-            if count == 0:
-                raise FetchError(f"{self._path} ends within {entry.key}.{extension}")
-            position += count
+        try:
+            read_exactly(self._fd, out, member.offset + start_bytes)
+        except EOFError as error:
+            raise FetchError(f"{self._path} ends within {entry.key}.{extension}") from error
+        except OSError as error:
+            raise FetchError(
+                f"{self._path}: {entry.key}.{extension} cannot be read: {reason_of(error)}"
+            ) from error
 
     def read(self, entry: SampleEntry, extension: str) -> bytes:
         """One small member, verified; as :meth:`read_into`."""

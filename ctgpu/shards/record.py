@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import msgspec
 import xxhash
 
+from ctgpu.arguments import converted
 from ctgpu.errors import StorageError, reason_of
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import parse_shard_name, shard_name
@@ -21,9 +22,9 @@ from ctgpu.shards.tar import (
     BLOCK_BYTES,
     END_OF_ARCHIVE,
     EXTENSIONS,
-    Layout,
+    Placement,
     key_fault,
-    lay_out,
+    place_sample,
 )
 from ctgpu.shards.untrusted import (
     JSON_LIMIT_BYTES,
@@ -40,7 +41,7 @@ from ctgpu.shards.untrusted import (
 FORMAT = "ctgpu-shard-1"
 _SUMMARY_LIMIT_BYTES = 4096
 
-#: As :attr:`ctgpu.orientation.Orientation.codes`.
+#: As :attr:`ctgpu.volume.orientation.Orientation.codes`.
 Codes = Annotated[str, msgspec.Meta(pattern=r"\A[LRAPSI]{3}\Z")]
 
 
@@ -92,7 +93,7 @@ class SampleEntry:
     source_bytes: Count | None = None
     partly_labelled: bool = False
 
-    def layout(self) -> Layout:
+    def placement(self) -> Placement:
         """Its bytes around the data, recomputed.
 
         Raises
@@ -100,11 +101,13 @@ class SampleEntry:
         ValueError
             If the entry does not say what the format says.
         """
-        layout = lay_out(self.start, self.key, {e: m.size_bytes for e, m in self.members.items()})
+        placement = place_sample(
+            self.start, self.key, {e: m.size_bytes for e, m in self.members.items()}
+        )
         offsets = tuple(self.members[extension].offset for extension in EXTENSIONS)
-        if layout.end != self.end or layout.offsets != offsets:
+        if placement.end != self.end or placement.offsets != offsets:
             raise ValueError(f"the entry of {self.key} contradicts itself")
-        return layout
+        return placement
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
@@ -132,7 +135,7 @@ class SampleEntry:
         ValueError
             If it is anything else.
         """
-        entry = msgspec.convert(values, cls)
+        entry = converted(values, cls)
         entry.check()
         return entry
 
@@ -150,7 +153,7 @@ class SampleEntry:
             raise ValueError(f"the members of {self.key} are not {', '.join(EXTENSIONS)}")
         if self.start % BLOCK_BYTES:
             raise ValueError(f"{self.key} does not start with a block")
-        self.layout()
+        self.placement()
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,5 +333,5 @@ def _reading(path: Path) -> Iterator[None]:
     except ValueError as error:
         raise StorageError(
             f"{path} is not the record of its shard ({error}); remove it and run the build again, "
-            "which makes the shard anew"
+            "which rebuilds the shard"
         ) from error

@@ -85,7 +85,7 @@ def alignment(offset: int) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Placement:
     """Where the bytes of one sample go.
 
     Attributes
@@ -104,7 +104,7 @@ class Layout:
     frames: tuple[bytes, ...]
 
 
-def lay_out(start: int, key: str, sizes: Mapping[str, int]) -> Layout:
+def place_sample(start: int, key: str, sizes: Mapping[str, int]) -> Placement:
     """Place a sample at `start`.
 
     Parameters
@@ -127,7 +127,7 @@ def lay_out(start: int, key: str, sizes: Mapping[str, int]) -> Layout:
         position += sizes[extension]
         frame = bytes(padding_bytes(sizes[extension]))
     frames.append(frame)
-    return Layout(start, position + len(frame), tuple(offsets), tuple(frames))
+    return Placement(start, position + len(frame), tuple(offsets), tuple(frames))
 
 
 def key_fault(key: str) -> str | None:

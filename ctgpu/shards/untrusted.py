@@ -8,21 +8,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import io
 import json
 import os
 import re
 import signal
 import stat
 import time
-from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
 import msgspec
 import xxhash
 from msgspec import Meta
 
-from ctgpu.buffers import Buffer
+from ctgpu.arguments import converted, learn
+from ctgpu.buffers import Allocate, Buffer
 
 #: Plans and records of a million samples stay below it.
 JSON_LIMIT_BYTES = 1 << 30
@@ -52,6 +51,8 @@ _KINDS = {
 }
 # A lease may be read while it is written.
 _GROWTH_BYTES = 1 << 16
+# macOS refuses to read 2 GiB at once.
+_MOST_READ_BYTES = 1 << 30
 _MOST_DIGITS = 1000
 _HALF_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 # The coarsest clock by which file systems in use stamp a change; two within it look like one.
@@ -91,6 +92,23 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     return fd
 
 
+def read_exactly(fd: int, out: memoryview, offset: int) -> None:
+    """Fill `out`, which is of bytes, with those of a file from `offset` on.
+
+    Raises
+    ------
+    EOFError
+        If the file ends before.
+    OSError
+        If it cannot be read.
+    """
+    while out:
+        count = os.preadv(fd, [out[:_MOST_READ_BYTES]], offset)
+        if not count:
+            raise EOFError(f"it was cut by {len(out)} bytes")
+        out, offset = out[count:], offset + count
+
+
 def read_file(path: str | os.PathLike[str], limit_bytes: int) -> bytes:
     """All of a regular file.
 
@@ -117,7 +135,7 @@ def stamp_of(file: int | str | os.PathLike[str]) -> Stamp:
 
 def read_unchanged(
     path: str | os.PathLike[str],
-    allocate: Callable[[int], Buffer],
+    allocate: Allocate,
     size_bytes: int | None = None,
 ) -> Buffer:
     """All of a regular file in one buffer, as it was at one time.
@@ -145,14 +163,11 @@ def read_unchanged(
         if size_bytes not in (None, found_bytes):
             raise _changed(f"it has {found_bytes} bytes, but had {size_bytes} when it was listed")
         buffer = allocate(found_bytes)
-        try:
-            _fill(buffer, file)
-            is_same = not may_go_on or _is_same(buffer, file)
+        with buffer.released_on_error():
+            _fill(buffer, file.fileno())
+            is_same = not may_go_on or _is_same(buffer, file.fileno())
             if stamp_of(file.fileno()) != before or not is_same:
                 raise _changed("it was written while it was read")
-        except BaseException:
-            buffer.release()
-            raise
     return buffer
 
 
@@ -205,8 +220,9 @@ def decode(content: bytes, kind: type[_T]) -> _T:
     """
     if _HALF_ESCAPE.search(content):
         # msgspec refuses the bytes of a file name; what it takes comes out the same.
-        return msgspec.convert(parse_json(content), kind)
+        return converted(parse_json(content), kind)
     try:
+        learn(kind)
         return msgspec.json.decode(content, type=kind)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -240,21 +256,18 @@ def _may_be_written(fd: int, stamp: Stamp) -> bool:
     return False
 
 
-def _fill(buffer: Buffer, file: io.FileIO) -> None:
-    left = memoryview(buffer.bytes.data)
-    while left:
-        count = file.readinto(left)
-        if not count:
-            raise _changed(f"it was cut by {len(left)} bytes while it was read")
-        left = left[count:]
+def _fill(buffer: Buffer, fd: int) -> None:
+    try:
+        read_exactly(fd, buffer.bytes.data, 0)
+    except EOFError as error:
+        raise _changed(f"{error} while it was read") from error
 
 
-def _is_same(buffer: Buffer, file: io.FileIO) -> bool:
+def _is_same(buffer: Buffer, fd: int) -> bool:
     """Whether the file has these bytes still; a write under way has gone on meanwhile."""
     first = xxhash.xxh3_64_intdigest(buffer.bytes.data)
     time.sleep(_LONGEST_PAUSE_S)
-    file.seek(0)
-    _fill(buffer, file)
+    _fill(buffer, fd)
     return xxhash.xxh3_64_intdigest(buffer.bytes.data) == first
 
 

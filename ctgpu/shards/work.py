@@ -16,11 +16,12 @@ from ctgpu.shards.fence import Fence
 from ctgpu.shards.folder import is_committed
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import record_name, shard_name
-from ctgpu.shards.plan import Plan, PlannedSample
+from ctgpu.shards.plan import Plan
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry, ShardRecord, ShardSummary
 from ctgpu.shards.tar import EXTENSIONS
 from ctgpu.shards.writer import IsCurrent, PackedSample, ShardWriter
+from ctgpu.volume.ref import SampleRef
 
 
 def samples_to_make(
@@ -45,12 +46,12 @@ class ShardWork(ABC):
     ----------
     index : int
         The shard.
-    todo : sequence of PlannedSample
+    todo : sequence of SampleRef
         What must be made, in plan order; :meth:`take` expects them in that order.
     """
 
     index: int
-    todo: Sequence[PlannedSample]
+    todo: Sequence[SampleRef]
 
     @abstractmethod
     def take(self, result: PackedSample | LedgerEntry) -> None:
@@ -211,7 +212,7 @@ class RetriedShard(ShardWork):
             self._writer.abandon()
         self._reader.close()
 
-    def _is_current(self, planned: PlannedSample, entry: SampleEntry | LedgerEntry) -> bool:
+    def _is_current(self, planned: SampleRef, entry: SampleEntry | LedgerEntry) -> bool:
         if isinstance(entry, LedgerEntry):
             return False  # It is to be tried again.
         good = self._good.get(planned.key)
@@ -253,6 +254,6 @@ def good_sample(
         except FetchError as error:
             raise StorageError(
                 f"{error}; remove {shard_name(index)} and {record_name(index)} and run the build "
-                "again, which makes the shard anew"
+                "again, which rebuilds the shard"
             ) from error
         yield sample

@@ -26,20 +26,20 @@ import numpy.typing as npt
 
 from ctgpu.buffers import Bytes
 from ctgpu.shards import disk
-from ctgpu.shards.check import Checker
 from ctgpu.shards.fence import Fence
 from ctgpu.shards.index import index_text
 from ctgpu.shards.journal import Journal, JournalHeader, read_journal
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import index_name, journal_name, partial_name, record_name, shard_name
-from ctgpu.shards.plan import PlannedSample
 from ctgpu.shards.record import Member, SampleEntry, ShardRecord, checksum
-from ctgpu.shards.tar import ALIGNMENT_BYTES, END_OF_ARCHIVE, EXTENSIONS, lay_out
+from ctgpu.shards.reread import Rereader
+from ctgpu.shards.tar import ALIGNMENT_BYTES, END_OF_ARCHIVE, EXTENSIONS, place_sample
 from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, open_regular, read_file
+from ctgpu.volume.ref import SampleRef
 
 log = logging.getLogger(__name__)
 
-IsCurrent = Callable[[PlannedSample, SampleEntry | LedgerEntry], bool]
+IsCurrent = Callable[[SampleRef, SampleEntry | LedgerEntry], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ class ShardWriter:
         The data set's folder, which exists.
     index : int
         The shard.
-    samples : sequence of PlannedSample
+    samples : sequence of SampleRef
         What the plan has for it, in order.
     fingerprint : str
         Of the plan.
@@ -112,7 +112,7 @@ class ShardWriter:
         folder: Path,
         index: int,
         *,
-        samples: Sequence[PlannedSample],
+        samples: Sequence[SampleRef],
         fingerprint: str,
         replace: bool = False,
         confirm: Callable[[], None] = lambda: None,
@@ -135,7 +135,7 @@ class ShardWriter:
             self._open()
 
     @property
-    def pending(self) -> Sequence[PlannedSample]:
+    def pending(self) -> Sequence[SampleRef]:
         """The samples that :meth:`append` or :meth:`skip` must be called for next, in order."""
         return self._samples[len(self.done) + len(self.failed) :]
 
@@ -166,18 +166,18 @@ class ShardWriter:
         volume = sample.volume.data.cast("B")
         small = (sample.labels, sample.text, sample.metadata)
         data = dict(zip(EXTENSIONS, (volume, *small), strict=True))
-        layout = lay_out(self.size_bytes, sample.key, {e: len(d) for e, d in data.items()})
+        placement = place_sample(self.size_bytes, sample.key, {e: len(d) for e, d in data.items()})
         checksums = [sample.volume_xxh3_128, *(checksum(d) for d in small)]
         unknown = _unknown_labels(sample.labels)
         entry = SampleEntry(
             sample.key,
             planned.study_id,
-            layout.start,
-            layout.end,
+            placement.start,
+            placement.end,
             {
                 extension: Member(offset, len(data[extension]), digest)
                 for extension, offset, digest in zip(
-                    EXTENSIONS, layout.offsets, checksums, strict=True
+                    EXTENSIONS, placement.offsets, checksums, strict=True
                 )
             },
             labelled=not unknown.all(),
@@ -185,12 +185,12 @@ class ShardWriter:
             source_bytes=sample.source_bytes,
             partly_labelled=bool(unknown.any() and not unknown.all()),
         )
-        head, *frames = layout.frames
+        head, *frames = placement.frames
         rest = frames[0] + b"".join(d + f for d, f in zip(small, frames[1:], strict=True))
         with disk.storage_errors(self._partial):
-            disk.write_all(self._fd, head, layout.start)
-            self._write_payload(sample.volume, layout.offsets[0])
-            disk.write_all(self._fd, rest, layout.offsets[0] + len(volume))
+            disk.write_all(self._fd, head, placement.start)
+            self._write_payload(sample.volume, placement.offsets[0])
+            disk.write_all(self._fd, rest, placement.offsets[0] + len(volume))
             self._journal.append(entry)
         self.done.append(entry)
         return entry
@@ -260,7 +260,7 @@ class ShardWriter:
         with disk.storage_errors(self._partial):
             self._close()
 
-    def _next(self, key: str) -> PlannedSample:
+    def _next(self, key: str) -> SampleRef:
         if not self.pending or self.pending[0].key != key:
             raise ValueError(f"{key!r} is not the next sample of {self._tar.name}")
         return self.pending[0]
@@ -302,9 +302,9 @@ class ShardWriter:
         is_complete = not self._replace and len(lines) == len(self._samples)
         with _opened(self._partial) as old_fd:
             if old_fd is not None:
-                checker = Checker(old_fd)
+                rereader = Rereader(old_fd)
                 for line in lines:
-                    if not self._keep(line.entry, checker, is_complete):
+                    if not self._keep(line.entry, rereader, is_complete):
                         break
                     kept_bytes = line.end
             self._open_partial(old_fd)
@@ -339,7 +339,9 @@ class ShardWriter:
                 _expect_no_direct_io(error)
         self._fence.give(self._partial.name)
 
-    def _keep(self, entry: SampleEntry | LedgerEntry, checker: Checker, is_complete: bool) -> bool:
+    def _keep(
+        self, entry: SampleEntry | LedgerEntry, rereader: Rereader, is_complete: bool
+    ) -> bool:
         if not self.pending or entry.key != self.pending[0].key:
             return False
         if not is_complete and not self._is_current(self.pending[0], entry):
@@ -347,7 +349,7 @@ class ShardWriter:
         if isinstance(entry, LedgerEntry):
             self.failed.append(entry)
             return True
-        if entry.start != self.size_bytes or (fault := checker.fault(entry)) is not None:
+        if entry.start != self.size_bytes or (fault := rereader.fault(entry)) is not None:
             log.warning("%s: %s; it is made again", self._partial, fault)
             return False
         self.done.append(entry)

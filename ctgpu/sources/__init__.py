@@ -38,7 +38,7 @@ def open_source(
     source : Path, optional
         A folder instead, or the tars of a WebDataset: one, or a brace pattern or glob.
     revision, token, endpoint, part_count, temp_dir
-        For the Hub, see :class:`ctgpu.sources.hub.HubSource`.
+        For the Hub, see :class:`ctgpu.sources.hub.source.HubSource`.
     only_top
         For a folder, see :class:`ctgpu.sources.folder.FolderSource`.
 
@@ -62,7 +62,7 @@ def open_source(
         from ctgpu.sources.folder import FolderSource
 
         return FolderSource(path, only_top=only_top)
-    from ctgpu.sources.hub import HubSource
+    from ctgpu.sources.hub.source import HubSource
 
     return HubSource(
         repo_id or DEFAULT_REPO_ID,

@@ -2,68 +2,14 @@
 
 from __future__ import annotations
 
-import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Literal
 
-from ctgpu.buffers import Buffer, BufferPool
-from ctgpu.decode import MAX_VOLUME_BYTES, decode
-from ctgpu.volume import RawVolume
-
-if TYPE_CHECKING:
-    from ctgpu.sources.tables import Tables
-
-#: ``fixed``: CT-RATE v2, voxels are HU.  ``v1``: they need the CSV's slope and intercept.
-Provenance = Literal["fixed", "v1", "unknown"]
-Split = Literal["train", "valid"]
-
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".npz")
-Allocate = Callable[[int], Buffer]
-
-
-@dataclass(frozen=True, slots=True)
-class SampleRef:
-    """One volume that a source has.
-
-    Attributes
-    ----------
-    path : str
-        Relative to the source, with forward slashes.
-    size_bytes : int
-        Size of the file as stored.
-    checksum : str or None
-        ``"sha256:<hex>"`` as the source states it; the fetched bytes are held against it.
-    provenance : {"fixed", "v1", "unknown"}
-        What the path says about the voxels.
-    """
-
-    path: str
-    size_bytes: int
-    checksum: str | None = None
-    provenance: Provenance = "unknown"
-
-    @property
-    def file_name(self) -> str:
-        """Base name with suffix, such as ``valid_1_a_1.nii.gz``."""
-        return self.path.rsplit("/", 1)[-1]
-
-    @property
-    def study_id(self) -> str:
-        """Base name without suffix: how the CSVs name the volume."""
-        return strip_volume_suffix(self.file_name)
-
-    @property
-    def key(self) -> str:
-        """Name of the members in a shard: the study id with ``_`` for what tar readers split at.
-
-        WebDataset splits names at dots, DALI's index at white space.
-        """
-        return "".join(
-            "_" if c in "./\\" or c.isspace() or not c.isprintable() else c for c in self.study_id
-        )
+from ctgpu.buffers import Allocate
+from ctgpu.sources.fetched import Fetched
+from ctgpu.sources.tables import Tables
+from ctgpu.volume.ref import SampleRef, Split
 
 
 class Source(ABC):
@@ -104,7 +50,7 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def fetch(self, ref: SampleRef, allocate: Allocate) -> Buffer:
+    def fetch(self, ref: SampleRef, allocate: Allocate) -> Fetched:
         """The bytes of one volume, as stored, in a buffer of exactly their size.
 
         The bytes are complete: their number, and their checksum where the source states one, have
@@ -145,62 +91,7 @@ class Source(ABC):
         AccessError, SourceError
             If the source cannot be read.
         """
-        from ctgpu.sources.tables import Tables  # made of a source, so it comes after this module
-
         return Tables.load(self, split, class_names)
-
-    def decode(
-        self,
-        path: str,
-        buffer: Buffer,
-        pool: BufferPool,
-        *,
-        limit_bytes: int = MAX_VOLUME_BYTES,
-    ) -> RawVolume:
-        """The volume inside the bytes that :meth:`fetch` gave, as :func:`ctgpu.decode.decode`.
-
-        Raises
-        ------
-        DecodeError
-            If they are not one whole volume.
-        """
-        return decode(path, buffer, pool, limit_bytes=limit_bytes)
 
     def close(self) -> None:  # noqa: B027  (a folder holds nothing)
         """Give connections back."""
-
-
-def normal_form(study_id: str) -> str:
-    """A study id as ids are compared, in Unicode's NFC.
-
-    macOS writes file names in NFD, and tables are mostly written in NFC.
-    """
-    return unicodedata.normalize("NFC", study_id)
-
-
-class Spelling:
-    """Names as they are stored, each found by itself or else by its normal form.
-
-    A copy that was made by way of another system may spell names otherwise.
-
-    Parameters
-    ----------
-    names : iterable of str
-        As they are stored.
-    """
-
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        exact = {name: name for name in names}
-        self._stored = {normal_form(name): name for name in exact} | exact
-
-    def find(self, name: str) -> str | None:
-        """How a name is stored; None where it is not."""
-        return self._stored.get(name) or self._stored.get(normal_form(name))
-
-
-def strip_volume_suffix(file_name: str) -> str:
-    """``valid_1_a_1.nii.gz`` to ``valid_1_a_1``; other names are returned unchanged."""
-    for suffix in (*VOLUME_SUFFIXES, ".bin"):
-        if file_name.lower().endswith(suffix):
-            return file_name[: -len(suffix)]
-    return file_name

@@ -7,23 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ctgpu.errors import UsageError
+from ctgpu.shards.card import Claims
 from ctgpu.shards.names import MANIFEST_NAME
-from ctgpu.shards.untrusted import read_json
 from ctgpu.sources.tables import LABEL_NAMES
 
 #: Of one float32 label.
 LABEL_BYTES = 4
-
-
-def named_classes(folder: Path) -> tuple[str, ...] | None:
-    """The class names that the ``manifest.json`` in a folder states; None where it states none."""
-    try:
-        names = read_json(folder / MANIFEST_NAME)["class_names"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        return None
-    return tuple(names)
 
 
 def classes_of_labels(folders: Iterable[Path], sizes_bytes: Mapping[str, int]) -> tuple[str, ...]:
@@ -45,9 +34,9 @@ def classes_of_labels(folders: Iterable[Path], sizes_bytes: Mapping[str, int]) -
         If manifests contradict each other, or there are labels that nothing names.
     """
     stated = {
-        folder / MANIFEST_NAME: names
-        for folder in dict.fromkeys(folders)
-        if (names := named_classes(folder)) is not None
+        claims.path: claims.class_names
+        for claims in map(Claims.if_readable, dict.fromkeys(folders))
+        if claims.class_names is not None
     }
     if len(set(stated.values())) > 1:
         raise UsageError(

@@ -8,20 +8,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ctgpu.buffers import Buffer
+from ctgpu.buffers import Allocate
 from ctgpu.errors import FetchError, SourceError, UsageError, reason_of
 from ctgpu.shards.names import natural_key
 from ctgpu.shards.record import checksum
 from ctgpu.shards.untrusted import FileChanged, read_file, read_unchanged
-from ctgpu.sources.base import (
-    VOLUME_SUFFIXES,
-    Allocate,
-    SampleRef,
-    Source,
-    Spelling,
-    Split,
-)
-from ctgpu.sources.layout import (
+from ctgpu.sources.base import Source
+from ctgpu.sources.ct_rate import (
     TABLES,
     all_table_names,
     provenance_of,
@@ -30,7 +23,9 @@ from ctgpu.sources.layout import (
     split_of_folders,
     table_names,
 )
+from ctgpu.sources.fetched import Fetched
 from ctgpu.sources.tree import Tree, look_below, tables_in
+from ctgpu.volume.ref import VOLUME_SUFFIXES, SampleRef, Spelling, Split
 
 _log = logging.getLogger(__name__)
 
@@ -117,7 +112,7 @@ class FolderSource(Source):
         for path, size_bytes in below.volumes:
             relative = self._relative(path)
             refs.append(
-                SampleRef(
+                SampleRef.of_file(
                     relative, size_bytes, provenance=provenance_of(f"{self._name}/{relative}")
                 )
             )
@@ -185,7 +180,7 @@ class FolderSource(Source):
                 ) from error
         return None
 
-    def fetch(self, ref: SampleRef, allocate: Allocate) -> Buffer:
+    def fetch(self, ref: SampleRef, allocate: Allocate) -> Fetched:
         """The bytes of one volume, read straight into the allocated buffer.
 
         A listed volume may be meant by a path in another of Unicode's normal forms.
@@ -195,7 +190,7 @@ class FolderSource(Source):
             raise FetchError(f"{ref.path} leads out of the source; it is not read")
         path = self._root / (self._stored.find(ref.path) or ref.path)
         try:
-            return read_unchanged(path, allocate, ref.size_bytes)
+            return Fetched(ref.path, read_unchanged(path, allocate, ref.size_bytes))
         except FileChanged as error:
             raise FetchError(
                 f"{ref.path} was not read: {reason_of(error)}, then use --retry-failed"

@@ -13,9 +13,9 @@ from typing import Literal, NamedTuple
 
 from ctgpu.errors import UsageError
 from ctgpu.shards.names import natural_key
-from ctgpu.sources.base import SampleRef, Split, normal_form
-from ctgpu.sources.layout import split_of_name
+from ctgpu.sources.ct_rate import split_of_name
 from ctgpu.sources.tables import Table, Tables
+from ctgpu.volume.ref import SampleRef, Split, normal_form
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _RECON_NAME = re.compile(r"((?:train|valid)_\d+_[A-Za-z]+)_(\d+)")
 
 
 class Selection(NamedTuple):
-    """The samples of a build, and how they were come by.
+    """The samples of a build, and how they were chosen.
 
     Attributes
     ----------

@@ -9,17 +9,17 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import numpy as np
 import numpy.typing as npt
 
 from ctgpu.errors import TableError, UsageError
-from ctgpu.sources.base import Source, Split, normal_form, strip_volume_suffix
 from ctgpu.sources.cells import ANY, in_words, is_blank, is_usable, number_in
-from ctgpu.sources.layout import table_names
+from ctgpu.sources.ct_rate import table_names
 from ctgpu.sources.text import encoding_of, no_text, text_of
-from ctgpu.volume import Spacing
+from ctgpu.volume.raw import Spacing
+from ctgpu.volume.ref import Split, normal_form, strip_volume_suffix
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +55,17 @@ _RESCALE = ("RescaleSlope", "RescaleIntercept")
 _LABEL = (0.0, 1.0)
 # Of fewer rows, all may be wrong by accident; of so many, the column is another one.
 _MANY_ROWS = 16
+
+
+class HasTables(Protocol):
+    """What tables are read from: of a :class:`ctgpu.sources.base.Source`, this much."""
+
+    @property
+    def listed_split(self) -> Split | None:
+        """The split whose folder of CT-RATE's its volumes lie in; None where in no such."""
+
+    def read_table(self, *names: str) -> tuple[str, bytes] | None:
+        """The first of these small files that exists, by path, and its bytes; else None."""
 
 
 def report_text(report: Mapping[str, str]) -> str:
@@ -166,7 +177,9 @@ class Tables:
         self.class_names = tuple(class_names)
 
     @classmethod
-    def load(cls, source: Source, split: Split, class_names: Sequence[str] | None = None) -> Tables:
+    def load(
+        cls, source: HasTables, split: Split, class_names: Sequence[str] | None = None
+    ) -> Tables:
         """Read what the source has of a split's CSVs.
 
         They are UTF-8, or UTF-16 or UTF-32 with a byte order mark; bytes that are none are replaced
@@ -174,7 +187,7 @@ class Tables:
 
         Parameters
         ----------
-        source : Source
+        source : HasTables
             What has been listed already.
         split : {"train", "valid"}
             The split.
@@ -269,7 +282,7 @@ class Tables:
         return None if any(map(math.isnan, spacing)) else spacing
 
 
-def no_chest_of(source: Source, split: Split) -> frozenset[str]:
+def no_chest_of(source: HasTables, split: Split) -> frozenset[str]:
     """Study ids, in normal form, of the volumes that the source lists as showing no chest.
 
     Raises
@@ -323,7 +336,7 @@ class Table:
     @classmethod
     def read(
         cls,
-        source: Source,
+        source: HasTables,
         table: str,
         split: Split,
         required: tuple[str, ...],

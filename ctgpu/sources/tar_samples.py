@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctgpu.buffers import Buffer, BufferPool
-from ctgpu.decode import decode, decode_raw
+from ctgpu.buffers import Allocate, Buffer, BufferPool
+from ctgpu.decode import MAX_VOLUME_BYTES, decode_raw
 from ctgpu.decode.mistaken import HEAD_BYTES, mistaken_for
-from ctgpu.errors import DecodeError, StorageError, UsageError, reason_of
-from ctgpu.shards.names import MANIFEST_NAME
+from ctgpu.errors import DecodeError, StorageError, reason_of
+from ctgpu.shards.card import Claims
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.scan import TarMember
-from ctgpu.shards.untrusted import Stamp, open_regular, read_json, stamp_of
+from ctgpu.shards.untrusted import Stamp, open_regular, read_exactly, stamp_of
 from ctgpu.sources.classes import LABEL_BYTES
+from ctgpu.sources.fetched import Fetched
 from ctgpu.spec import CT_RATE
-from ctgpu.volume import RawVolume
+from ctgpu.volume.raw import RawVolume
 
 #: Members that may hold a sample's volume, best first.
 VOLUME_EXTENSIONS = ("bin", "npz", "nii.gz", "nii")
@@ -85,17 +86,13 @@ class TarSample:
             If the tar cannot be read, or is not as it was when it was listed.
         """
         member = self.members[extension]
-        position, view = member.offset, out.cast("B")
         try:
             with os.fdopen(open_regular(self.tar), "rb", buffering=0) as file:
                 self._require_unchanged(file.fileno())
-                file.seek(position)
-                while view:
-                    count = file.readinto(view)
-                    if not count:
-                        raise DecodeError(f"{self.tar} ends within {member.name}; fetch it again")
-                    view = view[count:]
+                read_exactly(file.fileno(), out.cast("B"), member.offset)
                 self._require_unchanged(file.fileno())
+        except EOFError as error:
+            raise DecodeError(f"{self.tar} ends within {member.name}; fetch it again") from error
         except OSError as error:
             raise DecodeError(f"{self.tar} cannot be read: {reason_of(error)}") from error
 
@@ -202,24 +199,11 @@ def preprocessed_shape(sample: TarSample) -> tuple[int, ...] | None:
 
     The ``manifest.json`` beside the tar decides, or else what the sample's JSON says.
     """
-    try:
-        card = read_json(sample.tar.parent / MANIFEST_NAME)
-        claimed, preprocessed = card.get("sample_shape"), card.get("preprocessed") is True
-    except (OSError, ValueError, AttributeError):
-        claimed, preprocessed = None, False
+    claims = Claims.if_readable(sample.tar.parent)
     facts = sample.facts()
-    if not preprocessed and facts.get("preprocessed") is not True:
+    if not claims.preprocessed and facts.get("preprocessed") is not True:
         return None
-    try:
-        shape = tuple(int(n) for n in claimed or CT_RATE.stored_shape)
-    except (TypeError, ValueError):
-        shape = ()
-    if len(shape) != 3:
-        raise UsageError(
-            f"{sample.tar.parent / MANIFEST_NAME} has the sample_shape {claimed!r}; wanted "
-            "three whole numbers"
-        )
-    return shape
+    return claims.sample_shape or CT_RATE.stored_shape
 
 
 def read_volume(sample: TarSample, pool: BufferPool) -> RawVolume:
@@ -235,43 +219,77 @@ def read_volume(sample: TarSample, pool: BufferPool) -> RawVolume:
         raise DecodeError(
             f"{sample.tar} has no volume for {sample.key}, only {', '.join(sample.members)}"
         )
-    facts = sample.facts()
-    claimed = preprocessed_shape(sample) if extension == "bin" else None
-    buffer = pool.acquire(sample.members[extension].size_bytes)
-    try:
-        sample.read_into(extension, buffer.bytes.data)
-    except BaseException:
-        buffer.release()
-        raise
     path = f"{sample.tar.name}/{sample.key}.{extension}"
-    if extension != "bin":
-        return decode(path, buffer, pool)
-    return decode_bin(path, buffer, facts, claimed, check=False)
+    claimed = preprocessed_shape(sample) if extension == "bin" else None
+    return fetch_volume(sample, path, pool.acquire, claimed, adopting=False).decode(pool)
 
 
-def decode_bin(
+def fetch_volume(
+    sample: TarSample,
     path: str,
-    buffer: Buffer,
-    facts: Mapping[str, Any],
+    allocate: Allocate,
     claimed: tuple[int, ...] | None,
     *,
-    check: bool = True,
-) -> RawVolume:
-    """A bare array as its JSON, or else the shape claimed for preprocessed volumes, says."""
-    shape = _first(facts, "volume_shape", "shape") or claimed
-    dtype = _first(facts, "volume_dtype", "dtype") or ("float16" if claimed else None)
-    try:
-        if shape is None or dtype is None:
-            raise DecodeError(
-                f"{path} has no volume_shape and volume_dtype in its JSON; without them its bytes "
-                "mean nothing: write both"
-            )
-        if claimed is not None and check:
-            _check_adoptable(path, buffer, shape, str(dtype), claimed)
-    except DecodeError:
-        buffer.release()
-        raise
-    return decode_raw(buffer, shape, str(dtype), facts, file_name=path)
+    adopting: bool = True,
+) -> Fetched:
+    """The member that holds a sample's volume.
+
+    Parameters
+    ----------
+    sample : TarSample
+        One that has a volume.
+    path : str
+        What messages call it.
+    allocate : callable
+        Lends the buffer.
+    claimed : tuple of int or None
+        As :func:`preprocessed_shape` gives it.
+    adopting : bool
+        A preprocessed volume that is not as claimed is refused when it is decoded.
+
+    Raises
+    ------
+    DecodeError
+        If the tar cannot be read, or is not as it was when it was listed.
+    """
+    extension = str(sample.volume_extension)
+    buffer = allocate(sample.members[extension].size_bytes)
+    with buffer.released_on_error():
+        sample.read_into(extension, buffer.bytes.data)
+    if extension != "bin":
+        return Fetched(path, buffer)
+    return _FetchedBin(path, buffer, sample, claimed, adopting)
+
+
+@dataclass(frozen=True, slots=True)
+class _FetchedBin(Fetched):
+    """A bare array, which its sample's JSON or else the claimed shape describes."""
+
+    sample: TarSample
+    claimed: tuple[int, ...] | None
+    adopting: bool
+
+    def decode(self, pool: BufferPool, *, limit_bytes: int = MAX_VOLUME_BYTES) -> RawVolume:
+        """The array, in place.
+
+        Raises
+        ------
+        DecodeError
+            If it is not what is stated, or a preprocessed volume that cannot be adopted.
+        """
+        path, buffer, claimed = self.path, self.buffer, self.claimed
+        with buffer.released_on_error():
+            facts = self.sample.facts()
+            shape = _first(facts, "volume_shape", "shape") or claimed
+            dtype = _first(facts, "volume_dtype", "dtype") or ("float16" if claimed else None)
+            if shape is None or dtype is None:
+                raise DecodeError(
+                    f"{path} has no volume_shape and volume_dtype in its JSON; without them its "
+                    "bytes mean nothing: write both"
+                )
+            if claimed is not None and self.adopting:
+                _check_adoptable(path, buffer, shape, str(dtype), claimed)
+        return decode_raw(buffer, shape, str(dtype), facts, file_name=path)
 
 
 def _first(facts: Mapping[str, Any], *names: str) -> Any:

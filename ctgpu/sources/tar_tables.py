@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctgpu.decode.layout import metadata_facts
+from ctgpu.decode.stored import metadata_facts
 from ctgpu.errors import (
     DecodeError,
     TableError,
@@ -19,7 +19,7 @@ from ctgpu.shards.record import checksum
 from ctgpu.sources.tables import LABEL_NAMES, SampleRow, Table, Tables, report_text
 from ctgpu.sources.tar_samples import LABEL_EXTENSIONS, SMALL_LIMIT_BYTES, TarSample
 from ctgpu.spec import CT_RATE
-from ctgpu.volume import Spacing
+from ctgpu.volume.raw import Spacing
 
 _REPORT_COLUMNS = ("Findings_EN", "Impressions_EN")
 

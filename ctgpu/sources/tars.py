@@ -9,8 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ctgpu.buffers import Buffer, BufferPool
-from ctgpu.decode import MAX_VOLUME_BYTES, decode
+from ctgpu.buffers import Allocate
 from ctgpu.errors import (
     DecodeError,
     FetchError,
@@ -19,18 +18,19 @@ from ctgpu.errors import (
 )
 from ctgpu.shards.names import natural_key
 from ctgpu.shards.patterns import expand_pattern
-from ctgpu.sources.base import Allocate, SampleRef, Source, Spelling, Split
+from ctgpu.sources.base import Source
 from ctgpu.sources.classes import classes_of_labels
+from ctgpu.sources.fetched import Fetched
 from ctgpu.sources.tables import Tables
 from ctgpu.sources.tar_samples import (
     VOLUME_EXTENSIONS,
     TarSample,
-    decode_bin,
+    fetch_volume,
     preprocessed_shape,
     samples_of_tar,
 )
 from ctgpu.sources.tar_tables import TarTables
-from ctgpu.volume import RawVolume
+from ctgpu.volume.ref import SampleRef, Spelling, Split
 
 
 class TarSource(Source):
@@ -136,7 +136,7 @@ class TarSource(Source):
         return None
 
     def sample(self, path: str) -> TarSample:
-        """The sample that a :class:`~ctgpu.sources.base.SampleRef` of this source means.
+        """The sample that a :class:`~ctgpu.volume.ref.SampleRef` of this source means.
 
         Raises
         ------
@@ -150,40 +150,18 @@ class TarSource(Source):
             )
         return self._samples[stored]
 
-    def fetch(self, ref: SampleRef, allocate: Allocate) -> Buffer:
-        """The volume's member, read straight into the allocated buffer."""
+    def fetch(self, ref: SampleRef, allocate: Allocate) -> Fetched:
+        """The volume's member, read straight into the allocated buffer.
+
+        A ``bin`` is decoded as its JSON describes it.
+        """
         sample = self.sample(ref.path)
-        buffer = allocate(ref.size_bytes)
         try:
-            sample.read_into(str(sample.volume_extension), buffer.bytes.data)
+            return fetch_volume(sample, ref.path, allocate, self.adopted_shape)
         except DecodeError as error:
-            buffer.release()
             if not self._root.is_dir():
                 raise SourceError(f"{self._root} is gone; mount it again and resume") from error
             raise FetchError(str(error)) from error
-        except BaseException:
-            buffer.release()
-            raise
-        return buffer
-
-    def decode(
-        self,
-        path: str,
-        buffer: Buffer,
-        pool: BufferPool,
-        *,
-        limit_bytes: int = MAX_VOLUME_BYTES,
-    ) -> RawVolume:
-        """The volume; a ``bin`` as its JSON describes it.
-
-        Raises
-        ------
-        DecodeError
-            If the bytes are no volume, or a preprocessed one that cannot be adopted.
-        """
-        if not path.endswith(".bin"):
-            return decode(path, buffer, pool, limit_bytes=limit_bytes)
-        return decode_bin(path, buffer, self.sample(path).facts(), self.adopted_shape)
 
     @property
     def root(self) -> Path:
@@ -210,7 +188,7 @@ class TarSource(Source):
                     self.adopted_shape = preprocessed_shape(sample)
                 path = f"{name}/{sample.key}.{extension}"
                 self._samples[path] = sample
-                refs.append(SampleRef(path, sample.members[extension].size_bytes))
+                refs.append(SampleRef.of_file(path, sample.members[extension].size_bytes))
                 for member in sample.members.values():
                     digest.update(f"{name}\t{member.name}\t{member.size_bytes}\n".encode())
         if not refs:

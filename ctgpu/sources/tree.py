@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ctgpu.errors import SourceError, reason_of
-from ctgpu.sources.base import VOLUME_SUFFIXES, strip_volume_suffix
-from ctgpu.sources.layout import split_folders_among
+from ctgpu.sources.ct_rate import split_folders_among
+from ctgpu.volume.ref import VOLUME_SUFFIXES, strip_volume_suffix
 
 _log = logging.getLogger(__name__)
 

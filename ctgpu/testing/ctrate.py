@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ctgpu.sources.base import Split
-from ctgpu.sources.layout import split_folders, table_names
+from ctgpu.sources.ct_rate import split_folders, table_names
 from ctgpu.sources.tables import LABEL_NAMES
-from ctgpu.volume import Spacing
+from ctgpu.volume.raw import Spacing
+from ctgpu.volume.ref import Split
 
 VolumeFormat = Literal[".nii.gz", ".nii", ".npz"]
 

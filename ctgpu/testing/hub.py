@@ -228,7 +228,7 @@ class _Server(ThreadingHTTPServer):
 
     def server_close(self) -> None:
         super().server_close()
-        for connection in list(self.connections):  # kept alive, they would be served for ever
+        for connection in list(self.connections):  # kept alive, they would be served without end
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 

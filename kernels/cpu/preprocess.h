@@ -27,7 +27,7 @@ struct Source {
 // Whether voxels that follow each other along an axis do so in memory.
 bool is_contiguous(const Source &source, int axis);
 
-// How one output axis is sampled: ctgpu.geometry.AxisPlan.
+// How one output axis is sampled: ctgpu.volume.geometry.AxisPlan.
 struct Axis {
     int n_valid, n_out, pad_before;
     const std::int32_t *i0, *i1;  // n_valid source indices each, non-decreasing, i1 - i0 in {0, 1}

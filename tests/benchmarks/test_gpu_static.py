@@ -21,8 +21,8 @@ import compare
 import gpu_static
 import run_gpu
 from common import REPOSITORY, RESULTS
-from ctgpu.engines._batch import KernelKey
-from ctgpu.limits import usable_cores
+from ctgpu.engines.batch import KernelKey
+from ctgpu.machine import usable_cores
 from ctgpu.spec import Spec
 
 USUAL = gpu_static.USUAL

@@ -16,8 +16,8 @@ import pytest
 
 import project
 from common import measured
-from ctgpu.pipeline import Workers
-from ctgpu.sources.quota import WINDOW_S, RequestQuota
+from ctgpu.building.pipeline import Workers
+from ctgpu.sources.hub.quota import WINDOW_S, RequestQuota
 from projection import (
     ALL_VOLUMES,
     SUSTAINED_SHARE,

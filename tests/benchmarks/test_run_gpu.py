@@ -23,9 +23,9 @@ import run_gpu
 from common import measured_leaves, phantom_ct
 from ctgpu.buffers import allocate_pages
 from ctgpu.engines import Job, open_engine
-from ctgpu.geometry import plan_volume
 from ctgpu.spec import Spec
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import plan_volume
+from ctgpu.volume.raw import Rescale
 
 SPEC = Spec(shape_hwd=(16, 16, 8))
 

@@ -204,6 +204,8 @@ def test_what_is_no_range_of_shards(text: str) -> None:
         ("build --shards=", "--shards is ''"),
         ("build --num-workers 1000000000", "--num-workers is 1000000000"),
         ("build --limit 99999999999999999999", "--limit is 99999999999999999999"),
+        ("plan --preset nope", "--preset is 'nope'; it is one of ct-rate"),
+        ("build --preset nope", "--preset is 'nope'; it is one of ct-rate"),
         ("build --spacing nan,1,1", "--spacing is (nan"),
         ("build --spacing 1e400,1,1", "--spacing is (inf"),
         ("build --spacing 1e-320,1,1", "--spacing is (1e-320"),

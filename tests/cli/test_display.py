@@ -10,10 +10,7 @@ from typing import Any
 
 import pytest
 
-from ctgpu.cli.display import Display, rates_of, show_summary, stage_table
-from ctgpu.cli.terminal import Console
-from ctgpu.pipeline import Failure, PipelineReport, StageTime
-from ctgpu.progress import (
+from ctgpu.building.events import (
     Event,
     Planned,
     SampleFailed,
@@ -22,7 +19,10 @@ from ctgpu.progress import (
     ShardElsewhere,
     ShardResumed,
 )
-from ctgpu.report import BuildReport
+from ctgpu.building.pipeline import Failure, PipelineReport, StageTime
+from ctgpu.building.report import BuildReport
+from ctgpu.cli.display import Display, rates_of, show_summary, stage_table
+from ctgpu.cli.terminal import Console
 
 
 class Screen:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import ctgpu
+from ctgpu.checking.verify import verify_folder
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
-from ctgpu.verify import verify_folder
 
 SPACING_MM = (3.5, 3.0, 5.0)
 SPEC = ctgpu.Spec(target_spacing_mm=(4, 4, 6), shape_hwd=(90, 90, 50))
@@ -138,10 +138,10 @@ BOOM = {
     "the_display_in_a_thread": "import ctgpu.cli.display as d\nd.Display._advance = boom",
     "the_writer": "import ctgpu.shards.work as w\nw.NewShard.take = boom",
     "the_commit": "import ctgpu.shards.work as w\nw.NewShard.finish = boom",
-    "the_manifest_at_the_end": "import ctgpu.builder as b\nb.write_manifest = boom",
+    "the_manifest_at_the_end": "import ctgpu.building.builder as b\nb.write_manifest = boom",
     "the_summary": "import ctgpu.cli.build as b\nb.show_summary = boom",
-    "opening_the_engine": "import ctgpu.builder as b\nb.LocalExecutor.open = boom",
-    "closing_the_engine": "import ctgpu.builder as b\nb.LocalExecutor.close = boom",
+    "opening_the_engine": "import ctgpu.building.builder as b\nb.LocalExecutor.open = boom",
+    "closing_the_engine": "import ctgpu.building.builder as b\nb.LocalExecutor.close = boom",
 }
 
 
@@ -168,12 +168,12 @@ def test_a_defect_met_by_one_sample_is_in_the_ledger_and_the_build_exits_1(
     tmp_path: Path, source: Path
 ) -> None:
     patch = """
-import ctgpu.shard_maker as m
-prepare = m.prepare_volume
+import ctgpu.building.shard_maker as m
+prepare = m.prepare_sample
 def fail_once(*arguments, **options):
-    m.prepare_volume = prepare
+    m.prepare_sample = prepare
     raise KeyError("ctgpu: forged\\n2026-01-01 00:00:00,000 INFO shard 000000: 2 samples")
-m.prepare_volume = fail_once
+m.prepare_sample = fail_once
 """
     arguments = ("build", "--output-dir", tmp_path, "--source", source, "--num-workers", "1")
     result = patched(patch, *arguments, *SMALL)
@@ -225,7 +225,7 @@ sys.meta_path.insert(0, Full())
         (["inspect"], "Missing argument"),
         (["build", "--output-dir", "o", "--limit", "x"], "Invalid value for '--limit'"),
         (["build", "--output-dir", "o", "--log-format", "xml"], "Invalid value for '--log-format'"),
-        (["plan", "--preset", "nope"], "Invalid value for --preset"),
+        (["plan", "--calibrate", "some"], "Invalid value for '--calibrate'"),
         (["verify", "a", "b\nc"], "unexpected extra argument"),
         (["verify", "--num-samples"], "requires an argument"),
     ],
@@ -427,7 +427,7 @@ def test_ctrl_c_while_modules_are_imported_ends_the_process_without_a_word() -> 
 import signal, sys
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
-        if name == "ctgpu.builder":
+        if name == "ctgpu.building.builder":
             signal.raise_signal(signal.SIGINT)
 sys.meta_path.insert(0, Interrupt())
 """
@@ -442,7 +442,7 @@ def test_a_second_signal_of_either_kind_ends_the_process_at_once(
 ) -> None:
     patch = f"""
 import signal
-import ctgpu.builder as b
+import ctgpu.building.builder as b
 def make(self, *arguments):
     signal.raise_signal({first.value})
 def close(self):
@@ -461,7 +461,7 @@ def test_a_signal_is_one_sentence_and_128_more_than_its_number(
 ) -> None:
     patch = f"""
 import signal
-import ctgpu.builder as b
+import ctgpu.building.builder as b
 def make(self, *arguments):
     signal.raise_signal({number.value})
 b.LocalExecutor.make = make
@@ -495,7 +495,7 @@ def test_the_command_to_go_on_with_can_be_pasted_whatever_the_folder_is_called(
 ) -> None:
     patch = """
 import signal
-import ctgpu.builder as b
+import ctgpu.building.builder as b
 make = b.LocalExecutor.make
 def stop(self, *arguments):
     signal.raise_signal(signal.SIGTERM)

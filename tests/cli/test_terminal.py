@@ -291,7 +291,7 @@ def test_what_other_packages_log_and_threads_raise_is_a_line_of_the_log_too(
     try:
         end()
     except ValueError:
-        logging.getLogger("ctgpu.pipeline").exception("unexpected")
+        logging.getLogger("ctgpu.building.pipeline").exception("unexpected")
     text = capsys.readouterr().err
     assert is_safe(text)
     lines = text.splitlines()

@@ -14,7 +14,7 @@ import pytest
 
 from ctgpu.buffers import Buffer, BufferPool
 from ctgpu.decode import decode
-from ctgpu.volume import RawVolume
+from ctgpu.volume.raw import RawVolume
 
 AFFINE = np.array([[-0.7, 0, 0, 90], [0, 0.8, 0, -80], [0, 0, 1.5, 30], [0, 0, 0, 1]])
 

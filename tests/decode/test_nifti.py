@@ -13,7 +13,7 @@ import pytest
 
 from ctgpu.decode import inflated_size
 from ctgpu.errors import DecodeError
-from ctgpu.volume import Rescale
+from ctgpu.volume.raw import Rescale
 
 DTYPES = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"]
 

@@ -12,7 +12,7 @@ import pytest
 
 from ctgpu.decode.nifti_geometry import geometry_facts
 from ctgpu.errors import DecodeError
-from ctgpu.orientation import Orientation
+from ctgpu.volume.orientation import Orientation
 from stored import rotated
 
 SPACING_MM = tuple(float(np.float32(s)) for s in (0.7, 0.8, 1.5))

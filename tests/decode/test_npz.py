@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from ctgpu.decode import inflated_size
-from ctgpu.decode.npz import read_layout
+from ctgpu.decode.npz import locate_voxels
 from ctgpu.errors import DecodeError
-from ctgpu.volume import Rescale
+from ctgpu.volume.raw import Rescale
 
 
 def some_voxels(dtype: str = "i2", shape: tuple[int, ...] = (5, 4, 3)) -> np.ndarray:
@@ -483,7 +483,7 @@ def test_threads_read_headers_side_by_side(make_npz):
     def read(_: int) -> tuple[int, ...]:
         Rubbish()
         # Each its own, for a buffer that is decoded may be written to.
-        return read_layout("a.npz", np.frombuffer(bytearray(archive), np.uint8), 1 << 20).shape
+        return locate_voxels("a.npz", np.frombuffer(bytearray(archive), np.uint8), 1 << 20).shape
 
     interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(1e-6)

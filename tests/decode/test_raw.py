@@ -7,7 +7,7 @@ import pytest
 
 from ctgpu.decode import decode_raw
 from ctgpu.errors import DecodeError
-from ctgpu.volume import Rescale
+from ctgpu.volume.raw import Rescale
 
 
 @pytest.mark.parametrize("dtype", ["int16", "float16", "uint8", "float32", ">i2"])

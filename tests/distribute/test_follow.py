@@ -9,8 +9,8 @@ from driving import SAMPLES_PER_SHARD
 from scenarios import SPEC, make_source
 
 import ctgpu
+from ctgpu.building.events import Event, SampleFailed, SampleWritten, ShardCommitted, ShardResumed
 from ctgpu.distribute.follow import Follower
-from ctgpu.progress import Event, SampleFailed, SampleWritten, ShardCommitted, ShardResumed
 from ctgpu.shards.plan import Plan
 
 

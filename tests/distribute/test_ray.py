@@ -29,14 +29,14 @@ from driving import (
 from scenarios import snapshot
 
 import ctgpu
+from ctgpu.building.executor import BuildJob
+from ctgpu.building.request import Part, Request
 from ctgpu.distribute import ray as on_ray
 from ctgpu.distribute import ray_task
-from ctgpu.distribute.ray import Resources, task_resources
+from ctgpu.distribute.ray_resources import Resources, task_resources
 from ctgpu.distribute.ray_task import make_shard
 from ctgpu.engines import open_engine
 from ctgpu.errors import DeviceError, StorageError, UsageError
-from ctgpu.executor import BuildJob
-from ctgpu.planning import Request
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
@@ -246,16 +246,12 @@ def test_a_cluster_without_room_for_a_task_is_refused(
 
 def job(folder: Path, **changes: Any) -> BuildJob:
     values: dict[str, Any] = {
-        "folder": folder,
-        "request": Request(selection={}),
         "device": "cpu",
         "num_workers": 1,
         "memory_limit_bytes": 1 << 30,
-        "processes_per_machine": 4,
-        "force": False,
-        "retry_failed": False,
+        "part": Part(processes_per_machine=4),
     }
-    return BuildJob(**(values | changes))
+    return BuildJob(folder=folder, request=Request(**(values | changes)))
 
 
 def test_memory_is_divided_among_the_tasks_of_a_machine(tmp_path: Path) -> None:
@@ -268,14 +264,14 @@ def test_other_machines_are_told_nothing_relative(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_TOKEN", "hf_local")
     monkeypatch.setenv("HF_ENDPOINT", "http://localhost:1")
-    given = Request(selection={}, source=Path("source"), part_count=3)
-    told = on_ray._for_workers(job(Path("out"), request=given), Resources(2, 0, 5, 4))
+    given = job(Path("out"), source=Path("source"), part=Part(0, 3, 4))
+    told = on_ray._for_workers(given, Resources(2, 0, 5, 4))
     assert (told.folder, told.request.source) == (tmp_path / "out", tmp_path / "source")
-    assert (told.request.token, told.request.part_count) == (None, 15)
-    assert told.processes_per_machine == 16
+    assert (told.request.token, told.request.part.count) == (None, 15)
+    assert told.request.part.processes_per_machine == 16
     of_hub = on_ray._for_workers(job(Path("out"), device="auto"), Resources(2, 1, 5, 4))
     assert (of_hub.request.token, of_hub.request.endpoint) == ("hf_local", "http://localhost:1")
-    assert of_hub.device == "cuda"
+    assert of_hub.request.device == "cuda"
     assert "hf_local" not in repr(of_hub)
 
 
@@ -319,7 +315,7 @@ def test_a_worker_keeps_engine_and_tables_for_its_next_task(
         opened.append(device)
         return open_engine(device)
 
-    monkeypatch.setattr("ctgpu.executor.open_engine", counting)
+    monkeypatch.setattr("ctgpu.building.executor.open_engine", counting)
     try:
         results = [
             make_shard(job(tmp_path / "out"), "run", ctgpu.__version__, 1, index)

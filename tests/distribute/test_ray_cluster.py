@@ -13,7 +13,7 @@ from scenarios import snapshot
 
 from ctgpu.distribute import ray_cluster
 from ctgpu.errors import EnvironmentFailure
-from ctgpu.extras import install_command
+from ctgpu.installation import install_command
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 

@@ -28,12 +28,12 @@ from driving import (
 from scenarios import SPEC, snapshot
 
 import ctgpu
-from ctgpu import executor
+from ctgpu.building import executor
+from ctgpu.building.request import Part
 from ctgpu.distribute.slurm import part_from_environment
 from ctgpu.errors import StorageError, UsageError
-from ctgpu.planning import Part
 from ctgpu.shards.manifest import write_manifest
-from ctgpu.sources import hub as hub_module
+from ctgpu.sources.hub import source as hub_module
 from ctgpu.testing.hub import LocalHub
 
 
@@ -152,7 +152,7 @@ def test_every_part_asks_for_the_space_of_all(
         asked.append(needed_bytes)
         raise StorageError("full")
 
-    monkeypatch.setattr("ctgpu.builder.require_free_space", note)
+    monkeypatch.setattr("ctgpu.building.builder.require_free_space", note)
     for options in ({"part": Part(0, 4)}, {"part": Part(0, 4), "shards": range(1)}, {}):
         with pytest.raises(StorageError, match="full"):
             ctgpu.build(tmp_path / "out", source=source, samples_per_shard=8, **options)

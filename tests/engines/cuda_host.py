@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from ctgpu.engines import Job
-from ctgpu.engines._batch import KernelKey
-from ctgpu.geometry import plan_volume
+from ctgpu.engines.batch import KernelKey
 from ctgpu.spec import Spec
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import plan_volume
+from ctgpu.volume.raw import Rescale
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels" / "cuda"
 

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from ctgpu.engines import Engine, Job
-from ctgpu.geometry import VolumePlan, plan_volume
 from ctgpu.spec import Spec
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import VolumePlan, plan_volume
+from ctgpu.volume.raw import Rescale
 
 DTYPES = (
     "int8",

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from cuda_host import emulation, expected, job, launch, spec
 
-from ctgpu.engines import Job, _cupy
-from ctgpu.engines._batch import _VOXEL_TYPES, VOLUME, KernelKey
+from ctgpu.engines import Job, cupy_runtime
+from ctgpu.engines.batch import VOLUME, VOXEL_TYPES, KernelKey
 from ctgpu.testing.voxels import MEMORY_ORDERS, random_voxels
 
 
@@ -128,7 +128,7 @@ class HostCuda:
             raise self.module_error
         assert backend == "nvrtc"
         defines = dict(re.findall(r"-DCTGPU_(\w+)=(.+)", "\n".join(options)))
-        voxel = next(kind for kind, name in _VOXEL_TYPES.items() if name == defines["VOXEL"])
+        voxel = next(kind for kind, name in VOXEL_TYPES.items() if name == defines["VOXEL"])
         flags = (defines["RESCALES"] == "1", defines["CLIPS_BEFORE"] == "1")
         axes = (int(defines["FAST"]), int(defines["OUT"]))
         key = KernelKey(voxel, defines["SWAP"] == "1", *axes, *flags)
@@ -238,8 +238,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
     """Put one in the place of CuPy and of the driver; skips where there is no compiler."""
     emulation()
     host = HostCuda()
-    monkeypatch.setattr(_cupy, "driver_cuda_version", lambda: 13000)
-    monkeypatch.setattr(_cupy, "has_context", lambda ordinal: ordinal in host.contexts)
+    monkeypatch.setattr(cupy_runtime, "driver_cuda_version", lambda: 13000)
+    monkeypatch.setattr(cupy_runtime, "has_context", lambda ordinal: ordinal in host.contexts)
     monkeypatch.setitem(sys.modules, "cupy", host.cupy())
     return host
 

@@ -32,7 +32,7 @@ from ctgpu.engines.cpu import CpuEngine
 from ctgpu.engines.reference import ReferenceEngine
 from ctgpu.errors import DeviceError, UsageError
 from ctgpu.spec import Spec
-from ctgpu.volume import Rescale
+from ctgpu.volume.raw import Rescale
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ctgpu.engines._batch import KernelKey
-from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_folder, kernel_options, kernel_source
+from ctgpu.engines.batch import KernelKey
+from ctgpu.engines.nvrtc import KERNEL_NAME, kernel_folder, kernel_options, kernel_source
 from support.nvrtc import CUPY_OPTIONS, Nvrtc
 
 ARCHITECTURES = (75, 80, 90, 100, 120)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ctgpu.engines import _cupy, open_engine
+from ctgpu.engines import cupy_runtime, open_engine
 from ctgpu.engines.cuda import CudaEngine
 from ctgpu.errors import DeviceError
 
@@ -59,7 +59,7 @@ def stand_in(
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     def prepare(driver: int | None, cupy: Any = None) -> None:
-        monkeypatch.setattr(_cupy, "driver_cuda_version", lambda: driver)
+        monkeypatch.setattr(cupy_runtime, "driver_cuda_version", lambda: driver)
         monkeypatch.setitem(sys.modules, "cupy", cupy)  # None: importing it fails
 
     return prepare

@@ -18,10 +18,10 @@ from host_cuda import DeviceArray, HostCuda, check, installed, some_jobs
 
 import ctgpu
 from ctgpu.buffers import BufferPool
-from ctgpu.engines import Job, _batch
+from ctgpu.engines import Job, batch
 from ctgpu.engines.cuda import CudaEngine
 from ctgpu.errors import DeviceError
-from ctgpu.geometry import plan_volume
+from ctgpu.volume.geometry import plan_volume
 from forking import Child
 
 
@@ -160,7 +160,7 @@ def test_a_result_that_stays_on_the_device(
 ) -> None:
     engine = CudaEngine((0,))
     for most_voxels in (2**31 - 1, 20_000):  # the second: a source beyond 32-bit offsets
-        monkeypatch.setattr(_batch, "_MOST_SOURCE_VOXELS", most_voxels)
+        monkeypatch.setattr(batch, "MOST_SOURCE_VOXELS", most_voxels)
         for made in some_jobs(3, layout):
             there = Job(made.voxels.view(DeviceArray), made.rescale, made.plan, made.out)
             flipped = Job(there.voxels[::-1, :, ::3], made.rescale, made.plan, made.out)

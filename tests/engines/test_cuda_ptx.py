@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from cuda_host import expected, job, spec
 
-from ctgpu.engines import Job, _nvrtc, open_engine
-from ctgpu.engines._batch import (
-    _VOXEL_TYPES,
+from ctgpu.engines import Job, nvrtc, open_engine
+from ctgpu.engines.batch import (
     THREADS,
     VOLUME,
+    VOXEL_TYPES,
     KernelKey,
     Piece,
     Placed,
@@ -28,10 +28,10 @@ from ctgpu.engines._batch import (
     plan_batches,
     readable,
 )
-from ctgpu.engines._nvrtc import KERNEL_NAME, kernel_options, kernel_source
+from ctgpu.engines.nvrtc import KERNEL_NAME, kernel_options, kernel_source
 from ctgpu.spec import Spec
 from ctgpu.testing.voxels import random_voxels
-from ctgpu.volume import Rescale
+from ctgpu.volume.raw import Rescale
 from support.nvrtc import CUPY_OPTIONS, Nvrtc
 from support.ptx import Buffer, Counts, Kernel, KernelFault
 
@@ -136,7 +136,7 @@ def all_keys() -> list[KernelKey]:
     return [
         KernelKey(voxel, swap, fast, out, rescales, clips_before)
         for voxel, swap, fast, out, rescales, clips_before in itertools.product(
-            _VOXEL_TYPES, (False, True), (0, 1, 2), (1, 2), (False, True), (False, True)
+            VOXEL_TYPES, (False, True), (0, 1, 2), (1, 2), (False, True), (False, True)
         )
         if not (swap and voxel[1:] == "1")
     ]
@@ -148,7 +148,7 @@ def usual_keys() -> list[KernelKey]:
     usual = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
     steps = itertools.cycle(itertools.product((0, 1, 2), (1, 2), (True, False)))
     keys = []
-    for n, (voxel, swap) in enumerate(itertools.product(_VOXEL_TYPES, (False, True))):
+    for n, (voxel, swap) in enumerate(itertools.product(VOXEL_TYPES, (False, True))):
         fast, out, rescales = next(steps)
         if not (swap and voxel[1:] == "1"):
             keys.append(KernelKey(voxel, swap, fast, out, rescales, n % 3 > 0))
@@ -317,14 +317,14 @@ def test_a_mistake_in_the_kernel_is_found(
     sources = {"preprocess_math.h", "cuda/tile.h", "cuda/preprocess.cu"}
     (tmp_path / "cuda").mkdir()
     for source in sources:
-        text = (_nvrtc.kernel_folder() / source).read_text()
+        text = (nvrtc.kernel_folder() / source).read_text()
         if source.endswith(file):
             assert text.count(right) == 1
             text = text.replace(right, wrong)
         (tmp_path / source).write_text(text)
     key = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
     kernel_options(key)  # which remembers the hash of the sources as they are
-    monkeypatch.setattr(_nvrtc, "kernel_folder", lambda: tmp_path)
+    monkeypatch.setattr(nvrtc, "kernel_folder", lambda: tmp_path)
     kernel_of.cache_clear()
     try:
         with pytest.raises(KernelFault) as caught:

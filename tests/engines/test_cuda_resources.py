@@ -13,7 +13,7 @@ from cuda_host import expected, job, spec
 from host_cuda import CUDARuntimeError, DeviceArray, HostCuda, check, installed, some_jobs
 
 import ctgpu
-from ctgpu.engines import Job, _batch, open_engine
+from ctgpu.engines import Job, batch, open_engine
 from ctgpu.engines.cuda import CudaEngine
 from ctgpu.errors import DeviceError, UsageError
 from ctgpu.testing.voxels import random_voxels
@@ -98,7 +98,7 @@ def test_headers_are_uploaded_from_pinned_memory(host: HostCuda) -> None:
         engine.run(jobs)
         check(jobs)
         address, size = host.uploads[0]
-        assert size == _batch.header_bytes([_batch.Piece.of(j, 0, 56) for j in jobs])
+        assert size == batch.header_bytes([batch.Piece.of(j, 0, 56) for j in jobs])
         assert any(
             at <= address and address + size <= at + pinned
             for at, pinned in host.registered.items()
@@ -118,7 +118,7 @@ def test_a_lane_that_meets_larger_and_larger_volumes_rarely_allocates(host: Host
 def test_room_to_grow_is_not_taken_from_what_is_needed(host: HostCuda) -> None:
     engine = CudaEngine((0,), memory_limit_bytes=3 << 30)
     made = some_jobs(1)[0]
-    piece = _batch.Piece.of(made, 0, 56)
+    piece = batch.Piece.of(made, 0, 56)
     host.free_bytes = piece.device_bytes
     engine.run([made])
     check([made])
@@ -128,7 +128,7 @@ def test_room_to_grow_is_not_taken_from_what_is_needed(host: HostCuda) -> None:
 def test_voxels_of_another_framework_are_taken_on_the_work_stream(
     host: HostCuda, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever lends them makes the stream that is current then wait for what it still writes."""
+    """Their lender makes the stream that is current then wait for what it still writes."""
     engine = CudaEngine()
     made = some_jobs(1)[0]
     seen: list[tuple[int, list[int]]] = []

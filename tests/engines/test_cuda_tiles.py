@@ -22,12 +22,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctgpu.engines import Job, open_engine
-from ctgpu.engines._batch import VOLUME, Axis, Piece, Placed, Span, pack, plan_batches, readable
+from ctgpu.engines.batch import VOLUME, Axis, Piece, Placed, Span, pack, plan_batches, readable
 from ctgpu.errors import DeviceError
-from ctgpu.geometry import plan_volume
 from ctgpu.spec import Spec
 from ctgpu.testing.voxels import DTYPES, MEMORY_ORDERS, random_voxels
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import plan_volume
+from ctgpu.volume.raw import Rescale
 
 
 @pytest.fixture(scope="session")

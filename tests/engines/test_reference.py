@@ -12,7 +12,7 @@ from engine_cases import GEOMETRIES, check_ramp, make_job, random_voxels, run
 from ctgpu.engines.reference import ReferenceEngine
 from ctgpu.errors import DeviceError
 from ctgpu.spec import Spec
-from ctgpu.volume import Rescale
+from ctgpu.volume.raw import Rescale
 
 
 @pytest.mark.parametrize("layout", ["HWD", "DHW"])

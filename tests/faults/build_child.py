@@ -23,11 +23,11 @@ import huggingface_hub  # noqa: F401  (imported on first use, which every child 
 import nibabel  # noqa: F401
 
 import ctgpu
-from ctgpu.builder import build
-from ctgpu.convert import convert_tars
+from ctgpu.building.builder import build
+from ctgpu.building.convert import convert_tars
+from ctgpu.building.events import Event, SampleWritten
 from ctgpu.engines import open_engine
 from ctgpu.errors import CtgpuError
-from ctgpu.progress import Event, SampleWritten
 from ctgpu.shards import disk, folder, journal, lease, writer
 from ctgpu.spec import Spec
 

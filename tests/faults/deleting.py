@@ -17,7 +17,7 @@ import numpy as np
 from scenarios import SPACING_MM, SPEC, Builder
 
 from built import read_samples
-from ctgpu.convert import convert_tars
+from ctgpu.building.convert import convert_tars
 from ctgpu.testing.ctrate import chest_phantom
 
 _TARS, _SAMPLES = 3, 2

@@ -15,7 +15,7 @@ from pathlib import Path
 from scenarios import SPEC, Builder, make_source
 
 from built import tar_bytes
-from ctgpu.shards.integrity import verify_folder
+from ctgpu.checking.verify import verify_folder
 
 # In earnest a host is given a minute.
 STALE_AFTER_S = 1.0
@@ -108,7 +108,7 @@ def freeze_and_take_over(work_dir: Path, *, trials: int, seed: int) -> Frozen:
                 result.odd_exits.append(f"trial {trial}: {code}, {events[-1:]}")
             result.damaged += [
                 f"trial {trial}, call {moment}: {f.file}: {f.problem}"
-                for f in verify_folder(folder)
+                for f in verify_folder(folder).findings
             ]
             found = tar_bytes(folder)
             result.changed += [name for name in committed if found.get(name) != committed[name]]

@@ -24,22 +24,22 @@ import corpus
 import numpy as np
 
 from built import read_samples
-from ctgpu.builder import build
+from ctgpu.building.builder import build
+from ctgpu.building.events import Event, SampleWritten, ignore
 from ctgpu.errors import StorageError
-from ctgpu.progress import Event, SampleWritten, ignore
 from ctgpu.shards.index import index_text
 from ctgpu.shards.names import TEMPORARY_SUFFIX, index_name, record_name, shard_name
-from ctgpu.shards.plan import Plan, PlannedSample
+from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import Member, SampleEntry, ShardRecord
-from ctgpu.shards.tar import lay_out
-from ctgpu.sources import hub as hub_module
-from ctgpu.sources.base import VOLUME_SUFFIXES, SampleRef, strip_volume_suffix
-from ctgpu.sources.layout import table_names
+from ctgpu.shards.tar import place_sample
+from ctgpu.sources.ct_rate import table_names
+from ctgpu.sources.hub import source as hub_module
+from ctgpu.sources.hub.transfer import Patience
 from ctgpu.sources.tables import LABEL_NAMES
-from ctgpu.sources.transfer import Patience
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate, write_tables
 from ctgpu.testing.hub import Faults, LocalHub
+from ctgpu.volume.ref import VOLUME_SUFFIXES, SampleRef, strip_volume_suffix
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 
@@ -202,8 +202,8 @@ class Kills:
 
 def kill_and_resume(work_dir: Path, *, samples: int, kills: int, seed: int) -> Kills:
     """Kill builds from a local Hub `kills` times, resume each, and compare what comes out."""
+    from ctgpu.building.pipeline import Workers
     from ctgpu.engines import open_engine
-    from ctgpu.pipeline import Workers
 
     chance, result, began = random.Random(seed), Kills(), time.perf_counter()
     engine = open_engine("cpu")
@@ -561,7 +561,7 @@ _MEASURED_BUILD = (
     _PEAK_RSS_BYTES
     + """
 import json, sys
-from ctgpu.builder import build
+from ctgpu.building.builder import build
 from ctgpu.spec import Spec
 job = json.load(sys.stdin)
 spec = Spec.from_dict(job["spec"])
@@ -644,13 +644,14 @@ _MEASURED_PLAN = (
 import json, sys, time
 from pathlib import Path
 from ctgpu.engines import open_engine
-from ctgpu.planning import Request, make_plan
-from ctgpu.progress import ignore
+from ctgpu.building.planning import make_plan
+from ctgpu.building.request import Request
+from ctgpu.building.events import ignore
 from ctgpu.shards.plan import Plan
 folder, repo_id, endpoint = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 engine = open_engine("cpu")
 began = time.perf_counter()
-request = Request(split="train", repo_id=repo_id, endpoint=endpoint, selection={})
+request = Request(split="train", repo_id=repo_id, endpoint=endpoint)
 plan, source, counts = make_plan(request, engine.arithmetic, ignore)
 folder.mkdir()
 Plan.create(folder, plan)
@@ -695,7 +696,8 @@ def make_plan_of(
     """A saved plan of volumes that nobody has, but for the last one."""
     count = shards * samples_per_shard
     refs = [
-        SampleRef(f"dataset/valid_fixed/valid_{n}_b_1.nii.gz", 1 << 27) for n in range(1, count)
+        SampleRef.of_file(f"dataset/valid_fixed/valid_{n}_b_1.nii.gz", 1 << 27)
+        for n in range(1, count)
     ]
     plan = Plan(
         dataset=source["location"],
@@ -714,10 +716,7 @@ def make_plan_of(
         },
         samples_per_shard=samples_per_shard,
         class_names=tuple(LABEL_NAMES),
-        samples=[
-            PlannedSample(r.key, r.study_id, r.path, r.size_bytes, None, "fixed")
-            for r in [*refs, last]
-        ],
+        samples=[replace(ref, provenance="fixed") for ref in (*refs, last)],
     )
     folder.mkdir(parents=True)
     return Plan.create(folder, plan)
@@ -729,15 +728,15 @@ def pretend_committed(folder: Path, plan: Plan, shards: range) -> None:
     for index in shards:
         position, entries = 0, []
         for sample in plan.samples_of(index):
-            layout = lay_out(position, sample.key, sizes)
+            placement = place_sample(position, sample.key, sizes)
             members = {
                 extension: Member(offset, sizes[extension], "0" * 32)
-                for extension, offset in zip(sizes, layout.offsets, strict=True)
+                for extension, offset in zip(sizes, placement.offsets, strict=True)
             }
             entries.append(
-                SampleEntry(sample.key, sample.study_id, layout.start, layout.end, members)
+                SampleEntry(sample.key, sample.study_id, placement.start, placement.end, members)
             )
-            position = layout.end
+            position = placement.end
         record = ShardRecord(index, plan.fingerprint, position + 1024, entries)
         with (folder / shard_name(index)).open("wb") as tar:
             os.truncate(tar.fileno(), record.size_bytes)
@@ -752,8 +751,8 @@ def audit(event, arguments):
     if event == "open" and str(arguments[0]).endswith(".tar"):
         tars.append(str(arguments[0]))
 sys.addaudithook(audit)
-from ctgpu.builder import build
-from ctgpu.progress import Planned, ShardResumed
+from ctgpu.building.builder import build
+from ctgpu.building.events import Planned, ShardResumed
 import huggingface_hub, nibabel
 moments = {}
 began = time.perf_counter()
@@ -790,7 +789,7 @@ def resume_measured(work_dir: Path, committed: int, samples_per_shard: int = 1) 
         make_source(root, 1)
     with LocalHub(root) as hub:
         files = hub.commits[hub.head].items()
-        last = next(SampleRef(n, p.stat().st_size) for n, p in files if n.endswith(".gz"))
+        last = next(SampleRef.of_file(n, p.stat().st_size) for n, p in files if n.endswith(".gz"))
         folder = work_dir / f"committed-{committed}"
         source = {"kind": "hub", "location": hub.repo_id, "revision": hub.head}
         plan = make_plan_of(folder, committed + 1, samples_per_shard, source, last)

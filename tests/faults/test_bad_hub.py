@@ -19,12 +19,12 @@ from scenarios import (
 )
 
 from built import read_samples
-from ctgpu.builder import build
+from ctgpu.building.builder import build
+from ctgpu.building.members import sample_metadata
+from ctgpu.checking.verify import verify_folder
 from ctgpu.errors import StorageError
-from ctgpu.sample import sample_metadata
-from ctgpu.sources.hub import HubSource
+from ctgpu.sources.hub.source import HubSource
 from ctgpu.testing.hub import Faults, LocalHub
-from ctgpu.verify import verify_folder
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_a_defect_met_by_one_sample_does_not_end_the_build(
         return sample_metadata(prepared, **facts)
 
     make_source(tmp_path / "source", 3)
-    monkeypatch.setattr("ctgpu.shard_maker.sample_metadata", defective)
+    monkeypatch.setattr("ctgpu.building.shard_maker.sample_metadata", defective)
     report = build(tmp_path / "out", source=tmp_path / "source", spec=SPEC, device="cpu")
     assert [(e["key"], e["error_class"]) for e in report.failures] == [
         ("valid_2_a_1", "ZeroDivisionError")

@@ -15,13 +15,14 @@ from typing import Any
 import corpus
 import pytest
 
-import ctgpu.verify
-from ctgpu.compare import Recipe
+import ctgpu
+from ctgpu.checking.facts import inspect_samples
+from ctgpu.checking.recipe import Recipe
+from ctgpu.checking.verify import verify_folder
 from ctgpu.errors import CtgpuError, StorageError, UsageError
-from ctgpu.inspect import inspect_samples
-from ctgpu.loading.catalogue import Card, find_shards
+from ctgpu.loading.catalogue import find_shards
+from ctgpu.shards.card import Card
 from ctgpu.shards.index import index_text
-from ctgpu.shards.integrity import verify_folder
 from ctgpu.shards.journal import JournalHeader, read_journal
 from ctgpu.shards.manifest import manifest_text, write_manifest
 from ctgpu.shards.plan import Plan
@@ -65,7 +66,7 @@ def build(folder: Path) -> None:
 
 
 def verify(folder: Path) -> None:
-    for finding in ctgpu.verify.verify_folder(folder).findings:
+    for finding in verify_folder(folder).findings:
         assert "\n" not in finding.problem
 
 
@@ -122,7 +123,7 @@ def test_what_is_no_file_hangs_and_harms_nothing(
         assert place in str(said["write_manifest"])
     if said["build"] is None:
         # An index of a shard that is finished is made with the shard alone.
-        left = {finding.file for finding in verify_folder(begun)}
+        left = {finding.file for finding in verify_folder(begun).findings}
         assert left == ({place} if place == "shard-000000.idx" else set())
 
 
@@ -133,12 +134,12 @@ def test_what_is_no_file_is_named_by_verify(kind: str, begun: Path, bounded: Non
     for place in PLACES[1:6]:
         kept = (begun / place).read_bytes()
         corpus.put_in_place(begun / place, kind)
-        found = [finding.file for finding in verify_folder(begun)]
+        found = [finding.file for finding in verify_folder(begun).findings]
         # A record that is a link to nothing is as if it were gone, and so is a tar.
         assert found[0].partition(".")[0] == place.partition(".")[0]
         (shutil.rmtree if kind == "folder" else os.unlink)(begun / place)
         (begun / place).write_bytes(kept)
-    assert list(verify_folder(begun)) == []
+    assert verify_folder(begun).findings == []
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -162,7 +163,7 @@ def use_record(folder: Path) -> None:
     index_text(record)
     record.to_json()
     for entry in record.samples:
-        assert entry.layout().end <= record.size_bytes
+        assert entry.placement().end <= record.size_bytes
 
 
 def use_summary(folder: Path) -> None:
@@ -306,7 +307,7 @@ def test_a_plan_whose_keys_lead_out_makes_nothing_and_is_named(begun: Path) -> N
     with pytest.raises(UsageError, match=r"plan\.json is damaged .*'\.\./\.\./\.\./evil'"):
         build(begun)
     assert sorted(os.listdir(begun)) == before
-    assert [f.file for f in verify_folder(begun)] == ["plan.json"]
+    assert [f.file for f in verify_folder(begun).findings] == ["plan.json"]
 
 
 def test_fields_that_nobody_knows_are_left_alone(begun: Path) -> None:

@@ -12,7 +12,7 @@ from ctgpu.buffers import BufferPool, Bytes, allocate_pages
 from ctgpu.decode import decode, inflated_size
 from ctgpu.decode.inflate import MAX_RATIO
 from ctgpu.errors import DecodeError, IntensityError
-from ctgpu.intensity import check_hu, resolve_rescale
+from ctgpu.volume.intensity import check_hu, resolve_rescale
 
 CRAFTED = list(corpus.crafted())
 

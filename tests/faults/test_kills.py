@@ -29,8 +29,8 @@ import ctgpu
 from ctgpu.shards.folder import summaries
 from ctgpu.shards.manifest import write_manifest
 from ctgpu.shards.record import ShardSummary
-from ctgpu.sources.base import SampleRef
 from ctgpu.testing.hub import LocalHub
+from ctgpu.volume.ref import SampleRef
 
 SAMPLES = 12
 SMALL = ("--shape", "90,90,50", "--spacing", "4,4,6", "--samples-per-shard", SAMPLES_PER_SHARD)
@@ -173,7 +173,7 @@ def test_the_manifest_has_a_shard_that_was_committed_while_it_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = {"kind": "hub", "location": "nobody/has-it", "revision": "0" * 40}
-    last = SampleRef("dataset/valid_fixed/valid_1_a_1.nii.gz", 1 << 27)
+    last = SampleRef.of_file("dataset/valid_fixed/valid_1_a_1.nii.gz", 1 << 27)
     plan = make_plan_of(tmp_path / "out", 2, 3, source, last)
     pretend_committed(tmp_path / "out", plan, range(1))
 

@@ -48,7 +48,9 @@ def test_building_again_needs_the_space_of_one_shard_more(
 ) -> None:
     make_source(tmp_path / "source", 8)
     asked: list[int] = []
-    monkeypatch.setattr("ctgpu.builder.require_free_space", lambda f, needed: asked.append(needed))
+    monkeypatch.setattr(
+        "ctgpu.building.builder.require_free_space", lambda f, needed: asked.append(needed)
+    )
 
     def build(**options: bool) -> None:
         ctgpu.build(

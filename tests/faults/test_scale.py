@@ -16,7 +16,7 @@ from scenarios import (
 )
 
 from ctgpu.shards.plan import Plan
-from ctgpu.sources.base import SampleRef
+from ctgpu.volume.ref import SampleRef
 
 
 def test_thousands_of_samples_are_planned_from_listing_and_tables(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_thousands_of_samples_are_planned_from_listing_and_tables(tmp_path: Path
 def test_a_finished_build_is_run_again_without_opening_a_tar(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     source = {"kind": "hub", "location": "nobody/has-it", "revision": "0" * 40}
-    last = SampleRef("dataset/valid_fixed/valid_1_a_1.nii.gz", 1 << 27)
+    last = SampleRef.of_file("dataset/valid_fixed/valid_1_a_1.nii.gz", 1 << 27)
     plan = make_plan_of(folder, 60, 16, source, last)
     pretend_committed(folder, plan, range(60))
     figures = run_measured(folder)

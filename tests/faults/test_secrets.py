@@ -16,10 +16,10 @@ import pytest
 from scenarios import REPOSITORY, SPEC, make_source, quick_patience
 
 import ctgpu
+from ctgpu.building.events import Event
+from ctgpu.building.request import Request
 from ctgpu.errors import AccessError, CtgpuError, SourceError
-from ctgpu.planning import Request
-from ctgpu.progress import Event
-from ctgpu.sources.hub import HubSource
+from ctgpu.sources.hub.source import HubSource
 from ctgpu.testing.hub import Faults, LocalHub
 
 TOKEN = "hf_a-secret-of-nobody"
@@ -84,8 +84,8 @@ def test_a_token_that_is_revoked_midway_is_not_in_the_error(tmp_path: Path, hub:
     while not any(request.path.endswith(".gz") for request in hub.requests):
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
-    # Whoever loses the connection now comes back, half a second later, with a token that is no
-    # longer good.
+    # A client that loses the connection now comes back, half a second later, with a token that is
+    # no longer good.
     hub.faults.bodies = ["truncate"]
     while hub.faults.bodies:
         assert process.poll() is None, process.communicate()
@@ -144,7 +144,7 @@ def test_events_requests_and_sources_do_not_show_the_token(tmp_path: Path, hub: 
     )
     assert events
     assert TOKEN.encode() not in pickle.dumps(events)
-    assert TOKEN not in repr(Request(selection={}, token=TOKEN))
+    assert TOKEN not in repr(Request(token=TOKEN))
     source = HubSource(hub.repo_id, token=TOKEN, endpoint=hub.url)
     assert TOKEN not in repr(source)
     assert TOKEN not in repr(source.identity())

@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["ctgpu", "zipfile", "numpy.lib"]):
     from ctgpu.buffers import BufferPool
     from ctgpu.decode import decode, inflated_size
     from ctgpu.errors import DecodeError, IntensityError
-    from ctgpu.intensity import check_hu, resolve_rescale
+    from ctgpu.volume.intensity import check_hu, resolve_rescale
 
 import nibabel  # noqa: F401  (imported by the decoder on first use, and slow under coverage)
 import numpy as np

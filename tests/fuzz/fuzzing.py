@@ -13,7 +13,7 @@ def run_fuzzer(harness: Path, folder: Path, runs: int, max_len: int) -> None:
     result = subprocess.run(
         [
             # Linux hands the peak of a process's memory down to what it executes, and libFuzzer
-            # holds that against its limit: the shell, small itself, forks and so begins anew.
+            # holds that against its limit: the shell, small itself, forks and so begins again.
             *("sh", "-c", '"$@"; exit $?', "sh", sys.executable, str(harness)),
             *("-seed=1", f"-runs={runs}", f"-max_len={max_len}", "-timeout=20"),
         ],

@@ -56,15 +56,16 @@ UNCOUNTED = ("device__", "launch__")
 DOCTOR = """
 import json, sys
 from rich.console import Console
-from ctgpu.doctor import diagnose
+from ctgpu.checking.doctor import diagnose
+from ctgpu.cli.doctor import table_of
 report = diagnose(device="cuda")
-Console(width=160).print(report.to_table())
+Console(width=160).print(table_of(report))
 json.dump(report.to_dict(), open(sys.argv[1], "w"))
 sys.exit(report.exit_code)
 """
 #: Tests here that look at this check itself, and one elsewhere that needs a GPU.
 NOT_GPU = ("test_check.py", "test_install.py", "test_verdicts.py", "test_whole_check.py")
-DOCTOR_TEST = "tests/test_doctor.py::test_a_machine_with_a_gpu"
+DOCTOR_TEST = "tests/checking/test_doctor.py::test_a_machine_with_a_gpu"
 #: What a stage that uses the GPU cannot do without.
 WORKING = ("install", "doctor")
 

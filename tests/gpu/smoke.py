@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from ctgpu.engines import Job, open_engine
-from ctgpu.geometry import plan_volume
 from ctgpu.spec import Spec
 from ctgpu.testing.voxels import random_voxels
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import plan_volume
+from ctgpu.volume.raw import Rescale
 
 SHAPE = (512, 512, 300)
 SPACING_MM = (0.7, 0.7, 1.25)

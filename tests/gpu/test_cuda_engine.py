@@ -17,14 +17,14 @@ import pytest
 
 from ctgpu.buffers import BufferPool
 from ctgpu.engines import Job, open_engine
-from ctgpu.engines._batch import KernelKey
 from ctgpu.engines.base import Engine
+from ctgpu.engines.batch import KernelKey
 from ctgpu.engines.cuda import CudaEngine
 from ctgpu.errors import DeviceError
-from ctgpu.geometry import plan_volume
 from ctgpu.spec import Spec
 from ctgpu.testing.voxels import DTYPES, MEMORY_ORDERS, random_voxels
-from ctgpu.volume import Rescale
+from ctgpu.volume.geometry import plan_volume
+from ctgpu.volume.raw import Rescale
 
 pytestmark = pytest.mark.usefixtures("device")
 
@@ -243,4 +243,4 @@ def test_several_devices_share_the_work(cpu: Engine) -> None:
 def test_the_usual_kernel_hardly_spills(cuda: CudaEngine) -> None:
     usual = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
     # None with NVRTC 12.9, 24 bytes with 13.5: `run_gpu.py --static` counts them.
-    assert cuda._kernels.get(0, usual).attributes["local_size_bytes"] <= 32
+    assert cuda.kernels.get(0, usual).attributes["local_size_bytes"] <= 32

@@ -144,7 +144,7 @@ def test_the_state_counts_what_was_handed_out_not_what_was_read_ahead(hwd: Path)
     other.load_state_dict(loader.state_dict())
     assert studies(other) == [f"valid_{n}_a_1" for n in range(3, 12)]
     batches.close()  # type: ignore[attr-defined]
-    # An iteration that was given up begins anew.
+    # An iteration that was given up begins again.
     assert studies(loader)[0] == "valid_1_a_1"
 
 

@@ -9,10 +9,11 @@ import numpy as np
 
 from ctgpu.buffers import allocate_pages
 from ctgpu.shards.ledger import LedgerEntry
-from ctgpu.shards.plan import Plan, PlannedSample
+from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import ShardRecord, checksum
 from ctgpu.shards.writer import PackedSample, ShardWriter
 from ctgpu.spec import Spec
+from ctgpu.volume.ref import SampleRef
 
 #: 4,096 bytes, and 1,260: with and without a tail after the last whole page.
 WHOLE_PAGES = Spec(shape_hwd=(16, 16, 8))
@@ -32,13 +33,13 @@ def make_plan(count: int = 4, *, samples_per_shard: int = 4, spec: Spec = ODD) -
         samples_per_shard=samples_per_shard,
         class_names=("Nodule", "Effusion"),
         samples=[
-            PlannedSample(f"scan_{i}", f"scan.{i}", f"valid/scan.{i}.npz", 1000 + i, "sha256:00")
+            SampleRef(f"scan_{i}", f"scan.{i}", f"valid/scan.{i}.npz", 1000 + i, "sha256:00")
             for i in range(count)
         ],
     )
 
 
-def pack(plan: Plan, sample: PlannedSample) -> PackedSample:
+def pack(plan: Plan, sample: SampleRef) -> PackedSample:
     """The sample's members: noise that depends on the key alone."""
     seed = int(checksum(sample.key.encode())[:8], 16)
     volume = allocate_pages(plan.spec.size_bytes)[: plan.spec.size_bytes]
@@ -54,7 +55,7 @@ def pack(plan: Plan, sample: PlannedSample) -> PackedSample:
     )
 
 
-def fail(sample: PlannedSample) -> LedgerEntry:
+def fail(sample: SampleRef) -> LedgerEntry:
     """A failure of the sample."""
     return LedgerEntry(sample.key, sample.path, "decode", "DecodeError", "not a volume", 1)
 

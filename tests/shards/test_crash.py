@@ -20,8 +20,8 @@ from power_cut import Killed, Machine
 from shard_samples import ODD, WHOLE_PAGES, make_plan, write_shard
 
 from ctgpu.errors import StorageError
+from ctgpu.shards.findings import shard_findings
 from ctgpu.shards.folder import is_committed, remove_leftovers
-from ctgpu.shards.integrity import verify_shard
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import SampleEntry
 from ctgpu.shards.writer import PackedSample, ShardWriter
@@ -74,7 +74,7 @@ def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Scen
 def _check(folder: Path, run: Scenario) -> None:
     """What looks committed must be whole."""
     if is_committed(folder, 0):
-        assert verify_shard(folder, run.keywords["plan"], 0) == []
+        assert shard_findings(folder, run.keywords["plan"], 0) == []
 
 
 def _interrupt(folder: Path, run: Scenario, at: int) -> Machine:
@@ -281,4 +281,4 @@ def test_sigkill_at_random_moments(tmp_path: Path) -> None:
                 kills += 1
     assert kills
     assert _state(folder) == _state(undisturbed)
-    assert verify_shard(folder, plan, 0) == []
+    assert shard_findings(folder, plan, 0) == []

@@ -14,8 +14,8 @@ from shard_samples import ODD, WHOLE_PAGES, fail, make_plan, pack
 from ctgpu.errors import StorageError
 from ctgpu.shards import disk, journal, writer
 from ctgpu.shards.fence import Fence
+from ctgpu.shards.findings import shard_findings
 from ctgpu.shards.folder import is_committed, remove_leftovers
-from ctgpu.shards.integrity import verify_shard
 from ctgpu.shards.lease import LeaseLost
 from ctgpu.shards.names import fence_name
 from ctgpu.shards.plan import Plan
@@ -154,7 +154,7 @@ def test_what_the_successor_committed_stays(
         freeze(folder, run, at, take_over)
         where = f"frozen at call {at}, {call}"
         assert is_committed(folder, 0), where
-        assert verify_shard(folder, plan, 0) == [], where
+        assert shard_findings(folder, plan, 0) == [], where
         if done:
             assert {name: (folder / name).read_bytes() for name in done} == done, where
             assert not (folder / "shard-000000.tar.partial").exists(), where
@@ -191,7 +191,7 @@ def test_a_successor_that_is_not_done_yet_finishes_whole(
                 successor.append(pack(plan, sample))
             successor.commit({"engine": "test"})
         assert is_committed(folder, 0), (at, call)
-        assert verify_shard(folder, plan, 0) == [], (at, call)
+        assert shard_findings(folder, plan, 0) == [], (at, call)
         assert not (folder / "shard-000000.tar.partial").exists(), (at, call)
 
 
@@ -210,11 +210,11 @@ def test_the_file_that_the_late_one_has_open_is_not_gone_on_in(tmp_path: Path) -
         successor.append(pack(plan, sample))
     late.append(pack(plan, plan.samples[3]))
     successor.commit({})
-    assert verify_shard(tmp_path, plan, 0) == []
+    assert shard_findings(tmp_path, plan, 0) == []
     with pytest.raises(LeaseLost, match="another process took this one for dead"):
         late.commit({})
     late.abandon()
-    assert verify_shard(tmp_path, plan, 0) == []
+    assert shard_findings(tmp_path, plan, 0) == []
 
 
 def test_what_ended_in_order_is_gone_on_in_place(tmp_path: Path) -> None:

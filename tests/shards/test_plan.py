@@ -14,8 +14,9 @@ from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards import disk
 from ctgpu.shards import plan as plan_module
 from ctgpu.shards.names import PLAN_NAME
-from ctgpu.shards.plan import Plan, PlannedSample
+from ctgpu.shards.plan import Plan
 from ctgpu.spec import Spec
+from ctgpu.volume.ref import SampleRef
 
 
 def test_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
@@ -27,7 +28,7 @@ def test_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
 
 
 def test_awkward_paths_survive(tmp_path: Path) -> None:
-    sample = PlannedSample("k", 'a"\\\u2028', "ordner/\udcff\u00fc\n.npz", 1, None, "v1")
+    sample = SampleRef("k", 'a"\\\u2028', "ordner/\udcff\u00fc\n.npz", 1, None, "v1")
     Plan.create(tmp_path, replace(make_plan(), samples=[sample]))
     assert Plan.load(tmp_path).samples == [sample]
 
@@ -139,8 +140,8 @@ def test_what_is_not_given_is_adopted(tmp_path: Path) -> None:
 
 def test_shared_keys_are_refused_by_path(tmp_path: Path) -> None:
     samples = [
-        PlannedSample("a_b", "a.b", "x/a.b.npz", 1),
-        PlannedSample("a_b", "a_b", "a_b.npz", 1),
+        SampleRef("a_b", "a.b", "x/a.b.npz", 1),
+        SampleRef("a_b", "a_b", "a_b.npz", 1),
     ]
     with pytest.raises(UsageError, match=r"x/a\.b\.npz and a_b\.npz would share"):
         Plan.create(tmp_path, replace(make_plan(), samples=samples))
@@ -151,7 +152,7 @@ def test_limits_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     for plan in (
         replace(make_plan(), spec=Spec(shape_hwd=(65535, 65535, 2))),
         replace(make_plan(), samples_per_shard=0),
-        replace(make_plan(), samples=[PlannedSample("x" * 96, "x", "long.npz", 1)]),
+        replace(make_plan(), samples=[SampleRef("x" * 96, "x", "long.npz", 1)]),
     ):
         with pytest.raises(UsageError):
             Plan.create(tmp_path, plan)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from shard_samples import make_plan
 
 from ctgpu.errors import UsageError
-from ctgpu.shards.plan import Plan, PlannedSample
+from ctgpu.shards.plan import Plan
 from ctgpu.shards.tar import (
     ALIGNMENT_BYTES,
     BLOCK_BYTES,
@@ -22,9 +22,10 @@ from ctgpu.shards.tar import (
     alignment,
     check_payload,
     header,
-    lay_out,
     member_names,
+    place_sample,
 )
+from ctgpu.volume.ref import SampleRef
 
 
 @pytest.mark.parametrize("size_bytes", [0, 1, 110_592_000, MEMBER_LIMIT_BYTES])
@@ -62,17 +63,17 @@ def test_laid_out_samples_are_a_tar(samples: list[dict[str, int]]) -> None:
     archive = b""
     expected = []
     for number, sizes in enumerate(samples):
-        layout = lay_out(len(archive), f"scan_{number}", sizes)
-        assert layout.start == len(archive)
-        assert layout.offsets[0] % ALIGNMENT_BYTES == 0
-        for frame, extension in zip(layout.frames, EXTENSIONS, strict=False):
+        placement = place_sample(len(archive), f"scan_{number}", sizes)
+        assert placement.start == len(archive)
+        assert placement.offsets[0] % ALIGNMENT_BYTES == 0
+        for frame, extension in zip(placement.frames, EXTENSIONS, strict=False):
             archive += frame + bytes([number + 1]) * sizes[extension]
-        archive += layout.frames[-1]
-        assert layout.end == len(archive)
+        archive += placement.frames[-1]
+        assert placement.end == len(archive)
         expected += [
             (name, offset, sizes[extension])
             for name, offset, extension in zip(
-                member_names(f"scan_{number}"), layout.offsets, EXTENSIONS, strict=True
+                member_names(f"scan_{number}"), placement.offsets, EXTENSIONS, strict=True
             )
         ]
     with tarfile.open(fileobj=io.BytesIO(archive + END_OF_ARCHIVE)) as tar:
@@ -82,7 +83,7 @@ def test_laid_out_samples_are_a_tar(samples: list[dict[str, int]]) -> None:
 
 def planned(key: str, folder: Path) -> Plan:
     """A saved plan of one sample with this key, as it is read back."""
-    sample = PlannedSample(key, "study", "some/path.npz", 1)
+    sample = SampleRef(key, "study", "some/path.npz", 1)
     Plan.create(folder, replace(make_plan(), samples=[sample]))
     return Plan.load(folder)
 

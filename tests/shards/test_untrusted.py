@@ -20,6 +20,7 @@ from ctgpu.shards.untrusted import (
     decode,
     open_regular,
     parse_json,
+    read_exactly,
     read_file,
     read_json,
     read_unchanged,
@@ -204,6 +205,25 @@ def put(path: Path, content: bytes, age_s: float = 10.0) -> None:
     path.write_bytes(content)
     status = path.stat()
     os.utime(path, (status.st_atime, status.st_mtime - age_s))
+
+
+@pytest.mark.parametrize("at_once", [3, 1 << 20])
+def test_reads_go_on_until_all_is_there(
+    at_once: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A system may give fewer bytes than are asked for, as some network file systems do."""
+    (tmp_path / "x").write_bytes(bytes(range(20)))
+    preadv = os.preadv
+    monkeypatch.setattr(
+        untrusted.os, "preadv", lambda fd, views, offset: preadv(fd, [views[0][:at_once]], offset)
+    )
+    with (tmp_path / "x").open("rb") as file:
+        out = bytearray(10)
+        read_exactly(file.fileno(), memoryview(out), 7)
+        assert out == bytes(range(7, 17))
+        read_exactly(file.fileno(), memoryview(out)[:0], 100)
+        with pytest.raises(EOFError, match="cut by 2 bytes"):
+            read_exactly(file.fileno(), memoryview(out), 12)
 
 
 def test_a_file_is_read_whole_into_one_buffer(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from source_cases import FOLDER, QUICK, random_bytes
 
-from ctgpu.sources.hub import HubSource
+from ctgpu.sources.hub.source import HubSource
 from ctgpu.testing.hub import LocalHub
 
 
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test sees the token, the endpoint or the proxies of whoever runs it."""
+    """No test sees the token, the endpoint or the proxies of its caller."""
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_ENDPOINT", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy"):

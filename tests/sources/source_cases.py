@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from ctgpu.buffers import BufferPool
-from ctgpu.sources.base import SampleRef
-from ctgpu.sources.hub import HubSource
-from ctgpu.sources.transfer import Patience
+from ctgpu.sources.hub.source import HubSource
+from ctgpu.sources.hub.transfer import Patience
 from ctgpu.testing.hub import LocalHub
+from ctgpu.volume.ref import SampleRef
 
 #: Fails in fractions of a second what takes minutes in earnest.
 QUICK = Patience(
@@ -31,8 +31,12 @@ def random_bytes(name: str, size: int = VOLUME_BYTES) -> bytes:
     return random.Random(name).randbytes(size)
 
 
+def file_name(ref: SampleRef) -> str:
+    return ref.path.rsplit("/", 1)[-1]
+
+
 def fetch(source: HubSource, ref: SampleRef, pool: BufferPool | None = None) -> bytes:
-    with source.fetch(ref, (pool or BufferPool()).acquire) as buffer:
+    with source.fetch(ref, (pool or BufferPool()).acquire).buffer as buffer:
         assert buffer.size_bytes == ref.size_bytes
         return bytes(buffer.bytes)
 

@@ -12,7 +12,7 @@ import pytest
 from source_cases import QUICK, answer, answer_with, fetch, first
 
 from ctgpu.errors import FetchError, SourceError, UsageError
-from ctgpu.sources.hub import HubSource
+from ctgpu.sources.hub.source import HubSource
 from ctgpu.testing.hub import LocalHub
 
 TOKEN = "hf_a-secret-of-nobody"
@@ -55,9 +55,9 @@ def test_an_endpoint_that_is_no_address_is_a_usage_error(
 @pytest.mark.parametrize(
     "code",
     [
-        "from ctgpu.sources.hub import HubSource; HubSource('a/b')",
-        "from ctgpu.sources.hub import account_of; account_of(None, 'http://hub')",
-        "from ctgpu import doctor; print(doctor._token().text, doctor._endpoint().text)",
+        "from ctgpu.sources.hub.source import HubSource; HubSource('a/b')",
+        "from ctgpu.sources.hub.source import account_of; account_of(None, 'http://hub')",
+        "from ctgpu.checking import doctor; print(doctor._token().text, doctor._endpoint().text)",
     ],
 )
 def test_an_endpoint_that_is_no_address_is_said_before_the_hub_library_meets_it(
@@ -167,7 +167,7 @@ def test_a_listing_of_ever_new_entries_ends_too(
         answer(handler, page, Link=f'</next{len(asked)}>; rel="next"')
 
     monkeypatch.setattr(hub._server.RequestHandlerClass, "do_GET", do_get)
-    monkeypatch.setattr("ctgpu.sources.hub._MOST_PAGES", 20)
+    monkeypatch.setattr("ctgpu.sources.hub.source._MOST_PAGES", 20)
     with pytest.raises(SourceError, match=r"20 entries, .* too many pages; check HF_ENDPOINT"):
         open_hub(hub.head).list_volumes("valid")
     assert len(asked) == 20

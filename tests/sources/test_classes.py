@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 
 from ctgpu.errors import UsageError
-from ctgpu.sources.classes import classes_of_labels, named_classes
+from ctgpu.sources.classes import classes_of_labels
 from ctgpu.sources.tables import LABEL_NAMES
 
 
@@ -17,27 +16,6 @@ def state(folder: Path, card: object) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "manifest.json").write_text(json.dumps(card))
     return folder
-
-
-def test_a_manifest_names_the_classes(tmp_path: Path) -> None:
-    assert named_classes(state(tmp_path, {"class_names": ["a", "b"]})) == ("a", "b")
-    assert named_classes(state(tmp_path, {"class_names": []})) == ()
-
-
-@pytest.mark.parametrize(
-    "card", [{}, [], None, "x", {"class_names": "ab"}, {"class_names": [1]}, {"num_classes": 3}]
-)
-def test_what_names_no_classes_is_no_manifest_of_them(tmp_path: Path, card: object) -> None:
-    assert named_classes(state(tmp_path, card)) is None
-
-
-def test_a_manifest_that_cannot_be_read_names_none(tmp_path: Path) -> None:
-    assert named_classes(tmp_path) is None
-    (tmp_path / "manifest.json").write_text("{")
-    assert named_classes(tmp_path) is None
-    (tmp_path / "manifest.json").unlink()
-    os.mkfifo(tmp_path / "manifest.json")
-    assert named_classes(tmp_path) is None
 
 
 def test_eighteen_labels_without_names_are_ct_rates(tmp_path: Path) -> None:

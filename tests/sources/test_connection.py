@@ -18,8 +18,8 @@ from wire import JSON_HEAD, Talk, Wire, failure_of, wire
 
 from ctgpu.buffers import BufferPool
 from ctgpu.errors import FetchError, SourceError
-from ctgpu.sources.base import SampleRef
-from ctgpu.sources.hub import HubSource
+from ctgpu.sources.hub.source import HubSource
+from ctgpu.volume.ref import SampleRef
 
 COMMIT = "1" * 40
 ANSWER = json.dumps({"sha": COMMIT}).encode()
@@ -156,7 +156,9 @@ def test_an_answer_without_a_body_or_an_address_is_tried_again(status: int) -> N
 
 
 def fetch(source: HubSource) -> bytes:
-    with source.fetch(SampleRef("x.npz", len(CONTENT)), BufferPool().acquire) as buffer:
+    with source.fetch(
+        SampleRef.of_file("x.npz", len(CONTENT)), BufferPool().acquire
+    ).buffer as buffer:
         return bytes(buffer.bytes)
 
 

@@ -15,8 +15,8 @@ import pytest
 from ctgpu.buffers import Buffer, BufferPool
 from ctgpu.errors import FetchError, SourceError, UsageError
 from ctgpu.sources import open_source
-from ctgpu.sources.base import SampleRef
 from ctgpu.sources.folder import FolderSource
+from ctgpu.volume.ref import SampleRef
 
 
 def put(root: Path, *paths: str) -> None:
@@ -347,7 +347,7 @@ def test_a_link_that_leads_nowhere_fails_until_its_file_is_back(tmp_path: Path) 
         source.fetch(ref, BufferPool().acquire)
     put(tmp_path, "blobs/0123")
     (ref,) = (ref for ref in source.list_volumes("valid") if ref.path == "b.npz")
-    with source.fetch(ref, BufferPool().acquire) as buffer:
+    with source.fetch(ref, BufferPool().acquire).buffer as buffer:
         assert bytes(buffer.bytes) == b"blobs/0123"
     assert source.identity() != before
 
@@ -380,9 +380,9 @@ def test_fetch_gives_the_bytes(tmp_path: Path) -> None:
     source = open_source(source=tmp_path)
     empty, ref = source.list_volumes("valid")
     pool = BufferPool()
-    with source.fetch(ref, pool.acquire) as buffer:
+    with source.fetch(ref, pool.acquire).buffer as buffer:
         assert bytes(buffer.bytes) == content
-    with source.fetch(empty, pool.acquire) as buffer:
+    with source.fetch(empty, pool.acquire).buffer as buffer:
         assert buffer.size_bytes == 0
 
 
@@ -405,7 +405,7 @@ def test_a_file_that_changed_or_went_fails_the_sample(tmp_path: Path) -> None:
 def test_a_planned_path_never_leads_out_of_the_folder(tmp_path: Path, path: str) -> None:
     put(tmp_path, "in/a/x.npz", "secret.npz")
     with pytest.raises(FetchError, match="leads out of the source"):
-        FolderSource(tmp_path / "in").fetch(SampleRef(path, 10), BufferPool().acquire)
+        FolderSource(tmp_path / "in").fetch(SampleRef.of_file(path, 10), BufferPool().acquire)
 
 
 def test_identity_follows_the_listing_and_not_the_machine(tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def test_a_volume_that_is_rewritten_while_it_is_read_fails_and_can_be_retried(
     with pytest.raises(FetchError, match=rf"{name} was not read: it was written.*--retry-failed"):
         source.fetch(ref, allocate)
     assert pool.lent_bytes == 0
-    with source.fetch(ref, pool.acquire) as buffer:
+    with source.fetch(ref, pool.acquire).buffer as buffer:
         assert set(buffer.bytes) == {ord("B")}
 
 
@@ -541,7 +541,7 @@ def test_a_listed_volume_is_meant_by_its_path_in_either_normal_form(
     source = FolderSource(tmp_path)
     (ref,) = source.list_volumes("valid")
     assert ref.path == stored
-    with source.fetch(replace(ref, path=planned), BufferPool().acquire) as buffer:
+    with source.fetch(replace(ref, path=planned), BufferPool().acquire).buffer as buffer:
         assert bytes(buffer.bytes) == stored.encode()
     (tmp_path / stored).unlink()
     (tmp_path / stored).symlink_to("blob")

@@ -19,14 +19,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from source_cases import FOLDER, QUICK, VOLUME_BYTES, answer_with, fetch, first, random_bytes
+from source_cases import (
+    FOLDER,
+    QUICK,
+    VOLUME_BYTES,
+    answer_with,
+    fetch,
+    file_name,
+    first,
+    random_bytes,
+)
 
 from ctgpu.buffers import BufferPool
 from ctgpu.errors import AccessError, CtgpuError, FetchError, SourceError, StorageError, UsageError
 from ctgpu.sources import open_source
-from ctgpu.sources.base import SampleRef
-from ctgpu.sources.hub import HubSource
+from ctgpu.sources.hub.source import HubSource
 from ctgpu.testing.hub import BodyFault, Faults, LocalHub
+from ctgpu.volume.ref import SampleRef
 
 TOKEN = "hf_a-secret-of-nobody"
 Open = Callable[..., HubSource]
@@ -40,7 +49,7 @@ def test_lists_only_the_split_with_sizes_and_checksums(hub: LocalHub, open_hub: 
     hub.page_size = 2
     refs = open_hub().list_volumes("valid")
     names = [f"valid_{n}_a_1.nii.gz" for n in (1, 2, 10)]
-    assert [ref.file_name for ref in refs] == names
+    assert [file_name(ref) for ref in refs] == names
     assert [ref.size_bytes for ref in refs] == [VOLUME_BYTES] * 3
     assert [ref.checksum for ref in refs] == [
         "sha256:" + hashlib.sha256(random_bytes(name)).hexdigest() for name in names
@@ -73,7 +82,7 @@ def test_fetches_the_exact_bytes(hub: LocalHub, open_hub: Open, redirect: bool) 
     hub.redirect = redirect
     source = open_hub()
     for ref in source.list_volumes("valid"):
-        assert fetch(source, ref) == random_bytes(ref.file_name)
+        assert fetch(source, ref) == random_bytes(file_name(ref))
 
 
 def test_one_connection_serves_many_requests(hub: LocalHub, open_hub: Open) -> None:
@@ -138,7 +147,7 @@ def test_a_broken_transfer_goes_on_where_it_broke(
     source = open_hub()
     ref = first(source)
     hub.faults.bodies = [fault, fault]
-    assert fetch(source, ref) == random_bytes(ref.file_name)
+    assert fetch(source, ref) == random_bytes(file_name(ref))
     assert hub.count("resolve") == 3
     if fault != "reset":  # which may overtake bytes that were sent before it
         resumed = starts(hub)[2:] if redirect else starts(hub)[1:]
@@ -170,7 +179,7 @@ def test_a_server_that_ignores_range_sends_all_again(hub: LocalHub, open_hub: Op
     source = open_hub()
     ref = first(source)
     hub.faults = Faults(bodies=["truncate"], ignore_range=True)
-    assert fetch(source, ref) == random_bytes(ref.file_name)
+    assert fetch(source, ref) == random_bytes(file_name(ref))
     assert starts(hub) == [0, VOLUME_BYTES // 2]
 
 
@@ -178,7 +187,7 @@ def test_a_flipped_bit_is_found_and_fetched_again(hub: LocalHub, open_hub: Open)
     source = open_hub()
     ref = first(source)
     hub.faults.bodies = ["flip"]
-    assert fetch(source, ref) == random_bytes(ref.file_name)
+    assert fetch(source, ref) == random_bytes(file_name(ref))
     assert starts(hub) == [0, 0]
 
 
@@ -203,7 +212,7 @@ def test_an_expired_redirect_is_resolved_again(hub: LocalHub, open_hub: Open) ->
     source = open_hub()
     ref = first(source)
     hub.faults.expired_redirects = 2
-    assert fetch(source, ref) == random_bytes(ref.file_name)
+    assert fetch(source, ref) == random_bytes(file_name(ref))
     assert (hub.count("resolve"), hub.count("cdn")) == (3, 3)
 
 
@@ -215,7 +224,7 @@ def test_passing_statuses_are_tried_again_everywhere(
     hub.faults.statuses = {name: [status] for name in ("info", "tree", "resolve", "cdn")}
     source = open_hub()
     ref = first(source)
-    assert fetch(source, ref) == random_bytes(ref.file_name)
+    assert fetch(source, ref) == random_bytes(file_name(ref))
     assert not any(hub.faults.statuses.values())
 
 
@@ -316,7 +325,7 @@ def test_every_worker_gets_its_file_when_a_third_of_all_requests_fail(tree: Path
         with ThreadPoolExecutor(8) as workers:
             got = list(workers.map(lambda ref: fetch(source, ref, pool), refs))
         source.close()
-    assert got == [random_bytes(ref.file_name, ref.size_bytes) for ref in refs]
+    assert got == [random_bytes(file_name(ref), ref.size_bytes) for ref in refs]
 
 
 def test_a_proxy_is_used_unless_the_host_is_exempt(
@@ -327,7 +336,7 @@ def test_a_proxy_is_used_unless_the_host_is_exempt(
     monkeypatch.setenv("no_proxy", "elsewhere")
     source = open_hub(endpoint="http://hub.invalid")
     ref = first(source)
-    assert fetch(source, ref) == random_bytes(ref.file_name)
+    assert fetch(source, ref) == random_bytes(file_name(ref))
     monkeypatch.setenv("no_proxy", "hub.invalid")
     with pytest.raises(SourceError, match="cannot be resolved"):
         first(open_hub(endpoint="http://hub.invalid"))
@@ -374,7 +383,7 @@ def test_bodies_without_a_length_are_read_too(
 ) -> None:
     source = open_hub()
     ref = first(source)
-    content = random_bytes(ref.file_name)
+    content = random_bytes(file_name(ref))
 
     def do_get(handler: Any) -> None:
         handler.send_response(200)
@@ -401,7 +410,7 @@ def test_one_bad_file_is_its_own_failure(hub: LocalHub, open_hub: Open) -> None:
     with pytest.raises(FetchError, match=r"answered 500.*--retry-failed"):
         source.fetch(ref, pool.acquire)
     assert pool.lent_bytes == 0
-    assert fetch(source, ref) == random_bytes(ref.file_name)
+    assert fetch(source, ref) == random_bytes(file_name(ref))
 
 
 def test_a_file_that_left_the_repository_is_not_asked_for_twice(
@@ -409,7 +418,7 @@ def test_a_file_that_left_the_repository_is_not_asked_for_twice(
 ) -> None:
     source = open_hub()
     with pytest.raises(FetchError, match=r"not in local/ct-rate.*EntryNotFound"):
-        fetch(source, SampleRef("dataset/valid_fixed/nothing.npz", 5))
+        fetch(source, SampleRef.of_file("dataset/valid_fixed/nothing.npz", 5))
     assert hub.count("resolve") == 1
 
 
@@ -573,7 +582,7 @@ def test_the_token_is_in_no_log_error_repr_or_record(
 
 def test_importing_the_package_imports_no_hub_library() -> None:
     code = (
-        "import sys, ctgpu, ctgpu.sources, ctgpu.sources.hub;"
+        "import sys, ctgpu, ctgpu.sources, ctgpu.sources.hub.source;"
         "sys.exit('huggingface_hub' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -590,8 +599,8 @@ def test_spooled_volumes_lie_on_disk_and_leave_nothing(
     source = open_hub(temp_dir=folder)
     ref = first(source)
     pool = BufferPool()
-    with source.fetch(ref, pool.acquire) as buffer:
-        assert bytes(buffer.bytes) == random_bytes(ref.file_name)
+    with source.fetch(ref, pool.acquire).buffer as buffer:
+        assert bytes(buffer.bytes) == random_bytes(file_name(ref))
         assert pool.lent_bytes == 0
         assert _mapped(folder)
         assert list(folder.iterdir()) == []  # nothing that a crash could leave

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ctgpu.sources.layout import split_folders_among, split_of_folders, split_of_name
+from ctgpu.sources.ct_rate import split_folders_among, split_of_folders, split_of_name
 
 
 @pytest.mark.parametrize(

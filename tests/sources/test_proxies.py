@@ -11,10 +11,10 @@ import pytest
 from source_cases import QUICK
 from wire import JSON_HEAD, Wire, failure_of, wire
 
-from ctgpu import doctor
+from ctgpu.checking import doctor
 from ctgpu.errors import AccessError, SourceError
-from ctgpu.sources.hub import HubSource
-from ctgpu.sources.proxies import Proxies, Proxy
+from ctgpu.sources.hub.proxies import Proxies, Proxy
+from ctgpu.sources.hub.source import HubSource
 
 COMMIT = "2" * 40
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ctgpu.sources.quota import LONGEST_WAIT_S, RequestQuota, stated_wait_s
+from ctgpu.sources.hub.quota import LONGEST_WAIT_S, RequestQuota, stated_wait_s
 
 
 class Clock:

@@ -10,15 +10,15 @@ import pytest
 
 from ctgpu.errors import UsageError
 from ctgpu.shards.names import natural_key
-from ctgpu.sources.base import SampleRef
 from ctgpu.sources.selection import select
 from ctgpu.sources.tables import Table, Tables
+from ctgpu.volume.ref import SampleRef
 
 NAMES = ["train_1_a_1", "train_1_a_2", "train_1_b_1", "train_2_a_2", "train_2_a_10", "train_10_a_1"]
 
 
 def refs(*names: str, suffix: str = ".nii.gz") -> list[SampleRef]:
-    return [SampleRef(f"dataset/train_fixed/{name}{suffix}", 1) for name in names]
+    return [SampleRef.of_file(f"dataset/train_fixed/{name}{suffix}", 1) for name in names]
 
 
 def chosen(*names: str, tables: Tables | None = None, **options: object) -> list[str]:
@@ -106,7 +106,7 @@ def test_counts_say_where_every_volume_went() -> None:
 )
 def test_collisions_are_refused_by_both_names(one: str, other: str) -> None:
     with pytest.raises(UsageError, match="keep or rename") as caught:
-        select([SampleRef(one, 1), SampleRef(other, 1)], Tables())
+        select([SampleRef.of_file(one, 1), SampleRef.of_file(other, 1)], Tables())
     assert one in str(caught.value)
     assert other in str(caught.value)
 
@@ -115,12 +115,12 @@ def test_names_that_differ_in_their_normal_form_alone_are_refused() -> None:
     nfc, nfd = (unicodedata.normalize(form, "a/Müller.npz") for form in ("NFC", "NFD"))
     assert nfc != nfd
     with pytest.raises(UsageError, match=f"{nfc} and {nfd} would both be"):
-        select([SampleRef(nfc, 1), SampleRef(nfd, 1)], Tables())
+        select([SampleRef.of_file(nfc, 1), SampleRef.of_file(nfd, 1)], Tables())
 
 
 def test_a_name_that_is_not_utf8_is_refused() -> None:
     with pytest.raises(UsageError, match="not UTF-8"):
-        select([SampleRef("x/\udcff.npz", 1)], Tables())
+        select([SampleRef.of_file("x/\udcff.npz", 1)], Tables())
 
 
 def test_volumes_that_ct_rate_names_after_the_other_split_are_left_out_and_named(
@@ -128,7 +128,7 @@ def test_volumes_that_ct_rate_names_after_the_other_split_are_left_out_and_named
 ) -> None:
     caplog.set_level(logging.WARNING)
     names = ["valid_1_a_1", "train_1_a_1", "train_2_b_1_resampled", "scan", "trained_1_a_1"]
-    flat = [SampleRef(f"{name}.nii.gz", 1) for name in names]
+    flat = [SampleRef.of_file(f"{name}.nii.gz", 1) for name in names]
     samples, counts = select(flat, Tables(), split="valid")
     assert {ref.study_id for ref in samples} == {"valid_1_a_1", "scan", "trained_1_a_1"}
     assert counts["listed"] == 5
@@ -142,8 +142,8 @@ def test_volumes_that_ct_rate_names_after_the_other_split_are_left_out_and_named
 
 
 def test_a_volume_of_the_other_split_collides_with_none() -> None:
-    same = [SampleRef("a/train_1_a_1.npz", 1), SampleRef("b/train_1_a_1.npz", 1)]
-    assert len(select([*same, SampleRef("x.npz", 1)], Tables(), split="valid").samples) == 1
+    same = [SampleRef.of_file("a/train_1_a_1.npz", 1), SampleRef.of_file("b/train_1_a_1.npz", 1)]
+    assert len(select([*same, SampleRef.of_file("x.npz", 1)], Tables(), split="valid").samples) == 1
 
 
 def test_a_folder_that_holds_only_the_other_split_by_its_names_is_refused() -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from ctgpu.errors import TableError, UsageError
-from ctgpu.sources.base import SampleRef
 from ctgpu.sources.folder import FolderSource
 from ctgpu.sources.selection import select
 from ctgpu.sources.tables import LABEL_NAMES, SampleRow, Tables, report_text
+from ctgpu.volume.ref import SampleRef
 
 METADATA = (
     "VolumeName,Manufacturer,PatientSex,PatientAge,RescaleSlope,RescaleIntercept,"
@@ -350,10 +350,10 @@ def test_names_in_both_normal_forms_are_one_study(tmp_path: Path) -> None:
         row = tables.row(asked)
         assert (row.has_labels, row.report["Findings_EN"]) == (True, "fine")
         assert row.spacing_mm == (0.34, 0.35, 1.5)
-        chosen = select([SampleRef(f"{asked}.nii.gz", 9)], tables, keep_no_chest=True)
+        chosen = select([SampleRef.of_file(f"{asked}.nii.gz", 9)], tables, keep_no_chest=True)
         assert chosen.samples[0].study_id == chosen.samples[0].key == asked
         assert chosen.counts["without labels"] == chosen.counts["without metadata"] == 0
-        assert select([SampleRef(f"{asked}.nii.gz", 9)], tables).samples == []
+        assert select([SampleRef.of_file(f"{asked}.nii.gz", 9)], tables).samples == []
     both = f"{LABELS}{nfc}.npz{',1' * 18}\n{nfd}.npz{',0' * 18}\n"
     with pytest.raises(TableError, match="contradict each other"):
         load(tmp_path, labels=both).row(nfc)

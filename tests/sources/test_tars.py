@@ -82,7 +82,7 @@ def test_a_sample_brings_its_own_tables(tmp_path: Path) -> None:
     assert row.spacing_mm == (0.7, 0.8, 1.5)
     assert row.rescale_pair == (1.0, -1024.0)
     pool = BufferPool()
-    raw = source.decode(ref.path, source.fetch(ref, pool.acquire), pool)
+    raw = source.fetch(ref, pool.acquire).decode(pool)
     assert np.array_equal(raw.voxels, VOXELS.reshape(2, 3, 4))
     raw.release()
     assert pool.lent_bytes == 0
@@ -169,7 +169,19 @@ def test_a_bare_array_that_is_not_as_described_is_refused(
     (ref,) = source.list_volumes("valid")
     pool = BufferPool()
     with pytest.raises(DecodeError, match=message):
-        source.decode(ref.path, source.fetch(ref, pool.acquire), pool)
+        source.fetch(ref, pool.acquire).decode(pool)
+    assert pool.lent_bytes == 0
+
+
+def test_a_tar_that_changes_between_fetching_and_decoding_fails_the_sample(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", {"b.bin": VOXELS.tobytes(), "b.json": facts()})
+    source = TarSource(path)
+    (ref,) = source.list_volumes("valid")
+    pool = BufferPool()
+    fetched = source.fetch(ref, pool.acquire)
+    path.write_bytes(path.read_bytes() + bytes(512))
+    with pytest.raises(DecodeError, match="changed after it had been listed"):
+        fetched.decode(pool)
     assert pool.lent_bytes == 0
 
 
@@ -216,7 +228,7 @@ def test_the_old_builders_scramble_is_told_from_good_volumes_on_real_ct(
     pool = BufferPool()
     for ref in source.list_volumes("valid"):
         try:
-            source.decode(ref.path, source.fetch(ref, pool.acquire), pool).release()
+            source.fetch(ref, pool.acquire).decode(pool).release()
             told[ref.key] = "good"
         except DecodeError as error:
             told[ref.key] = "bad" if "60 of 120 in-plane rows are gone" in str(error) else "?"

@@ -90,7 +90,7 @@ def _read_head(connection: socket.socket) -> bytes:
 
 
 def failure_of(action: Callable[[], object]) -> CtgpuError:
-    """The error that an action ends with; one that goes on for ever fails the test."""
+    """The error that an action ends with; one that does not end fails the test."""
     failures: list[CtgpuError] = []
 
     def run() -> None:

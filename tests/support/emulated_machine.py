@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ctgpu import doctor
-from ctgpu.engines import _cupy
+from ctgpu.checking import doctor
+from ctgpu.engines import cupy_runtime
 from support.emulated_cupy import CUDA_VERSION, EmulatedCupy
 from support.nvrtc import Nvrtc
 from support.ptx import MACHINE, compile_library, compile_machine
@@ -57,7 +57,7 @@ def in_this_process(patch: pytest.MonkeyPatch) -> EmulatedCupy:
     """Put the emulated device in the place of CuPy and of the driver."""
     cupy = EmulatedCupy()
     patch.setitem(sys.modules, "cupy", cupy)
-    for module in (_cupy, doctor):
+    for module in (cupy_runtime, doctor):
         patch.setattr(module, "driver_cuda_version", lambda: CUDA_VERSION)
     return cupy
 

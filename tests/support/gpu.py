@@ -61,7 +61,7 @@ class Memory:
 
 
 class Stream:
-    """Work of one device, done in order by whoever waits for it."""
+    """Work of one device, done in order by the threads that wait for it."""
 
     def __init__(self, device: Device) -> None:
         self.device = device

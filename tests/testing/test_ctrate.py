@@ -10,12 +10,12 @@ import nibabel
 import numpy as np
 import pytest
 
-from ctgpu.intensity import HuEvidence, check_hu
 from ctgpu.sources.folder import FolderSource
 from ctgpu.sources.selection import select
 from ctgpu.sources.tables import Tables, report_text
 from ctgpu.testing.ctrate import RESCALE_PAIR, Volume, chest_phantom, lay_out_ct_rate
-from ctgpu.volume import Rescale
+from ctgpu.volume.intensity import HuEvidence, check_hu
+from ctgpu.volume.raw import Rescale
 
 SPACING = (4.0, 4.5, 5.0)
 

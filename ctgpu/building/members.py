@@ -1,0 +1,146 @@
+"""What stands beside a volume in its shard: labels, report and metadata, as bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ctgpu.shards.record import SampleEntry, checksum
+from ctgpu.sources.tables import SampleRow, report_text
+from ctgpu.volume.prepare import PreparedVolume
+
+
+def sample_metadata(
+    prepared: PreparedVolume,
+    *,
+    study_id: str,
+    source_path: str,
+    source_revision: str,
+    report: Mapping[str, str],
+    fingerprint: str,
+    payload_xxh3_128: str,
+    stated_rescale: tuple[float, float] | None = None,
+    read_xxh3_128: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The ``.json`` member: enough to map a prediction back onto the scan.
+
+    Nothing in it depends on the run, so shards are the same bytes on every machine.
+
+    Parameters
+    ----------
+    prepared : PreparedVolume
+        What was decided about the volume.
+    study_id, source_path, source_revision, report, fingerprint, payload_xxh3_128
+        Recorded as they are.
+    stated_rescale : tuple of float, optional
+        Slope and intercept that its tables state, used or not.
+    read_xxh3_128 : mapping, optional
+        Checksums of the members that a sample of a tar was read from, the volume's as ``volume``.
+    """
+    plan, raw = prepared.plan, prepared.raw
+    spec = plan.spec
+    shape = list(spec.stored_shape)
+    affine, orientation = prepared.source_affine, prepared.orientation
+    return {
+        "study_id": study_id,
+        "preprocessed": True,
+        "shape": shape,
+        "dtype": "float16",
+        "volume_shape": shape,
+        "volume_dtype": "float16",
+        "layout": spec.layout,
+        "spacing_mm": [
+            axis.n_source / axis.n_resized * spacing
+            for axis, spacing in zip(plan.axes, plan.spacing_mm, strict=True)
+        ],
+        "affine": plan.output_affine(affine).tolist(),
+        "resized_shape": list(plan.resized_shape),
+        "crop_start": list(plan.crop_start),
+        "pad_before": list(plan.pad_before),
+        "source": {
+            "path": source_path,
+            "revision": source_revision,
+            "shape": list(raw.voxels.shape),
+            "dtype": raw.voxels.dtype.newbyteorder("=").name,
+            "spacing_mm": list(plan.spacing_mm),
+            "spacing_source": prepared.spacing_source,
+            "affine": affine.tolist(),
+            "affine_source": "spacing" if raw.affine is None else raw.affine_source,
+            "orientation": orientation and orientation.codes,
+            "tilt_degrees": orientation and orientation.tilt_degrees,
+            "shear_degrees": orientation and orientation.shear_degrees,
+            "intensity": {
+                "source": prepared.rescale.source,
+                "slope": prepared.rescale.slope,
+                "intercept": prepared.rescale.intercept,
+                **_if_known("finding", prepared.hu_finding),
+            },
+            **_if_known("stated_rescale", _finite(stated_rescale)),
+            **_if_known("members", read_xxh3_128),
+        },
+        "report": dict(report),
+        "fingerprint": fingerprint,
+        "xxh3_128": payload_xxh3_128,
+    }
+
+
+def label_bytes(row: SampleRow) -> bytes:
+    """The ``.cls`` member: little-endian float32, one for each class."""
+    return row.labels.astype("<f4").tobytes()
+
+
+def report_bytes(row: SampleRow) -> bytes:
+    """The ``.txt`` member."""
+    return report_text(row.report).encode()
+
+
+def says_the_same(entry: SampleEntry, row: SampleRow) -> bool:
+    """Whether the labels and the report of a stored sample are those of a row."""
+    stored = entry.members
+    return stored["cls"].xxh3_128 == checksum(label_bytes(row)) and (
+        stored["txt"].xxh3_128 == checksum(report_bytes(row))
+    )
+
+
+def relabelled_metadata(
+    metadata: Mapping[str, Any], row: SampleRow, *, report: bool, stated_rescale: bool
+) -> dict[str, Any]:
+    """A ``.json`` member with what tables say now; what describes the voxels stays.
+
+    Parameters
+    ----------
+    metadata : mapping
+        As :func:`sample_metadata` made it.
+    row : SampleRow
+        What the tables say.
+    report, stated_rescale : bool
+        Take these from the row.
+    """
+    source = dict(metadata["source"])
+    # What earlier versions did not record is not worth a rewrite of the data set.
+    if stated_rescale and source.pop("stated_rescale", None) is not None:
+        source |= _if_known("stated_rescale", _finite(row.rescale_pair))
+    if row.read_xxh3_128 is not None and "members" in source:
+        source["members"] = source["members"] | row.read_xxh3_128
+    return {
+        **metadata,
+        "source": source,
+        "report": dict(row.report) if report else metadata["report"],
+    }
+
+
+def _if_known(name: str, value: Any) -> dict[str, Any]:
+    return {} if value is None else {name: value}
+
+
+def _finite(pair: tuple[float, float] | None) -> list[float] | None:
+    return list(pair) if pair is not None and all(map(math.isfinite, pair)) else None
+
+
+def to_json_bytes(value: Any) -> bytes:
+    """Compact UTF-8 JSON whose bytes depend on the value alone."""
+    return json.dumps(
+        value, ensure_ascii=False, separators=(",", ":"), sort_keys=True, allow_nan=False
+    ).encode()

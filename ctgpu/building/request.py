@@ -1,0 +1,291 @@
+"""What is asked for: every option of a build, from the command line to the work.
+
+A field of :class:`Request` is all that an option needs besides the place where it takes effect: the
+keyword of :func:`ctgpu.build`, the flag with its help, the checks of its type, what a plan records
+of it and the comparison with the plan of a folder are derived from it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar, get_args
+
+from ctgpu.arguments import (
+    MOST_INT64,
+    MOST_WORKERS,
+    UNSAID,
+    checked,
+    option,
+    options_of,
+    require_kind,
+)
+from ctgpu.engines import Engine
+from ctgpu.engines.registry import DEVICE_HELP
+from ctgpu.errors import UsageError
+from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD
+from ctgpu.sources import DEFAULT_REPO_ID
+from ctgpu.sources.selection import Order, Recon
+from ctgpu.spec import SPEC_WANTED, Spec
+from ctgpu.volume.intensity import HuGuard
+from ctgpu.volume.orientation import DEFAULT_MAX_TILT_DEGREES, AxisRules
+from ctgpu.volume.ref import Split
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_CommonT = TypeVar("_CommonT", bound="Common")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One of several processes that were asked for the same and share the work.
+
+    Attributes
+    ----------
+    index, count : int
+        This one's number from 0, and how many there are.
+    processes_per_machine : int
+        How many of them share this machine's memory.
+    """
+
+    index: int = 0
+    count: int = 1
+    processes_per_machine: int = 1
+
+    def shards_of(self, shards: int) -> range:
+        """This part of `shards` shards: consecutive ones, and never one more than another part."""
+        return range(shards * self.index // self.count, shards * (self.index + 1) // self.count)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Common:
+    """The options of everything that makes shards.
+
+    None stands for what was not said: the plan of a folder that was begun fills these gaps, and a
+    new folder takes the defaults.
+
+    Attributes
+    ----------
+    split : {"train", "valid"}, optional
+        Which part of the data set; default ``"valid"``.
+    spec : Spec, optional
+        What the output shall be.
+    device : str or Engine
+        ``"auto"``, ``"cpu"``, ``"cuda[:N[,M…]]"`` or ``"reference"``; an engine is closed at the
+        end.
+    num_workers : int, optional
+        Threads that fetch; as many decode, up to the cores.
+    memory_limit_bytes : int, optional
+        Budget of the volumes in flight on one machine; default half of the memory available.
+    samples_per_shard : int, optional
+        Default 128.
+    shards : range, optional
+        Do only these shards of the plan.
+    axes, max_tilt_degrees : optional
+        Which orientations are taken, as :class:`~ctgpu.volume.orientation.AxisRules`.
+    hu_guard : {"refuse", "warn"}, optional
+        What to do about a volume that does not look like HU: a failed sample (the default), or
+        taken, with the finding in its JSON.
+    force : bool
+        Build again what is finished.
+    retry_failed : bool
+        Re-do only the samples that failed, in the shards they belong to.
+    """
+
+    split: str | None = option(
+        help="train or valid. (default: valid, or the plan's)", choices=get_args(Split)
+    )
+    spec: Spec | None = None
+    device: str | Engine = option("auto", help=f"Where to compute: {DEVICE_HELP}.")
+    num_workers: int | None = option(
+        help="Threads that download; as many inflate, up to the cores.", most=MOST_WORKERS
+    )
+    memory_limit_bytes: int | None = option(
+        flag="--memory-limit",
+        written="size",
+        help="Bytes for volumes in flight on a machine, such as 16G. (default: half of memory)",
+        most=MOST_INT64,
+    )
+    samples_per_shard: int | None = option(
+        help=f"Samples in a shard. (default: {DEFAULT_SAMPLES_PER_SHARD})"
+    )
+    shards: range | None = option(
+        written="range",
+        help="Do only shards A-B of the plan, both included. (default: all, or in a SLURM job "
+        "array its element's part)",
+    )
+    axes: str | None = option(
+        selects="checked",
+        help="checked: refuse volumes whose third axis is not the patient's long one; stored: take "
+        "every volume as it lies. (default: checked)",
+    )
+    max_tilt_degrees: float | None = option(
+        selects=DEFAULT_MAX_TILT_DEGREES,
+        help="Refuse volumes whose axes are further than this from the patient's, or sheared by "
+        f"more. (default: {DEFAULT_MAX_TILT_DEGREES:g})",
+    )
+    hu_guard: str | None = option(
+        selects="refuse",
+        choices=get_args(HuGuard),
+        help="What to do about volumes that are not HU (normalised, grey values, labels, rescaled "
+        "twice or never): refuse, or warn and take them. (default: refuse)",
+    )
+    force: bool = option(False, help="Build again what is finished already.")
+    retry_failed: bool = option(False, help="Re-do only the samples that failed.")
+
+    def __post_init__(self) -> None:
+        """Check each value, and make plain Python of NumPy's scalars.
+
+        Raises
+        ------
+        UsageError
+            Naming the parameter, what was found and what was wanted.
+        """
+        for one in fields(self):
+            object.__setattr__(self, one.name, checked(one, getattr(self, one.name)))
+        require_kind("spec", self.spec, Spec, SPEC_WANTED)
+        require_kind("device", self.device, (str, Engine), f"{DEVICE_HELP}, or an open engine")
+        require_kind("shards", self.shards, range, "a range, such as range(0, 10)")
+        if self.shards is not None and (
+            self.shards.step != 1 or not 0 <= self.shards.start < self.shards.stop
+        ):
+            raise UsageError(
+                f"shards is {self.shards!r}; it takes consecutive shards, such as range(0, 10)"
+            )
+        AxisRules.of_selection(self.selection)
+
+    @property
+    def selection(self) -> dict[str, Any]:
+        """What was said about which samples are taken, and how; as plans record it."""
+        return {
+            name: value
+            for name in selection_defaults(type(self))
+            if (value := getattr(self, name)) is not None
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Common):
+    """The options of a build.
+
+    Attributes
+    ----------
+    source : path, optional
+        A local copy of CT-RATE or any folder of volumes; default the Hub.
+    repo_id, revision : str, optional
+        Data set on the Hub (default CT-RATE) and its branch, tag or commit, which is pinned.
+    temp_dir : path, optional
+        Spool downloads there instead of holding them in memory.
+    part : Part
+        This process is one of several with the same request: it does its part of the shards (or
+        `shards`), and keeps to its part of the Hub's quotas and of the machine's memory.
+    limit, recon, order, seed, keep_no_chest, spacing_fallback : optional
+        Which samples and in which order: first N, ``"all"`` or ``"first"`` reconstruction,
+        ``"path"`` or ``"shuffled"`` with a seed, volumes listed as no chest, ``"header"`` to take
+        the file's spacing where the CSV has none.
+    token, endpoint : str, optional
+        Of the Hub; default from the environment or the login.
+    """
+
+    source: str | PathLike[str] | None = option(
+        written="path",
+        help="A local copy of CT-RATE, or any folder of volumes, instead of the Hub.",
+    )
+    repo_id: str | None = option(help=f"Data set on the Hub. (default: {DEFAULT_REPO_ID})")
+    revision: str | None = option(help="Branch, tag or commit; pinned to a commit. (default: main)")
+    temp_dir: str | PathLike[str] | None = option(
+        written="path", help="Spool downloads here instead of holding them in memory."
+    )
+    part: Part = Part()
+    limit: int | None = option(selects=None, help="A trial plan of the first N samples.")
+    recon: str | None = option(
+        selects="all",
+        choices=get_args(Recon),
+        help="all or first: one reconstruction of each scan. (default: all)",
+    )
+    order: str | None = option(
+        selects="path", choices=get_args(Order), help="path or shuffled. (default: path)"
+    )
+    seed: int | None = option(
+        selects=0, least=-MOST_INT64, most=MOST_INT64, help="Seed of --order shuffled."
+    )
+    keep_no_chest: bool | None = option(selects=False, help="Keep volumes listed as no chest.")
+    spacing_fallback: str | None = option(
+        selects="fail",
+        choices=("fail", "header"),
+        help="header: take the file's spacing where the CSV has none. (default: fail)",
+    )
+    endpoint: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        # Not super(): a class with slots is another object than the one that it is bound to.
+        Common.__post_init__(self)
+        object.__setattr__(self, "part", self.part or Part())
+        require_kind("part", self.part, Part, "a ctgpu.building.request.Part")
+        require_kind("endpoint", self.endpoint, str, "text")
+        require_kind("token", self.token, str, "text")
+        if self.source is not None and (self.repo_id is not None or self.revision is not None):
+            raise UsageError(
+                "source (--source) names a local folder, repo_id and revision (--repo-id, "
+                "--revision) a data set on the Hub; give one or the other"
+            )
+
+    @property
+    def source_path(self) -> Path | None:
+        """The local source, where there is one."""
+        return Path(self.source) if self.source is not None else None
+
+    @property
+    def temp_path(self) -> Path | None:
+        """Where downloads are spooled, where they are."""
+        return Path(self.temp_dir) if self.temp_dir is not None else None
+
+
+def selection_defaults(kind: type) -> Mapping[str, Any]:
+    """What a plan records of the fields that choose samples where nothing was said."""
+    return {one.name: o.selects for one, o in options_of(kind) if o.selects is not UNSAID}
+
+
+def taken(kind: type[_CommonT], options: Common, **more: Any) -> _CommonT:
+    """Options of one kind, of those of another, with some said otherwise."""
+    shared = {one.name for one in fields(kind)} & {one.name for one in fields(options)}
+    return kind(**({name: getattr(options, name) for name in shared} | more))
+
+
+def called_with(
+    options: Callable[_P, _CommonT],
+) -> Callable[[Callable[[_CommonT], _R]], Callable[_P, _R]]:
+    """Make a function of an options object one of its fields, with their documentation."""
+
+    def face(work: Callable[[_CommonT], _R]) -> Callable[_P, _R]:
+        signature = inspect.signature(options)
+
+        @functools.wraps(work)
+        def call(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{work.__name__}() {error}") from None
+            return work(options(*args, **kwargs))
+
+        result = inspect.signature(work).return_annotation
+        face_signature = signature.replace(return_annotation=result)
+        call.__signature__ = face_signature  # type: ignore[attr-defined]
+        before, returns, after = inspect.getdoc(work).partition("\nReturns\n")  # type: ignore[union-attr]
+        call.__doc__ = f"{before}\n{_parameters(options)}\n{returns}{after}"
+        return call
+
+    return face
+
+
+def _parameters(options: Any) -> str:
+    """The attributes of a class and of those that it extends, as a function documents them."""
+    heading = "Attributes\n----------\n"
+    kinds = [kind for kind in options.__mro__ if kind.__dict__.get("__doc__")]
+    texts = [(inspect.getdoc(kind) or "").partition(heading)[2] for kind in kinds]
+    return "Parameters\n----------\n" + "\n".join(filter(None, texts)) + "\n"

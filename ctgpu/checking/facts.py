@@ -1,0 +1,232 @@
+"""What is in a tar, a data set or a volume file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ctgpu.arguments import require_whole_number
+from ctgpu.buffers import BufferPool
+from ctgpu.checking.recipe import Recipe
+from ctgpu.checking.sheet import View, stated_affine, to_hu
+from ctgpu.errors import StorageError
+from ctgpu.shards.card import Claims
+from ctgpu.shards.names import parse_shard_name, record_name
+from ctgpu.shards.patterns import expand_pattern
+from ctgpu.shards.record import ShardRecord
+from ctgpu.sources.fetched import fetch_file
+from ctgpu.sources.tables import LABEL_NAMES
+from ctgpu.sources.tar_samples import TarSample, read_volume, samples_of_tar
+from ctgpu.volume.orientation import Orientation, orientation_of
+from ctgpu.volume.raw import RawVolume, Rescale, Spacing
+from ctgpu.volume.ref import VOLUME_SUFFIXES, strip_volume_suffix
+
+#: Characters of a report that are shown.
+EXCERPT_CHARACTERS = 240
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFacts:
+    """What is known about one sample.
+
+    Attributes
+    ----------
+    key, file : str
+        Its name, and that of the tar or file that holds it.
+    members : dict of str to int
+        Bytes of each member, by extension.
+    shape, dtype, layout : tuple of int, str, str
+        Of the volume as stored.
+    lowest, mean, highest : float
+        Of its voxels as stored.
+    preprocessed : bool
+        Whether the voxels are normalised, not HU or raw.
+    spacing_mm : tuple of float or None
+        Voxel size (H, W, D), where it is stated.
+    orientation : Orientation or None
+        How H, W and D lie in the patient, where it is stated.
+    contradictions : tuple of str
+        What its header states twice and not alike.
+    labels : dict of str to float, or None
+        By name; None where there are none.
+    report : str
+        Its beginning.
+    source : dict
+        What its JSON says it was made of.
+    engine : dict or None
+        What made it, by the shard's record.
+    """
+
+    key: str
+    file: str
+    members: dict[str, int]
+    shape: tuple[int, ...]
+    dtype: str
+    layout: str
+    lowest: float
+    mean: float
+    highest: float
+    preprocessed: bool
+    spacing_mm: Spacing | None
+    orientation: Orientation | None
+    contradictions: tuple[str, ...]
+    labels: dict[str, float] | None
+    report: str
+    source: dict[str, Any]
+    engine: dict[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values; NaN labels become null."""
+        facts = asdict(self)
+        if self.labels is not None:
+            facts["labels"] = {k: None if np.isnan(v) else v for k, v in self.labels.items()}
+        return facts
+
+
+def inspect_samples(
+    where: str | PathLike[str], *, num_samples: int = 4
+) -> Iterator[tuple[SampleFacts, View]]:
+    """Look at the first samples of something.
+
+    Parameters
+    ----------
+    where : path
+        A data set's folder, a tar, a brace pattern or glob of tars (raw or preprocessed), or one
+        ``.nii.gz``, ``.nii`` or ``.npz`` file.
+    num_samples : int
+        At most so many.
+
+    Yields
+    ------
+    (SampleFacts, View)
+        What is known about it, and what :func:`draw_sheet` takes.
+
+    Raises
+    ------
+    UsageError
+        If it names nothing, or `num_samples` is none.
+    StorageError, DecodeError
+        If it cannot be read.
+    """
+    require_whole_number("num_samples", num_samples)
+    path = Path(where)
+    if path.name.lower().endswith(VOLUME_SUFFIXES):
+        yield _look_at_file(path)
+        return
+    tars = expand_pattern(where)
+    samples = itertools.chain.from_iterable(map(samples_of_tar, tars))
+    recipe = Recipe.beside(tars[0])
+    for sample in itertools.islice(samples, num_samples):
+        yield _look_at_sample(sample, recipe)
+
+
+def _look_at_file(path: Path) -> tuple[SampleFacts, View]:
+    pool = BufferPool()
+    fetched = fetch_file(path, pool.acquire)
+    size_bytes = fetched.size_bytes
+    raw = fetched.decode(pool)
+    key = strip_volume_suffix(path.name)
+    hu = to_hu(raw.voxels, raw.header_rescale)
+    extension = path.name[len(key) + 1 :]
+    facts = _facts(key, path.name, {extension: size_bytes}, raw, raw.spacing_mm)
+    return facts, View(key, hu, raw.spacing_mm or (1.0, 1.0, 1.0), stated_affine(raw), None)
+
+
+def _look_at_sample(sample: TarSample, recipe: Recipe) -> tuple[SampleFacts, View]:
+    raw = read_volume(sample, BufferPool())
+    stated = sample.facts()
+    named = _named_labels(sample, recipe)
+    preprocessed = stated.get("preprocessed") is True or raw.voxels.dtype == np.float16
+    source = stated.get("source", {})
+    facts = _facts(
+        sample.key,
+        sample.tar.name,
+        {extension: member.size_bytes for extension, member in sample.members.items()},
+        raw,
+        raw.spacing_mm,
+        layout=str(stated.get("layout", "HWD")),
+        preprocessed=preprocessed,
+        labels=named,
+        report=sample.text()[:EXCERPT_CHARACTERS],
+        source=source if isinstance(source, dict) else {"path": source},
+        engine=_engine(sample),
+    )
+    lo, hi = recipe.spec.hu_window
+    rescale_to_hu = Rescale((hi - lo) / 2, (lo + hi) / 2) if preprocessed else raw.header_rescale
+    voxels = raw.voxels.transpose(1, 2, 0) if facts.layout == "DHW" else raw.voxels
+    view = View(
+        sample.key,
+        to_hu(voxels, rescale_to_hu),
+        raw.spacing_mm or (recipe.spec.target_spacing_mm if preprocessed else (1.0, 1.0, 1.0)),
+        stated_affine(raw),
+        named,
+    )
+    return facts, view
+
+
+def _named_labels(sample: TarSample, recipe: Recipe) -> dict[str, float] | None:
+    """By the plan's names, the manifest's or CT-RATE's; by numbers where none of them fit."""
+    labels = sample.labels()
+    if labels is None or not labels.size:
+        return None
+    claims = Claims.if_readable(sample.tar.parent)
+    names = recipe.plan.class_names if recipe.plan else claims.class_names
+    if names is None and labels.size == len(LABEL_NAMES):
+        names = LABEL_NAMES
+    if names is None or len(set(names)) != labels.size:
+        names = tuple(f"class {number}" for number in range(labels.size))
+    return dict(zip(names, map(float, labels), strict=True))
+
+
+def _facts(
+    key: str,
+    file: str,
+    members: dict[str, int],
+    raw: RawVolume,
+    spacing_mm: Spacing | None,
+    *,
+    layout: str = "HWD",
+    preprocessed: bool = False,
+    labels: dict[str, float] | None = None,
+    report: str = "",
+    source: dict[str, Any] | None = None,
+    engine: dict[str, Any] | None = None,
+) -> SampleFacts:
+    voxels = raw.voxels
+    return SampleFacts(
+        key,
+        file,
+        members,
+        voxels.shape,
+        voxels.dtype.name,
+        layout,
+        float(voxels.min()),
+        float(voxels.mean(dtype=np.float64)),
+        float(voxels.max()),
+        preprocessed,
+        spacing_mm,
+        orientation_of(raw),
+        tuple(s for s in (raw.spacing_contradiction, raw.orientation_contradiction) if s),
+        labels,
+        report,
+        source or {},
+        engine,
+    )
+
+
+def _engine(sample: TarSample) -> dict[str, Any] | None:
+    shard = parse_shard_name(sample.tar.name)
+    path = sample.tar.with_name(record_name(shard[0])) if shard else None
+    if path is None or not path.exists():
+        return None
+    try:
+        engine = ShardRecord.load(path).run.get("engine")
+    except StorageError:
+        return None
+    return engine if isinstance(engine, dict) else None

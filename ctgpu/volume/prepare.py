@@ -1,0 +1,101 @@
+"""A raw volume with everything decided that an engine needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ctgpu.errors import GeometryError
+from ctgpu.spec import Intensity, Spec
+from ctgpu.volume.geometry import VolumePlan, plan_volume
+from ctgpu.volume.intensity import HuGuard, check_finite, check_hu, resolve_rescale
+from ctgpu.volume.orientation import DEFAULT_RULES, AxisRules, Orientation, orientation_of
+from ctgpu.volume.raw import RawVolume, Rescale, Spacing
+from ctgpu.volume.ref import Provenance
+
+
+@dataclass(slots=True)
+class PreparedVolume:
+    """A raw volume with everything decided that an engine needs.
+
+    Attributes
+    ----------
+    raw : RawVolume
+        The voxels.
+    rescale : Rescale
+        How they become HU.
+    plan : VolumePlan
+        Where every output voxel comes from.
+    spacing_source : str
+        ``"csv"``, ``"header"`` or ``"argument"``.
+    orientation : Orientation or None
+        How the voxels are stored; None where the file does not state it.
+    hu_finding : str or None
+        What the voxels look like instead of HU, where they were taken all the same.
+    """
+
+    raw: RawVolume
+    rescale: Rescale
+    plan: VolumePlan
+    spacing_source: str
+    orientation: Orientation | None = None
+    hu_finding: str | None = None
+
+    @property
+    def source_affine(self) -> npt.NDArray[np.float64]:
+        """The file's affine, or one made of the spacing alone where it has none."""
+        if self.raw.affine is not None:
+            return self.raw.affine
+        return np.diag([*self.plan.spacing_mm, 1.0])
+
+
+def prepare_volume(
+    raw: RawVolume,
+    *,
+    spec: Spec,
+    spacing_mm: Spacing,
+    spacing_source: str,
+    intensity: Intensity,
+    provenance: Provenance = "unknown",
+    csv_pair: tuple[float, float] | None = None,
+    rules: AxisRules = DEFAULT_RULES,
+    hu_guard: HuGuard | None = "refuse",
+) -> PreparedVolume:
+    """Decide intensity and geometry of one volume, and refuse what cannot be right.
+
+    Parameters
+    ----------
+    raw : RawVolume
+        The volume.
+    spec : Spec
+        What the output shall be.
+    spacing_mm : tuple of float
+        Source voxel size (H, W, D).
+    spacing_source : str
+        Where that came from; recorded.
+    intensity, provenance, csv_pair
+        As :func:`ctgpu.volume.intensity.resolve_rescale` takes them.
+    rules : AxisRules
+        Which orientations are taken.
+    hu_guard : {"refuse", "warn"} or None
+        As :func:`ctgpu.volume.intensity.check_hu` takes it; None for voxels that are not meant to
+        be HU, as those of shards that were preprocessed already.
+
+    Raises
+    ------
+    GeometryError, IntensityError
+    """
+    rescale = resolve_rescale(raw, intensity=intensity, provenance=provenance, csv_pair=csv_pair)
+    if spacing_source == "header" and raw.spacing_contradiction is not None:
+        raise GeometryError(raw.spacing_contradiction)
+    orientation = orientation_of(raw)
+    rules.check(raw, orientation)
+    plan = plan_volume(raw.voxels.shape, spacing_mm, spec)
+    finding = None
+    if hu_guard is None:
+        check_finite(raw.voxels)
+    else:
+        finding = check_hu(raw.voxels, rescale, guard=hu_guard)
+    return PreparedVolume(raw, rescale, plan, spacing_source, orientation, finding)

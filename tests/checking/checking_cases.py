@@ -1,0 +1,59 @@
+"""Data sets to look at and to compare, some of them spoilt."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import ctgpu
+from ctgpu.checking.compare import Comparison, compare_samples
+from ctgpu.spec import Spec
+
+SPEC = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(72, 72, 40))
+SPACING_MM = (3.5, 3.0, 5.0)
+STUDIES = [f"valid_{n}_a_1" for n in (1, 2, 3)]
+
+
+def rewrite(built: Path, folder: Path, change: Callable[[str, str, bytes], bytes]) -> Path:
+    """A copy of the data set whose members went through `change`."""
+    folder.mkdir()
+    for name in ("plan.json", "manifest.json"):
+        (folder / name).write_bytes((built / "out" / name).read_bytes())
+    for path in sorted((built / "out").glob("*.tar")):
+        with tarfile.open(path) as old, tarfile.open(folder / path.name, "w") as new:
+            for info in old:
+                key, _, extension = info.name.partition(".")
+                file = old.extractfile(info)
+                assert file is not None
+                content = change(key, extension, file.read())
+                info.size = len(content)
+                info.pax_headers = {}
+                new.addfile(info, io.BytesIO(content))
+    return folder
+
+
+def compare(built: Path, folder: Path) -> dict[str, Comparison]:
+    found = compare_samples(folder, source=built / "source", num_samples=None)
+    return {comparison.key: comparison for comparison in found}
+
+
+def build(folder: Path, source: Path, layout: str = "HWD") -> Path:
+    spec = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(80, 72, 40), layout=layout)
+    ctgpu.build(folder, source=source, spec=spec, device="cpu")
+    return folder
+
+
+def raw_tar(path: Path, labels: bytes | None) -> Path:
+    """A tar of one raw volume with these labels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"volume_shape": [2, 3, 4], "volume_dtype": "int16"}
+    members = {"bin": bytes(48), "json": json.dumps(facts).encode()}
+    with tarfile.open(path, "w") as archive:
+        for name, content in (members | ({} if labels is None else {"cls": labels})).items():
+            info = tarfile.TarInfo(f"one.{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path

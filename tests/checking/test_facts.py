@@ -1,0 +1,139 @@
+"""What is said about samples and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checking_cases import SPACING_MM, build, raw_tar
+from typer.testing import CliRunner
+
+from ctgpu.checking.facts import inspect_samples
+from ctgpu.checking.sheet import label_words
+from ctgpu.cli.commands import app
+from ctgpu.errors import DecodeError, UsageError
+from ctgpu.sources.tables import LABEL_NAMES
+from stored import chest_as, save
+
+
+def test_facts_of_a_preprocessed_sample(tmp_path: Path, source: Path) -> None:
+    folder = build(tmp_path / "out", source)
+    (facts, view), (second, _) = inspect_samples(folder)
+    assert (facts.key, facts.file, second.key) == (
+        *("valid_1_a_1", "shard-000000.tar"),
+        "valid_2_a_1",
+    )
+    assert (facts.shape, facts.layout, facts.dtype) == ((80, 72, 40), "HWD", "float16")
+    assert facts.members["bin"] == 2 * 80 * 72 * 40
+    assert facts.preprocessed
+    assert -1 <= facts.lowest < facts.mean < facts.highest <= 1
+    assert facts.spacing_mm == pytest.approx((4.0, 4.0, 6.0), rel=0.03)
+    assert facts.labels is not None
+    assert len(facts.labels) == 18
+    assert "Trachea" in facts.report
+    assert facts.source["spacing_mm"] == list(SPACING_MM)
+    assert facts.engine is not None
+    assert facts.engine["name"] == "cpu"
+    assert -1000 <= view.hu.min() < -800 < 500 < view.hu.max() <= 1000
+    assert view.labels == facts.labels
+    assert json.dumps(facts.to_dict())
+
+
+def test_either_layout_is_drawn_the_same(tmp_path: Path, source: Path) -> None:
+    views = [
+        next(inspect_samples(build(tmp_path / layout, source, layout)))[1]
+        for layout in ("HWD", "DHW")
+    ]
+    assert np.array_equal(views[0].hu, views[1].hu)
+    assert views[0].spacing_mm == views[1].spacing_mm
+
+
+@pytest.mark.parametrize("where", ["{out}/shard-000000.tar", "{out}/shard-*.tar", "{out}"])
+def test_tars_patterns_and_folders_are_found(tmp_path: Path, source: Path, where: str) -> None:
+    folder = build(tmp_path / "out", source)
+    assert len(list(inspect_samples(where.format(out=folder), num_samples=1))) == 1
+
+
+def test_a_volume_file_is_looked_at_as_it_is(source: Path) -> None:
+    (path,) = source.rglob("valid_1_a_1.nii.gz")
+    ((facts, view),) = inspect_samples(path)
+    assert (facts.shape, facts.dtype, facts.preprocessed) == ((90, 80, 60), "int16", False)
+    assert view.hu.shape == (90, 80, 60)
+    assert facts.labels is None
+
+
+def test_what_names_nothing_is_refused(tmp_path: Path) -> None:
+    for where in (tmp_path, tmp_path / "x-*.tar"):
+        with pytest.raises(UsageError, match="names no tar"):
+            list(inspect_samples(where))
+
+
+def test_what_a_header_contradicts_is_among_the_facts(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", chest_as("LPS"), pixdim=[1, 2, 3, 5, 1, 1, 1, 1])
+    ((facts, _),) = inspect_samples(path)
+    assert len(facts.contradictions) == 1
+    assert "3.5 × 3 × 5 mm" in facts.contradictions[0]
+    shown = CliRunner().invoke(app, ["inspect", str(path)])
+    assert shown.exit_code == 0
+    assert "contradiction" in shown.stdout
+    assert "LPS, tilted by 0°, sheared by 0°" in shown.stdout
+    line = json.loads(CliRunner().invoke(app, ["inspect", str(path), "--json"]).stdout)
+    assert line["orientation"] == {"codes": "LPS", "tilt_degrees": 0.0, "shear_degrees": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("count", "stated", "names"),
+    [
+        (18, None, LABEL_NAMES),
+        (3, ["x", "y", "z"], ("x", "y", "z")),
+        (18, [f"organ {n}" for n in range(18)], tuple(f"organ {n}" for n in range(18))),
+        (3, None, ("class 0", "class 1", "class 2")),
+        (3, ["x", "y"], ("class 0", "class 1", "class 2")),
+        (2, ["x", "x"], ("class 0", "class 1")),
+    ],
+)
+def test_labels_are_shown_by_their_names_or_numbers(
+    tmp_path: Path, count: int, stated: list[str] | None, names: tuple[str, ...]
+) -> None:
+    labels = np.zeros(count, "<f4")
+    labels[-1] = 1
+    path = raw_tar(tmp_path / "a.tar", labels.tobytes())
+    if stated is not None:
+        (tmp_path / "manifest.json").write_text(json.dumps({"class_names": stated}))
+    ((facts, view),) = inspect_samples(path)
+    assert facts.labels == dict(zip(names, labels.tolist(), strict=True))
+    assert view.labels == facts.labels
+    assert label_words(facts.labels) == [names[-1]]
+
+
+@pytest.mark.parametrize("labels", [None, b""])
+def test_a_sample_without_classes_shows_no_labels(tmp_path: Path, labels: bytes | None) -> None:
+    ((facts, view),) = inspect_samples(raw_tar(tmp_path / "a.tar", labels))
+    assert facts.labels is None
+    assert view.labels is None
+    assert json.loads(json.dumps(facts.to_dict()))["labels"] is None
+
+
+def test_labels_that_are_no_float32_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DecodeError, match=r"one\.cls has 1 bytes; wanted little-endian float32"):
+        list(inspect_samples(raw_tar(tmp_path / "a.tar", b"3")))
+
+
+def test_json_holds_no_json(tmp_path: Path, source: Path) -> None:
+    folder = build(tmp_path / "out", source)
+    result = CliRunner().invoke(app, ["inspect", str(folder), "--json", "--num-samples", "1"])
+    facts = json.loads(result.stdout)
+    assert facts["engine"]["name"] == "cpu"
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, dict | list):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from texts(item)
+
+    assert not [text for text in texts(facts) if text.startswith(("{", "[", '"'))]
