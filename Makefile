@@ -16,8 +16,9 @@ help:  ## this list
 demo: $(VENV)/.installed  ## make a small CT-RATE-like source, build it, show what came out
 	$(BIN)/ctgpu demo --output-dir demo
 
-test: $(VENV)/.developer  ## every test that needs no GPU
-	$(BIN)/python -m pytest
+# A file's tests stay together, for they share what they build.
+test: $(VENV)/.developer  ## every test that needs no GPU, on up to four cores
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 exhaustive: $(VENV)/.developer  ## every variant of the CUDA kernel and full volumes, as PTX on the CPU
 	$(BIN)/python -m pytest -m exhaustive
