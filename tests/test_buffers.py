@@ -52,10 +52,15 @@ needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="as Linux descr
 def test_large_memory_is_all_in_huge_pages(size):
     if not grants_huge_pages():
         pytest.skip("this system grants no huge pages, or has none left")
-    memory = allocate_pages(size)
-    memory[:] = 1
-    # At least: neighbours with the same properties are one mapping.
-    assert mapping_kib(memory)["AnonHugePages"] * 1024 >= len(memory)
+
+    def is_in_huge_pages():
+        memory = allocate_pages(size)
+        memory[:] = 1
+        # At least: neighbours with the same properties are one mapping.
+        return mapping_kib(memory)["AnonHugePages"] * 1024 >= len(memory)
+
+    # The system may be short of them for a moment, with other tests beside this one.
+    assert any(is_in_huge_pages() for _ in range(20))
 
 
 @needs_linux

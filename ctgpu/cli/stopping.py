@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from types import FrameType
@@ -10,6 +11,8 @@ from types import FrameType
 from ctgpu.errors import SampleError, SourceError
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
+# The signal that is being obeyed.
+_begun: list[int] = []
 
 
 class Stopped(BaseException):
@@ -33,6 +36,7 @@ def stoppable() -> Iterator[None]:
         Where an error of one sample comes through: with it the whole job has ended, and must not
         end like one that is complete but for failed samples.
     """
+    _begun.clear()
     for number in _NUMBERS:
         signal.signal(number, _stop)
     try:
@@ -45,6 +49,11 @@ def stoppable() -> Iterator[None]:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     # A second signal, of either kind, ends the process at once, which a folder survives as well.
+    if _begun:
+        # It came before the first had got as far as that; two errors at once would be a traceback.
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    _begun.append(number)
     _end_at_once()
     raise Stopped(number)
 

@@ -120,9 +120,10 @@ def test_memory_is_given_back_only_after_it_was_read(
 
 
 def test_a_forked_child_asks_nothing_of_the_device(
-    cupy: EmulatedCupy, pinning: Pinning, headers: Headers, monkeypatch: pytest.MonkeyPatch
+    cupy: EmulatedCupy, pinning: Pinning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = cupy.cuda.Memory(1000)
+    headers = Headers(cupy, pinning.allocate)  # a fixture's would outlive `del`
     headers.upload(header(5), there.ptr, cupy.cuda.get_current_stream())
     asked: list[str] = []
     monkeypatch.setattr(Event, "synchronize", lambda event: asked.append("device"))
