@@ -106,7 +106,7 @@ def preprocess(
         Source voxel size, shape (3,): H, W, D in millimetres; by default the file's own.  An array
         needs it.
     spec : Spec
-        What the output shall be; by default CT-RATE's contract.
+        Spacing, shape, window and layout of the output; by default CT-RATE's contract.
     device : str or Engine
         As ``--device`` takes it, or an engine that is open already.
     intensity : {"auto", "hu", "rescale"}

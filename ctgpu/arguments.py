@@ -31,7 +31,7 @@ _LEARNED: set[Any] = set()
 
 
 class _Unsaid:
-    """That there is no value, where None is one."""
+    """Marks a missing value where None is a value."""
 
 
 UNSAID = _Unsaid()
@@ -56,7 +56,7 @@ class Option:
     least, most : int
         Of whole numbers.
     selects : object
-        What a plan records of it where nothing was said; ``UNSAID`` where plans do not record it.
+        What a plan records where the option is not given; ``UNSAID`` where plans do not record it.
     """
 
     help: str
@@ -113,7 +113,7 @@ def shown(value: object) -> str:
 
 
 def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Refuse what is none of some words.
+    """Refuse a value that is not one of some words.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def require_choice(name: str, value: object, choices: Sequence[str]) -> None:
 def require_kind(
     name: str, value: object, kind: type | tuple[type, ...], wanted: str, *, optional: bool = True
 ) -> None:
-    """Refuse what is of another type; None was not given, where that may be.
+    """Refuse a value of another type; None counts as not given if `optional`.
 
     Parameters
     ----------
@@ -135,9 +135,9 @@ def require_kind(
     value : object
         What was passed.
     kind : type or tuple of type
-        What it is to be.
+        The types that are taken.
     wanted : str
-        That in words.
+        The same in words.
     optional : bool
         Whether it may be None.
 
@@ -151,7 +151,7 @@ def require_kind(
 
 
 def require_whole_number(name: str, value: int | None, *, least: int = 1, most: int = MOST) -> None:
-    """Refuse what is no whole number from `least` to `most`; None was not given.
+    """Refuse all but whole numbers from `least` to `most`; None counts as not given.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def learn(kind: Any) -> None:
     """Let ``msgspec`` look at a type, in one thread at a time.
 
     It does so when the type is first used, and a second thread that uses the type meanwhile works
-    with what is half made, which ends the process (msgspec 0.22).
+    with a half-made description of it, which crashes the process (msgspec 0.22).
     """
     if kind not in _LEARNED:
         with _LEARNING:
@@ -217,5 +217,5 @@ def learn(kind: Any) -> None:
 
 def plain(value: Any) -> Any:
     """A scalar of NumPy as one of Python, which JSON holds; anything else as it is."""
-    numpy = sys.modules.get("numpy")  # who has its scalars has imported it
+    numpy = sys.modules.get("numpy")  # its scalars exist only once it is imported
     return value.item() if numpy is not None and isinstance(value, numpy.generic) else value

@@ -1,4 +1,4 @@
-"""What the output shall be: spacing, shape, HU window, layout, dtype."""
+"""The contract of the output: spacing, shape, HU window, layout, dtype."""
 
 from __future__ import annotations
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import subprocess
 import sys
+from types import FunctionType, ModuleType
 
 import pytest
+import typer
 
 import ctgpu
 from ctgpu.cli.commands import app
@@ -58,7 +61,73 @@ PUBLIC = {
     "ctgpu.testing.hub": "LocalHub Request main",
     "ctgpu.testing.voxels": "DTYPES MEMORY_ORDERS random_voxels",
 }
-COMMANDS = "build convert demo doctor inspect manifest plan relabel verify"
+#: Functions that are there for the package itself.
+FOR_THE_PACKAGE = {"ctgpu.errors": {"reason_of", "shortage"}}
+#: Parameters that stay, those first that may be passed by position, in their order.
+PARAMETERS = {
+    "ctgpu.build": "output_dir split source repo_id revision spec device num_workers "
+    "memory_limit_bytes temp_dir samples_per_shard shards part limit recon order seed "
+    "keep_no_chest spacing_fallback axes max_tilt_degrees hu_guard force retry_failed token "
+    "endpoint executor watch",
+    "ctgpu.compare_samples": "preprocessed source num_samples spec",
+    "ctgpu.convert_tars": "input_pattern output_dir split spec device num_workers "
+    "memory_limit_bytes samples_per_shard shards axes max_tilt_degrees hu_guard force "
+    "retry_failed delete_after dry_run watch",
+    "ctgpu.estimate_build": "output_dir split source repo_id revision spec device num_workers "
+    "memory_limit_bytes samples_per_shard limit recon order seed keep_no_chest spacing_fallback "
+    "axes max_tilt_degrees hu_guard token endpoint calibrate watch",
+    "ctgpu.inspect_samples": "where num_samples",
+    "ctgpu.preprocess": "path_or_array spacing_mm spec device intensity threads out output "
+    "return_geometry axes max_tilt_degrees hu_guard",
+    "ctgpu.relabel": "output_dir source token endpoint looked_at",
+    "ctgpu.loading.VolumeDataset": "dir_or_pattern verify",
+    "ctgpu.loading.make_loader": "dataset batch_size shuffle seed shuffle_window_bytes drop_last "
+    "device prefetch_bytes num_threads copy labelled_only on_error window random_crop_hwd "
+    "transform rank world_size",
+    "ctgpu.loading.webdataset.decoder": "sample",
+    "ctgpu.loading.dali.pipeline": "dataset batch_size device_id num_threads shuffle seed "
+    "shuffle_bytes rank world_size prefetch_queue_depth",
+    "ctgpu.engines.arithmetic_of": "device",
+    "ctgpu.engines.available_engines": "",
+    "ctgpu.engines.open_engine": "device",
+    "ctgpu.testing.ctrate.chest_phantom": "shape_hwd spacing_mm seed",
+    "ctgpu.testing.ctrate.lay_out_ct_rate": "root volumes split format order npz_member "
+    "compressed nested fixed tables no_chest",
+    "ctgpu.testing.ctrate.write_tables": "root volumes split tables",
+    "ctgpu.testing.hub.LocalHub": "root repo_id token gated redirect page_size faults port",
+    "ctgpu.testing.voxels.random_voxels": "seed shape_hwd dtype order flipped step",
+}
+#: Flags that stay, by command.
+FLAGS = {
+    "build": "axes clip debug device force hu-guard hu-window intensity keep-no-chest layout "
+    "limit log-format max-tilt-degrees memory-limit num-workers order output-dir preset ray "
+    "recon repo-id retry-failed revision samples-per-shard seed shape shards source spacing "
+    "spacing-fallback split temp-dir",
+    "convert": "axes debug delete-after device dry-run force hu-guard input-pattern intensity "
+    "log-format max-tilt-degrees memory-limit num-workers output-dir preset retry-failed "
+    "samples-per-shard shards split",
+    "demo": "debug device output-dir",
+    "doctor": "debug device json output-dir",
+    "inspect": "debug json num-samples preview source",
+    "manifest": "debug",
+    "plan": "axes calibrate debug device hu-guard json limit max-tilt-degrees memory-limit "
+    "num-workers output-dir preset recon repo-id revision samples-per-shard source split",
+    "relabel": "debug source",
+    "verify": "debug json num-samples original-pattern preprocessed-pattern source",
+}
+
+
+def offered(module: ModuleType) -> set[str]:
+    """The names that a module exports, or else the classes and functions that it defines."""
+    if hasattr(module, "__all__"):
+        return set(module.__all__)
+    return {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and isinstance(value, type | FunctionType)
+        and value.__module__ == module.__name__
+    }
 
 
 @pytest.mark.parametrize("module", PUBLIC)
@@ -68,8 +137,27 @@ def test_what_is_public_stays(module: str) -> None:
     assert {name for name in names if not hasattr(found, name)} == set()
     if hasattr(found, "__all__"):
         assert names == set(found.__all__)
+    # A new name is listed here, or private.
+    assert offered(found) - FOR_THE_PACKAGE.get(module, set()) <= names
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_stay(name: str) -> None:
+    module, _, function = name.rpartition(".")
+    signature = inspect.signature(getattr(importlib.import_module(module), function))
+    stated, taken = PARAMETERS[name].split(), signature.parameters
+    assert set(stated) <= taken.keys()
+    by_position = [p.name for p in taken.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert by_position == stated[: len(by_position)]
 
 
 def test_the_commands_stay() -> None:
     registered = {info.name for info in app.registered_commands}
-    assert registered == set(COMMANDS.split())
+    assert registered == FLAGS.keys()
+
+
+def test_the_flags_of_commands_stay() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name, flags in FLAGS.items():
+        taken = {word for parameter in commands[name].params for word in parameter.opts}
+        assert {f"--{flag}" for flag in flags.split()} <= taken, name

@@ -43,14 +43,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BuildCall(Request):
-    """What :func:`build` is called with.
+    """The parameters of :func:`build`.
 
     Attributes
     ----------
     output_dir : path
         Folder of the data set; made if it is not there.
     executor : Executor, optional
-        Who makes the shards; default this process.
+        What makes the shards; default this process.
     watch : callable
         Called with every :class:`~ctgpu.building.events.Event`, from several threads, one at a
         time.
@@ -90,7 +90,7 @@ def build(call: _BuildCall) -> BuildReport:
 def make_shards(
     folder: Path, request: Request, executor: Executor, watch: Watcher = ignore
 ) -> BuildReport:
-    """Do what is asked for in a folder; as :func:`build`."""
+    """Carry out a request in a folder; as :func:`build`."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
         raise UsageError(
             f"output_dir is {str(folder)!r}, an address; shards are committed by renames and "
@@ -110,7 +110,7 @@ def make_shards(
 
 @contextlib.contextmanager
 def unforeseen_os_errors(folder: Path) -> Iterator[None]:
-    """One sentence for what sources, decoders and shards have no words of their own for.
+    """Turn errors that sources, decoders and shards did not foresee into one sentence.
 
     Raises
     ------
@@ -210,7 +210,7 @@ def _settle(job: BuildJob, watch: Watcher) -> tuple[Plan, Source | None, Mapping
 
 
 def _look_at_finished(job: BuildJob, plan: Plan) -> None:
-    """Nothing is to be made: look at a source that was named, and say of any other that it was not.
+    """Check a named source where nothing is left to make; log that any other was not looked at.
 
     Raises
     ------

@@ -54,7 +54,7 @@ class ConvertRequest(Common):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _ConvertCall(ConvertRequest):
-    """What :func:`convert_tars` is called with.
+    """The parameters of :func:`convert_tars`.
 
     Attributes
     ----------

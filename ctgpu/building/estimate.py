@@ -162,7 +162,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _EstimateCall(Request):
-    """What :func:`estimate_build` is called with.
+    """The parameters of :func:`estimate_build`.
 
     Attributes
     ----------

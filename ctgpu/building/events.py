@@ -106,4 +106,4 @@ Watcher = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The watcher of a build that nobody watches."""
+    """A watcher that does nothing."""

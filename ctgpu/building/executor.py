@@ -1,4 +1,4 @@
-"""What the processes of one build share: what to know of it, and who makes the shards."""
+"""What the processes of one build share: the job, and the executor that makes its shards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LEAST_DEFAULT_WORKERS = 4
 
 
 def default_workers() -> int:
-    """Threads that fetch where nothing was said."""
+    """Threads that fetch, by default."""
     return min(MOST_DEFAULT_WORKERS, max(LEAST_DEFAULT_WORKERS, usable_cores()))
 
 
@@ -68,7 +68,7 @@ class BuildJob:
         return [index for index in everything if index not in committed]
 
     def open_source(self, plan: Plan) -> SourceNow:
-        """The source of `plan`, of which all that is pending can be made; what changed is said.
+        """The source of `plan`, checked to hold all that is pending; other changes are logged.
 
         Raises
         ------
@@ -115,7 +115,7 @@ class BuildJob:
 
 
 class Executor(ABC):
-    """Who makes the shards of a build: this process, or a cluster."""
+    """Makes the shards of a build: in this process, or on a cluster."""
 
     @abstractmethod
     def open(self, job: BuildJob) -> None:

@@ -1,4 +1,4 @@
-"""What stands beside a volume in its shard: labels, report and metadata, as bytes."""
+"""The members beside a volume in its shard: labels, report and metadata, as bytes."""
 
 from __future__ import annotations
 

@@ -181,8 +181,8 @@ class PipelineReport:
     def bottleneck(self) -> StageTime:
         """The stage that takes longest for the samples: no other one can make the run faster.
 
-        How long a stage waited does not tell: threads that have nothing left to do are not there
-        to wait, and others wait at the beginning and the end of a run.
+        How long a stage waited does not tell: threads with nothing left to do do not wait any more,
+        and others wait at the beginning and the end of a run.
         """
         return max(self.stages, key=lambda stage: stage.alone_s(self.samples))
 

@@ -30,7 +30,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def device_for(folder: Path, device: str | Engine) -> str | Engine:
-    """What computes for `folder`: ``auto`` keeps to the arithmetic that it was begun with."""
+    """The device for `folder`: ``auto`` keeps to the arithmetic that it was begun with."""
     if device == "auto" and (folder / PLAN_NAME).exists():
         arithmetic = Plan.load(folder).arithmetic
         if arithmetic == arithmetic_of("reference"):
@@ -98,7 +98,7 @@ def open_planned_source(plan: Plan, request: Request) -> SourceNow:
     Returns
     -------
     SourceNow
-        What is open is to be closed.
+        Its source is open, for the caller to close.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def path_of_source(plan: Plan, request: Request) -> Path:
 
 
 def open_named_source(plan: Plan, source: Path | None, request: Request) -> Source:
-    """What holds something of a data set: what is named, or else its plan's source; not listed.
+    """The source that is named, or else that of a data set's plan; open, not listed.
 
     Raises
     ------

@@ -31,7 +31,7 @@ def prepare_sample(
     ref : SampleRef
         Where it is from.
     spec : Spec
-        What the output shall be.
+        Spacing, shape, window and layout of the output.
     rules, hu_guard
         As :func:`ctgpu.volume.prepare.prepare_volume` takes them.
 

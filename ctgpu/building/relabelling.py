@@ -104,7 +104,7 @@ def relabel(
     token, endpoint : str, optional
         Of the Hub; default from the environment or the login.
     looked_at : callable
-        Told, after each shard, how many have been looked at and how many there are.
+        Called after each shard with how many have been looked at and how many there are.
 
     Returns
     -------

@@ -42,7 +42,7 @@ _CommonT = TypeVar("_CommonT", bound="Common")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One of several processes that were asked for the same and share the work.
+    """This process's part of the work, where several processes share one request.
 
     Attributes
     ----------
@@ -65,15 +65,15 @@ class Part:
 class Common:
     """The options of everything that makes shards.
 
-    None stands for what was not said: the plan of a folder that was begun fills these gaps, and a
-    new folder takes the defaults.
+    None means that an option was not given: a folder that was begun takes it from its plan, a new
+    one takes the default.
 
     Attributes
     ----------
     split : {"train", "valid"}, optional
         Which part of the data set; default ``"valid"``.
     spec : Spec, optional
-        What the output shall be.
+        Spacing, shape, window and layout of the output.
     device : str or Engine
         ``"auto"``, ``"cpu"``, ``"cuda[:N[,M…]]"`` or ``"reference"``; an engine is closed at the
         end.
@@ -160,7 +160,7 @@ class Common:
 
     @property
     def selection(self) -> dict[str, Any]:
-        """What was said about which samples are taken, and how; as plans record it."""
+        """The options given that choose samples and how they are taken, as plans record them."""
         return {
             name: value
             for name in selection_defaults(type(self))
@@ -237,22 +237,22 @@ class Request(Common):
 
     @property
     def source_path(self) -> Path | None:
-        """The local source, where there is one."""
+        """The local source; None where the source is the Hub."""
         return Path(self.source) if self.source is not None else None
 
     @property
     def temp_path(self) -> Path | None:
-        """Where downloads are spooled, where they are."""
+        """The folder that downloads are spooled to; None keeps them in memory."""
         return Path(self.temp_dir) if self.temp_dir is not None else None
 
 
 def selection_defaults(kind: type) -> Mapping[str, Any]:
-    """What a plan records of the fields that choose samples where nothing was said."""
+    """What a plan records for each option that chooses samples where it is not given."""
     return {one.name: o.selects for one, o in options_of(kind) if o.selects is not UNSAID}
 
 
 def taken(kind: type[_CommonT], options: Common, **more: Any) -> _CommonT:
-    """Options of one kind, of those of another, with some said otherwise."""
+    """Options of one kind, with the values of another kind's and, before these, of `more`."""
     shared = {one.name for one in fields(kind)} & {one.name for one in fields(options)}
     return kind(**({name: getattr(options, name) for name in shared} | more))
 
@@ -260,7 +260,7 @@ def taken(kind: type[_CommonT], options: Common, **more: Any) -> _CommonT:
 def called_with(
     options: Callable[_P, _CommonT],
 ) -> Callable[[Callable[[_CommonT], _R]], Callable[_P, _R]]:
-    """Make a function of an options object one of its fields, with their documentation."""
+    """Turn a function of an options object into one whose parameters are the object's fields."""
 
     def face(work: Callable[[_CommonT], _R]) -> Callable[_P, _R]:
         signature = inspect.signature(options)

@@ -156,7 +156,7 @@ class ShardMaker:
         self._source = source
         self._tables = source.tables(as_split(plan.split), plan.class_names)
         self._axis_rules = AxisRules.of_selection(plan.selection)
-        # A plan of before `hu_guard` was begun under the default.
+        # Plans older than the option were begun under its default.
         self._hu_guard = plan.selection.get("hu_guard", "refuse") if engine.takes_hu else None
         self._hu_findings: dict[str, str] = {}
         self._engine = engine

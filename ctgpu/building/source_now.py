@@ -206,7 +206,7 @@ def is_elsewhere(plan: Plan, path: Path) -> bool:
 def foreign_source(
     now: SourceNow, plan: Plan, path: Path, missing: Sequence[str] = ()
 ) -> MismatchError:
-    """What to say of a source that is not the planned one, with the volumes that tell it."""
+    """The error for a source that is not the planned one; names the volumes that show it."""
     missing = missing or sorted(now.gone, key=natural_key)
     resized = sorted(now.sizes_now, key=natural_key)
     found = []

@@ -78,5 +78,5 @@ class Recipe:
 
 
 def _guard_of(selection: Mapping[str, Any]) -> HuGuard:
-    """That of a data set; before it was recorded, it let through most of what is not HU."""
+    """The guard of a data set; before it was recorded, it let most of what is not HU through."""
     return "refuse" if selection.get("hu_guard") == "refuse" else "warn"

@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Make WebDataset shards of training-ready volumes.
 
-    Run it again to go on where it stopped: what an earlier run was told need not be repeated.
+    Run it again to go on where it stopped: the options of the earlier run need not be repeated.
     """
     console = Console(stderr=True)
     configure_logging(log_format, log_level(debug), console)
@@ -110,7 +110,7 @@ def _shell(arguments: Sequence[str]) -> str:
 def _quoted(word: str) -> str:
     if word.isprintable():
         return shlex.quote(word)
-    # Bytes, for of characters a shell knows only those of its locale.
+    # As bytes: a shell knows only the characters of its locale.
     escaped = (
         c
         if c.isprintable() and c not in "\\'"

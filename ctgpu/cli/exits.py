@@ -108,7 +108,7 @@ class _Stream(io.FileIO):
 
 
 def _open_standard_streams() -> None:
-    """Give output and errors streams that fail in words, and show what an encoding lacks.
+    """Replace output and errors by streams that fail in words and escape what an encoding lacks.
 
     Raises
     ------
@@ -119,7 +119,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # Else the next file of a data set would get its number, and all that is printed.
+            # Else the next file opened would get this number, and receive what is printed.
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is not None:
         sys.stderr = _text(_Stream(2, "standard error"), sys.stderr.encoding)

@@ -34,7 +34,7 @@ def stoppable() -> Iterator[None]:
         Where one comes.
     SourceError
         Where an error of one sample comes through: with it the whole job has ended, and must not
-        end like one that is complete but for failed samples.
+        end like one that is complete except for failed samples.
     """
     _begun.clear()
     for number in _NUMBERS:

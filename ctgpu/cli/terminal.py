@@ -1,4 +1,4 @@
-"""The sinks: all that the command line shows goes out here, and nothing from outside goes out raw.
+"""The sinks: everything that the command line shows goes out here, nothing from outside raw.
 
 File names, reports, keys and messages are escaped by :mod:`ctgpu.printable`, and never read as
 markup.  A log line that cannot be written does not stop a build of days; that it was lost shows in

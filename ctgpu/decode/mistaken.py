@@ -1,4 +1,4 @@
-"""Tells what a file is that is no volume and no table, but was put in the place of one."""
+"""Recognises, by its first bytes, a file that was mistaken for a volume or a table."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def _sform(header: Nifti1Header) -> _Affine | None:
 
 
 def _is_unset(header: Nifti1Header) -> bool:
-    """Whether the numbers of the qform are all zero, as in a header that nobody filled in."""
+    """Whether the numbers of the qform are all zero, as in a header that was left blank."""
     names = ("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z")
     return not any(float(header[name]) for name in names)
 

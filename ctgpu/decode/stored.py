@@ -173,7 +173,7 @@ def metadata_rescale(name: str, metadata: dict[str, Any]) -> Rescale:
 
 
 def check_affine(name: str, affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The affine itself, if it is one.
+    """Refuse what is no affine; else return it.
 
     Raises
     ------

@@ -33,7 +33,7 @@ class Follower:
     plan : Plan
         The one in it.
     watch : callable
-        Is told.
+        Called with each event.
 
     Attributes
     ----------

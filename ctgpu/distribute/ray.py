@@ -79,7 +79,7 @@ class RayExecutor(Executor):
 
 
 def _for_workers(job: BuildJob, resources: Resources) -> BuildJob:
-    """The job as other machines must be told it: nothing relative, nothing from here alone."""
+    """The job for other machines: absolute paths, and nothing that only this machine knows."""
     request, part = job.request, job.request.part
     device = request.device
     if resources.gpus or device == "auto":

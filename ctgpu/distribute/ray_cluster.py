@@ -98,7 +98,7 @@ def _join_or_start(ray: ModuleType) -> None:
             _start(ray)  # as RAY_ADDRESS=auto forbids Ray to
             return
         except ValueError:
-            # What a new one shall have is refused where there is one: nothing has happened yet.
+            # Options for a new cluster are refused where one runs; nothing has happened yet.
             if (reason := _why_not(None)) is None:
                 _join(ray, None)
                 return
@@ -195,5 +195,5 @@ def _signals_deferred() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an error says; its kind where it says nothing."""
+    """The first line of an error's message; its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

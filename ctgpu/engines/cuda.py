@@ -421,7 +421,7 @@ class _Lane:
     def _reserve(self, size_bytes: int) -> int:
         """The address of the lane's memory, grown to `size_bytes` and a quarter more.
 
-        To free and to allocate waits for the whole device, so it shall not happen at every volume
+        Freeing and allocating wait for the whole device, so they must not happen at every volume
         that is a little larger than those before.
         """
         if self._memory is None or self._memory.size < size_bytes:

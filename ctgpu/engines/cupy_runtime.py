@@ -187,7 +187,7 @@ def on_device(cupy: Any, ordinal: int) -> Iterator[None]:
     """Have this thread work on a device; afterwards it goes back to the one that it had.
 
     From CUDA 12 on, choosing a device makes a context on it: hundreds of megabytes, and an error
-    where somebody else has the device for himself.  So a thread whose device holds no context of
+    where another process has the device to itself.  So a thread whose device holds no context of
     this process stays where the work was.
     """
     runtime = cupy.cuda.runtime
@@ -202,7 +202,7 @@ def on_device(cupy: Any, ordinal: int) -> Iterator[None]:
 
 
 class LentStream:
-    """A ``cudaStream_t`` of somebody else's, by the protocol that CuPy takes streams by."""
+    """A caller's ``cudaStream_t``, in the protocol by which CuPy takes streams."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle

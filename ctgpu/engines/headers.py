@@ -18,7 +18,7 @@ from ctgpu.engines.cupy_runtime import sleeping_event, upload
 class Headers:
     """Uploads headers, and keeps the memory of each until the device has read it.
 
-    A caller who goes on on a stream of their own does not wait, so the copy may still be queued
+    A caller that goes on with a stream of its own does not wait, so the copy may still be queued
     when the next header is made: that one gets other memory.
 
     Parameters
@@ -34,7 +34,7 @@ class Headers:
         self._lock = threading.Lock()
         self._queued: list[_Queued] = []
         self._give_back = functools.partial(_give_back, cupy, self._queued, os.getpid())
-        # Also where nobody closes this: memory that is given back must not be read any more.
+        # Also where close() is never called: memory that is given back must not be read any more.
         weakref.finalize(self, self._give_back)
 
     def upload(self, header: Bytes, address: int, stream: Any) -> None:

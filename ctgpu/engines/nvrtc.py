@@ -1,4 +1,4 @@
-"""The CUDA sources, where they lie and with which options they are compiled."""
+"""The CUDA sources: where they are, and with which options they are compiled."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ class Iteration(Iterator[Batch]):
         try:
             return self._take_ahead()
         except BaseException:
-            # What nobody got is read again from the shard: a transform may have changed it.
+            # A batch that was not handed out is read again: a transform may have changed it.
             self._stop()
             raise
 

@@ -85,10 +85,10 @@ class VolumeLoader:
 
     @property
     def sampler(self) -> Any:
-        """Whose ``set_epoch`` Lightning, and many a training loop, calls.
+        """The object whose ``set_epoch`` Lightning, and many training loops, call.
 
-        Itself if it shuffles, else a ``torch.utils.data.SequentialSampler``, by which Lightning
-        tells, for ``overfit_batches``, that nothing is shuffled.
+        The loader itself if it shuffles, else a ``torch.utils.data.SequentialSampler``: by that
+        Lightning tells, for ``overfit_batches``, that nothing is shuffled.
         """
         return self if self._order.shuffle else self._in_order
 
@@ -244,8 +244,8 @@ def make_loader(
     Parameters
     ----------
     dataset : VolumeDataset, torch.utils.data.Subset of one, path or list of path
-        The samples; paths are opened with ``verify="first"``.  A Subset, of which ``random_split``
-        makes several, is read in the order of its indices.
+        The samples; paths are opened with ``verify="first"``.  A Subset, such as
+        ``random_split`` makes, is read in the order of its indices.
     batch_size : int
         Samples of one batch of one rank.
     shuffle : bool

@@ -37,7 +37,7 @@ def distributed_place() -> tuple[int, int]:
 
     One warning in the log says where the environment names others, as `torchrun` does.
     """
-    # Where nobody has imported it, nobody has initialised it.
+    # What was never imported was never initialised.
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()

@@ -1,4 +1,4 @@
-"""Reads batches ahead of who takes them: threads, straight into batch buffers."""
+"""Reads batches ahead of their consumer: in threads, straight into batch buffers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Pending:
 
 
 class BatchReader:
-    """Reads the batches of an epoch; it does not know which of them anybody got.
+    """Reads the batches of an epoch; it does not know which of them were handed out.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Which samples of a data set somebody asks for."""
+"""Chooses samples of a data set: by name, by number or by a function of their entries."""
 
 from __future__ import annotations
 

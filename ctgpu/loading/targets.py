@@ -26,9 +26,10 @@ Tensors = tuple["torch.Tensor", "torch.Tensor"]
 class Target(Protocol):
     """Makes tensors of what was read."""
 
-    #: What becomes of the memory that was read into.  ``"lent"``: the tensor is a view of it, until
-    #: it is read into again.  ``"given"``: the same, and it is not before the tensor and its views
-    #: are gone.  ``"kept"``: the tensor is another's memory, so that it may be read into at once.
+    #: What becomes of the memory that was read into.  ``"lent"``: the tensor is a view of it, and
+    #: valid until it is read into again.  ``"given"``: the tensor is a view of it, and it is read
+    #: into again only once the tensor and all of its views are gone.  ``"kept"``: the tensor has
+    #: memory of its own, so this may be read into again at once.
     memory: Literal["lent", "given", "kept"]
 
     def allocate(self, size_bytes: int) -> Bytes:

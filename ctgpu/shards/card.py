@@ -25,7 +25,7 @@ _SPLITS: Mapping[str, Split] = {"train": "train", "valid": "valid", "validation"
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What all samples of a data set of ctgpu share, and how many it shall have.
+    """What all samples of a data set of ctgpu share, and how many are planned.
 
     Attributes
     ----------

@@ -152,6 +152,6 @@ def _has_ended(owner: Path) -> bool:
 
 
 def remove_fences(folder: Path, index: int) -> None:
-    """Remove what killed writers of a committed shard left, whose lease nobody holds."""
+    """Remove what killed writers left of a committed shard; no process holds its lease."""
     for path in folder.glob(fence_name(index, "*")):
         shutil.rmtree(path, ignore_errors=True)

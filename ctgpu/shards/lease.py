@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 BEAT_EVERY_S = 10.0
 STALE_AFTER_S = 60.0
-# One would do but for a taker that dies in its turn.
+# One would do if takers never died themselves.
 _SLOTS = 4
 _LEASE_LIMIT_BYTES = 1 << 16
 _SESSION = re.compile(r"[A-Za-z0-9_-]{1,64}")

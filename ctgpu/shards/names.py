@@ -8,7 +8,7 @@ PLAN_NAME = "plan.json"
 MANIFEST_NAME = "manifest.json"
 FAILURES_NAME = "failures.jsonl"
 
-#: Whatever ends so is rubbish once it has not been touched for an hour.
+#: A file that ends so is rubbish once it has not been touched for an hour.
 TEMPORARY_SUFFIX = ".ctgpu-tmp"
 
 _LEASE = re.compile(r"(.+)\.lease\.[0-9]")

@@ -43,7 +43,7 @@ class Plan:
     dataset, split : str
         Named in the manifest.
     spec : Spec
-        What the output shall be.
+        Spacing, shape, window and layout of the output.
     arithmetic, fingerprint : str
         The engine's arithmetic, and the fingerprint of both.
     source : dict

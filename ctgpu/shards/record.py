@@ -198,7 +198,7 @@ class ShardSummary:
         """As JSON-ready values."""
         values = {name: getattr(self, name) for name in self.__slots__}
         if not self.orientations:
-            # As in the records of before: nothing is known.
+            # As in older records: nothing is known.
             del values["orientations"]
         return values
 

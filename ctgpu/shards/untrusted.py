@@ -1,4 +1,4 @@
-"""Reads files whose content nobody vouches for: regular ones only, no more than expected, no traps.
+"""Reads files that may hold anything: regular ones only, no more than expected, no traps.
 
 What is refused is an :class:`OSError` or a :class:`ValueError` with a reason in words, which the
 caller turns into its own sentence about the file.
@@ -71,7 +71,7 @@ class FileChanged(OSError):
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """A descriptor of a regular file for reading; what else has its place is not even opened.
+    """A descriptor of a regular file for reading; anything else in its place is not even opened.
 
     Links to regular files are followed.
 

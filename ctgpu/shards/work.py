@@ -88,7 +88,7 @@ class NewShard(ShardWork):
     confirm : callable
         Raises unless the lease is still held.
     replace : bool
-        It is committed and shall be made again.
+        It is committed and is to be made again.
     is_current : callable
         As :class:`~ctgpu.shards.writer.ShardWriter` takes it.
 
@@ -134,7 +134,7 @@ class NewShard(ShardWork):
 
 
 class RetriedShard(ShardWork):
-    """A committed shard of which only the failed samples are made again.
+    """A committed shard, only the failed samples of which are made again.
 
     The tar is rewritten, its good samples copied, once the first of them succeeds; if none does,
     only the ledger changes.

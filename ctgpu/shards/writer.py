@@ -5,9 +5,9 @@
     .tar.partial + .journal ──► both synced ──► .tar ──► .idx ──► .json: committed ──► no journal
 
 A kill at any point leaves a state from which :class:`ShardWriter` goes on: it re-reads what the
-journal promises, from the disk itself, and drops everything from the first broken promise on.  One
-that stood still at any point, and comes back when another has gone on without it, changes nothing
-any more: see :mod:`ctgpu.shards.fence`.
+journal promises, from the disk itself, and drops everything from the first broken promise on.  A
+writer that stood still at any point, and goes on after another has taken over, changes nothing any
+more: see :mod:`ctgpu.shards.fence`.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class ShardWriter:
         Raises unless the lease is still held.
     is_current : callable
         Whether a sample, or a failure, that an interrupted writer left is what would become of the
-        planned sample now.  It is not asked where that writer had but to commit the shard.
+        planned sample now.  It is not asked where that writer only had to commit the shard.
 
     Raises
     ------

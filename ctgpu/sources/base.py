@@ -15,7 +15,7 @@ from ctgpu.volume.ref import SampleRef, Split
 class Source(ABC):
     """A place that has volumes and, perhaps, CSVs.  Safe to use from many threads."""
 
-    #: The split whose folder of CT-RATE's the volumes listed last lie in; None where in no such.
+    #: CT-RATE's split in whose folder the volumes listed last lie; None for any other folder.
     listed_split: Split | None = None
     #: Paths of the volumes that lie beside the data set listed last, and so were left out.
     left_out: Sequence[str] = ()

@@ -256,7 +256,7 @@ class FolderSource(Source):
         """Tables that are not read, relative to the source.
 
         Those beside the volumes, at the source's top and at the data set's; and CT-RATE's above
-        the source where that is but a part of a data set.
+        the source where that is only a part of a data set.
 
         Parameters
         ----------

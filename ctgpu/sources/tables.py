@@ -58,11 +58,11 @@ _MANY_ROWS = 16
 
 
 class HasTables(Protocol):
-    """What tables are read from: of a :class:`ctgpu.sources.base.Source`, this much."""
+    """The part of a :class:`ctgpu.sources.base.Source` that tables are read from."""
 
     @property
     def listed_split(self) -> Split | None:
-        """The split whose folder of CT-RATE's its volumes lie in; None where in no such."""
+        """CT-RATE's split in whose folder its volumes lie; None for any other folder."""
 
     def read_table(self, *names: str) -> tuple[str, bytes] | None:
         """The first of these small files that exists, by path, and its bytes; else None."""

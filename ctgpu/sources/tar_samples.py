@@ -173,7 +173,7 @@ def samples_of_tar(tar: Path) -> list[TarSample]:
     members = _members(tar)
     samples: dict[str, dict[str, TarMember]] = {}
     for member in members:
-        # Hidden files, such as the "._" ones of macOS, are no more looked at than in a folder.
+        # Hidden files, such as the "._" ones of macOS, are left out, as in a folder.
         if member.name.rsplit("/", 1)[-1].startswith("."):
             continue
         of_key = samples.setdefault(member.key, {})

@@ -108,7 +108,7 @@ class TarSource(Source):
         """Those tars of the pattern that are there."""
         try:
             return [tar for tar in expand_pattern(self._pattern) if tar.exists()]
-        except UsageError:  # a glob of which nothing is left
+        except UsageError:  # a glob that matches nothing any more
             return []
 
     def tables(self, split: Split, class_names: Sequence[str] | None = None) -> Tables:

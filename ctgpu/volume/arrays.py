@@ -105,7 +105,7 @@ def output_of(value: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
 
 
 def _on_host(value: Any, name: str) -> npt.NDArray[Any]:
-    """A NumPy array of the same numbers; of a library that nobody imported there is no array."""
+    """A NumPy array of the same numbers; a library never imported can have made no array."""
     if isinstance(value, np.ndarray):
         return value
     torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")

@@ -62,7 +62,7 @@ class VolumePlan:
     Attributes
     ----------
     spec : Spec
-        What the output shall be.
+        Spacing, shape, window and layout of the output.
     spacing_mm : tuple of float
         Source voxel size (H, W, D) that was used.
     axes : tuple of AxisPlan
@@ -128,7 +128,7 @@ def plan_volume(shape_hwd: tuple[int, ...], spacing_mm: Any, spec: Spec) -> Volu
     spacing_mm : sequence of float
         Source voxel size (H, W, D) in millimetres.
     spec : Spec
-        What the output shall be.
+        Spacing, shape, window and layout of the output.
 
     Returns
     -------

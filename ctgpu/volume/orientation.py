@@ -155,7 +155,7 @@ class AxisRules:
             )
 
 
-#: What holds where nobody chose.
+#: The rules by default.
 DEFAULT_RULES = AxisRules()
 
 

@@ -70,7 +70,7 @@ def prepare_volume(
     raw : RawVolume
         The volume.
     spec : Spec
-        What the output shall be.
+        Spacing, shape, window and layout of the output.
     spacing_mm : tuple of float
         Source voxel size (H, W, D).
     spacing_source : str

@@ -72,7 +72,7 @@ class HubClient:
     token : str or None
         Access token; None asks anonymously.
     patience : Patience
-        How long a failing network is borne with.
+        How long a failing network is tolerated.
     part_count : int
         Processes that share the account's quotas.
 
@@ -215,9 +215,9 @@ class HubClient:
         )
 
     def close(self) -> None:
-        """Give up all transfers and connections; those who wait get a :class:`SourceError`.
+        """Give up all transfers and connections; threads that wait get a :class:`SourceError`.
 
-        They get it within a moment, but for those who wait for a connection to stand.
+        They get it within a moment, except for those that wait for a connection.
         """
         self._closed.set()
         with self._lock:

@@ -57,7 +57,7 @@ class Line:
     Parameters
     ----------
     closed : threading.Event
-        Set once nobody waits any more.
+        Set once the client is closed.
     """
 
     def __init__(self, closed: threading.Event) -> None:

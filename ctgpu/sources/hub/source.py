@@ -50,7 +50,7 @@ class HubSource(Source):
         Spool volumes to files there instead of into the allocated memory; the files have no names
         and vanish with their buffers or their process.
     patience : Patience, optional
-        How long a failing network is borne with.
+        How long a failing network is tolerated.
 
     Raises
     ------

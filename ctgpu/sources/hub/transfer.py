@@ -13,7 +13,7 @@ from ctgpu.sources.hub.connection import Line, Transient
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a failing network is borne with.
+    """How long a failing network is tolerated.
 
     Attributes
     ----------
