@@ -24,9 +24,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -50,7 +50,7 @@ from ctgpu.engines.nvrtc import (
     kernel_source,
 )
 from ctgpu.machine import usable_cores
-from ctgpu.spec import Layout, Spec
+from ctgpu.spec import Dtype, Layout, Spec
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
 from publishing import publish
@@ -134,14 +134,16 @@ def main(options: argparse.Namespace) -> int:
 
 
 def variants() -> list[KernelKey]:
-    """Every kernel that there is: a byte has no other byte order."""
-    return [
+    """Every kernel to float16, and the usual ones to each other type."""
+    to_float16 = [
         KernelKey(voxel, swap, fast, out, rescales, clips_before)
         for voxel, swap, fast, out, rescales, clips_before in itertools.product(
             VOXEL_TYPES, (False, True), (0, 1, 2), (2, 1), (False, True), (True, False)
         )
-        if not (swap and voxel[1:] == "1")
+        if not (swap and voxel[1:] == "1")  # a byte has no other byte order
     ]
+    others = itertools.product(get_args(Dtype)[1:], (USUAL, USUAL_DHW))
+    return to_float16 + [replace(usual, stored=stored) for stored, usual in others]
 
 
 def name_of(key: KernelKey) -> str:
@@ -152,6 +154,7 @@ def name_of(key: KernelKey) -> str:
             f"{'HWD'[key.fast]} to {'HWD'[key.out]}",
             *(["rescales"] if key.rescales else []),
             f"clips {'before' if key.clips_before else 'after'}",
+            *([f"to {key.stored}"] if key.stored != "float16" else []),
         ]
     )
 

@@ -33,7 +33,7 @@ def monai(voxels: Voxels, plan: VolumePlan) -> Run:
         [
             transforms.ScaleIntensityRange(lo, hi, -1.0, 1.0, clip=True),
             transforms.Spacing(spec.target_spacing_mm, mode="bilinear"),
-            transforms.ResizeWithPadOrCrop(spec.shape_hwd, constant_values=spec.pad_value),
+            transforms.ResizeWithPadOrCrop(spec.shape_hwd, constant_values=spec.padding),
         ]
     )
     return lambda: (
@@ -50,7 +50,7 @@ def torchio(voxels: Voxels, plan: VolumePlan) -> Run:
             tio.Clamp(*spec.hu_window),
             tio.RescaleIntensity((-1, 1), in_min_max=spec.hu_window),
             tio.Resample(spec.target_spacing_mm),
-            tio.CropOrPad(spec.shape_hwd, padding_mode=spec.pad_value),
+            tio.CropOrPad(spec.shape_hwd, padding_mode=spec.padding),
         ]
     )
 
@@ -104,7 +104,7 @@ def scipy(voxels: Voxels, plan: VolumePlan) -> Run:
         x = np.clip(voxels.astype(np.float32), lo, hi)
         zoom = [a.n_resized / a.n_source for a in plan.axes]
         x = ndimage.zoom(x, zoom, order=1, grid_mode=True, mode="nearest") / ((hi - lo) / 2)
-        return np.pad(x[kept], pads, constant_values=spec.pad_value).astype(np.float16)
+        return np.pad(x[kept], pads, constant_values=spec.padding).astype(np.float16)
 
     return run
 

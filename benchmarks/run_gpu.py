@@ -247,7 +247,7 @@ def torch_written_well(torch: Any, voxels: Any, plan: VolumePlan) -> Callable[[]
             mode="trilinear",
             align_corners=False,
         )[0, 0]
-        out = torch.full(spec.shape_hwd, spec.pad_value, dtype=torch.float16, device=voxels.device)
+        out = torch.full(spec.shape_hwd, spec.padding, dtype=torch.float16, device=voxels.device)
         out[placed] = x[kept[::-1]].sub_((lo + hi) / 2).mul_(2 / (hi - lo)).permute(2, 1, 0)
         return out
 

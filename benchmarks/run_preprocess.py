@@ -201,7 +201,7 @@ def torch_written_well(voxels: Voxels, plan: VolumePlan) -> Voxels:
     )[0, 0]
     kept = tuple(slice(a.crop_start, a.crop_start + a.n_valid) for a in plan.axes)
     placed = tuple(slice(a.pad_before, a.pad_before + a.n_valid) for a in plan.axes)
-    out = torch.full(spec.shape_hwd, spec.pad_value, dtype=torch.float16)
+    out = torch.full(spec.shape_hwd, spec.padding, dtype=torch.float16)
     out[placed] = x[kept[::-1]].mul_(2 / (hi - lo)).permute(2, 1, 0)
     return out.numpy()
 

@@ -15,7 +15,7 @@ from ctgpu.installation import __version__
 from ctgpu.spec import PRESETS, Spec
 
 if TYPE_CHECKING:
-    from ctgpu.api import Geometry, preprocess
+    from ctgpu.api import preprocess
     from ctgpu.building.builder import build
     from ctgpu.building.convert import convert_tars
     from ctgpu.building.estimate import estimate_build
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ctgpu.building.report import BuildReport
     from ctgpu.checking.compare import compare_samples
     from ctgpu.checking.facts import inspect_samples
+    from ctgpu.volume.on_scan import Geometry, save_on_scan
 
 __all__ = [
     "PRESETS",
@@ -39,11 +40,13 @@ __all__ = [
     "inspect_samples",
     "preprocess",
     "relabel",
+    "save_on_scan",
 ]
 
 # Loaded on first use, so that `import ctgpu` stays quick.
 _LAZY = {
-    "Geometry": "ctgpu.api",
+    "Geometry": "ctgpu.volume.on_scan",
+    "save_on_scan": "ctgpu.volume.on_scan",
     "preprocess": "ctgpu.api",
     "BuildReport": "ctgpu.building.report",
     "build": "ctgpu.building.builder",

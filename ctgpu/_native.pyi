@@ -40,15 +40,18 @@ def preprocess(
     strides: Sequence[int],
     axes: Sequence[Axis],
     intensity: Intensity,
-    pad_value: float,
+    pad: float,
     layout: str,
-    out: npt.NDArray[np.uint16],
+    stored: str,
+    out: npt.NDArray[Any],
     variant: str,
     threads: int,
 ) -> None: ...
 def cpu_variant(name: str) -> str: ...
 def cpu_variants() -> list[str]: ...
-def to_half(values: npt.NDArray[np.float32], out: npt.NDArray[np.uint16], variant: str) -> None: ...
+def round_to(
+    stored: str, values: npt.NDArray[np.float32], out: npt.NDArray[Any], variant: str
+) -> None: ...
 def touch_memory(
     *,
     source: int,
@@ -59,6 +62,8 @@ def touch_memory(
     run_bytes: int,
     out: npt.NDArray[Any],
 ) -> int: ...
+
+def count_words(data: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64]) -> None: ...
 
 # Only where CMake found libdeflate.
 def gzip_into(data: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None: ...

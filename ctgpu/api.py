@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -22,9 +21,11 @@ from ctgpu.machine import usable_cores
 from ctgpu.spec import CT_RATE, SPEC_WANTED, Intensity, Spec
 from ctgpu.volume.arrays import output_of, spacing_of, voxels_of
 from ctgpu.volume.intensity import HuGuard
-from ctgpu.volume.orientation import DEFAULT_MAX_TILT_DEGREES, Axes, AxisRules, Orientation
+from ctgpu.volume.on_scan import Geometry
+from ctgpu.volume.orientation import DEFAULT_MAX_TILT_DEGREES, Axes, AxisRules
 from ctgpu.volume.prepare import PreparedVolume, prepare_volume
-from ctgpu.volume.raw import RawVolume, Spacing
+from ctgpu.volume.raw import RawVolume
+from ctgpu.volume.stored import numpy_dtype, tensor_of
 
 if TYPE_CHECKING:
     import torch
@@ -36,50 +37,6 @@ log = logging.getLogger(__name__)
 Output = Literal["numpy", "torch", "cupy"]
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
-    """How an output maps back onto its scan.
-
-    Attributes
-    ----------
-    affine : numpy.ndarray
-        4 × 4 float64, output (H, W, D) index to the world of `source_affine`, millimetres.
-    source_affine : numpy.ndarray
-        4 × 4 float64, source index to RAS+ millimetres, or the bare spacing where the file has
-        no affine.
-    source_shape, resized_shape, crop_start, pad_before : tuple of int
-        Per axis (H, W, D).
-    spacing_mm : tuple of float
-        Source voxel size (H, W, D) that was used.
-    orientation : Orientation or None
-        How the source is stored; None where it does not state it.
-    """
-
-    affine: npt.NDArray[np.float64]
-    source_affine: npt.NDArray[np.float64]
-    source_shape: tuple[int, ...]
-    resized_shape: tuple[int, ...]
-    crop_start: tuple[int, ...]
-    pad_before: tuple[int, ...]
-    spacing_mm: Spacing
-    orientation: Orientation | None = None
-
-    @classmethod
-    def of(cls, prepared: PreparedVolume) -> Geometry:
-        """The geometry of a prepared volume."""
-        plan = prepared.plan
-        return cls(
-            plan.output_affine(prepared.source_affine),
-            prepared.source_affine,
-            plan.source_shape,
-            plan.resized_shape,
-            plan.crop_start,
-            plan.pad_before,
-            plan.spacing_mm,
-            prepared.orientation,
-        )
-
-
 def preprocess(
     path_or_array: str | PathLike[str] | npt.ArrayLike,
     spacing_mm: npt.ArrayLike | None = None,
@@ -87,12 +44,13 @@ def preprocess(
     device: str | Engine = "auto",
     intensity: Intensity = "auto",
     threads: int | None = None,
-    out: npt.NDArray[np.float16] | torch.Tensor | None = None,
+    out: npt.NDArray[Any] | torch.Tensor | None = None,
     output: Output = "numpy",
     return_geometry: bool = False,
     axes: Axes = "checked",
     max_tilt_degrees: float = DEFAULT_MAX_TILT_DEGREES,
     hu_guard: HuGuard = "refuse",
+    assume_orientation: str | None = None,
 ) -> Any:
     """Preprocess one scan.
 
@@ -106,7 +64,7 @@ def preprocess(
         Source voxel size, shape (3,): H, W, D in millimetres; by default the file's own.  An array
         needs it.
     spec : Spec
-        Spacing, shape, window and layout of the output; by default CT-RATE's contract.
+        The contract of the output; by default CT-RATE's.
     device : str or Engine
         As ``--device`` takes it, or an engine that is open already.
     intensity : {"auto", "hu", "rescale"}
@@ -116,9 +74,9 @@ def preprocess(
     threads : int, optional
         Threads inside the volume; by default every usable core.
     out : numpy.ndarray or torch.Tensor, optional
-        C-contiguous float16 of ``spec.stored_shape``, on the CPU, to write into; the result shares
-        its memory.  By default fresh memory, in huge pages where the system grants them.  To use
-        one array again is fastest.  The first use of one in plain pages of 4 KiB
+        C-contiguous, of ``spec.stored_shape`` and the spec's dtype, on the CPU, to write into; the
+        result shares its memory.  By default fresh memory, in huge pages where the system grants
+        them.  To use one array again is fastest.  The first use of one in plain pages of 4 KiB
         (``torch.empty``) takes two to three times as long, for their page faults; D, H, W output
         into one that does not begin at a multiple of 64 bytes (``numpy.empty``) takes twice as
         long at every use.
@@ -128,12 +86,15 @@ def preprocess(
     return_geometry : bool
         Also return the :class:`Geometry`.
     axes : {"checked", "stored"}
-        Voxels stay in stored order.  ``"checked"`` refuses a file whose third axis is not the one
-        nearest to the patient's long axis, ``"stored"`` takes it as it lies.  An array, or a file
-        without an affine, is never refused.
+        Of voxels that stay in stored order.  ``"checked"`` refuses a file whose third axis is not
+        the one nearest to the patient's long axis, ``"stored"`` takes it as it lies.  An array, or
+        a file without an affine, is never refused.
     max_tilt_degrees : float
         Refuse a file whose axes are further than this from the patient's, or from 90° to each
         other; see :class:`ctgpu.volume.orientation.Orientation`.
+    assume_orientation : str, optional
+        How an array, or a file without an affine, lies in the patient: three letters, such as
+        ``"LPS"``.  Without it ``spec.orientation`` refuses them.
     hu_guard : {"refuse", "warn"}
         What to do about a volume that does not look like HU: normalised, grey values, labels,
         rescaled twice or never, as :mod:`ctgpu.volume.intensity` tells.  ``"warn"`` takes it and
@@ -142,13 +103,15 @@ def preprocess(
     Returns
     -------
     array or (array, Geometry)
-        float16 of ``spec.stored_shape``, in [-1, 1] where it is not padding.
+        Of ``spec.stored_shape`` and the spec's dtype; by default float16, in [-1, 1] where it is
+        not padding.  NumPy and CuPy have no bfloat16: there it is its bits, uint16
+        (:func:`ctgpu.volume.stored.numbers_of` makes float32 of them).
 
     Raises
     ------
     UsageError, DeviceError, DecodeError, GeometryError, IntensityError
     """
-    rules = AxisRules(axes, plain(max_tilt_degrees))
+    rules = AxisRules(axes, plain(max_tilt_degrees), assume_orientation)
     for name, word, words in (
         ("hu_guard", hu_guard, HuGuard),
         ("intensity", intensity, Intensity),
@@ -159,7 +122,7 @@ def preprocess(
     require_whole_number("threads", threads, most=MOST_WORKERS)
     if output == "torch":
         _require_torch()
-    made = None if out is None else output_of(out, spec.stored_shape)
+    made = None if out is None else output_of(out, spec.stored_shape, spec.dtype)
     stated_mm = None if spacing_mm is None else spacing_of(spacing_mm)
     with contextlib.ExitStack() as stack:
         engine = device if isinstance(device, Engine) else open_engine(device)
@@ -213,9 +176,7 @@ def _require_torch() -> None:
         ) from error
 
 
-def _on_device(
-    engine: Engine, output: Output, out: npt.NDArray[np.float16] | None
-) -> CudaEngine | None:
+def _on_device(engine: Engine, output: Output, out: npt.NDArray[Any] | None) -> CudaEngine | None:
     """The engine, where its result is to stay on a GPU.
 
     Raises
@@ -246,29 +207,28 @@ def _run(
     engine: Engine,
     prepared: PreparedVolume,
     threads: int,
-    out: npt.NDArray[np.float16] | None,
+    out: npt.NDArray[Any] | None,
     output: Output,
 ) -> Any:
+    spec = prepared.plan.spec
     if out is None:
-        shape = prepared.plan.spec.stored_shape
         # Not the engine's: that is pinned as long as the caller keeps it, and no child inherits it.
-        out = np.ndarray(shape, np.float16, buffer=allocate_pages(2 * int(np.prod(shape))).data)
-    job = Job(prepared.raw.voxels, prepared.rescale, prepared.plan, out)
-    engine.run([job], threads=threads)
-    if output == "torch":
-        import torch
-
-        return torch.from_numpy(out)
-    return out
+        memory = allocate_pages(spec.size_bytes)
+        out = np.ndarray(spec.stored_shape, numpy_dtype(spec.dtype), buffer=memory.data)
+    engine.run([Job(prepared.voxels, prepared.rescale, prepared.plan, out)], threads=threads)
+    return tensor_of(out, spec.dtype) if output == "torch" else out
 
 
 def _run_on_device(engine: CudaEngine, prepared: PreparedVolume, output: Output) -> Any:
     """The result as an array on the GPU, on the framework's current stream."""
-    job = Job(prepared.raw.voxels, prepared.rescale, prepared.plan, np.empty((0, 0, 0), np.float16))
+    dtype = prepared.plan.spec.dtype
+    nowhere = np.empty((0, 0, 0), numpy_dtype(dtype))
+    job = Job(prepared.voxels, prepared.rescale, prepared.plan, nowhere)
     if output == "cupy":
         return engine.preprocess_on_device(job)
     import torch
 
     with torch.cuda.device(engine.ordinals[0]):
         made = engine.preprocess_on_device(job, torch.cuda.current_stream().cuda_stream)
-        return torch.utils.dlpack.from_dlpack(made)
+        volume = torch.utils.dlpack.from_dlpack(made)
+        return volume.view(torch.bfloat16) if dtype == "bfloat16" else volume

@@ -35,6 +35,8 @@ class _Unsaid:
 
 
 UNSAID = _Unsaid()
+#: Likewise, of what is recorded only where it is given.
+WHERE_GIVEN = _Unsaid()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +49,7 @@ class Option:
         In ``--help``.
     flag : str or None
         Default the field's name.
-    written : {"plain", "path", "size", "range", "numbers"}
+    written : {"plain", "path", "size", "range", "numbers", "number"}
         In which notation: ``8G`` is a size in bytes, ``0-9`` a range, ``1,2,3`` are numbers.
     example : str
         Of numbers.
@@ -56,17 +58,21 @@ class Option:
     least, most : int
         Of whole numbers.
     selects : object
-        What a plan records where the option is not given; ``UNSAID`` where plans do not record it.
+        What a plan records where the option is not given: ``WHERE_GIVEN`` for nothing, ``UNSAID``
+        where plans do not record it at all.
+    none : str or None
+        The word that stands for None, where that is a value.
     """
 
     help: str
     flag: str | None = None
-    written: Literal["plain", "path", "size", "range", "numbers"] = "plain"
+    written: Literal["plain", "path", "size", "range", "numbers", "number"] = "plain"
     example: str = ""
     choices: tuple[str, ...] = ()
     least: int = 1
     most: int = MOST
     selects: Any = UNSAID
+    none: str | None = None
 
 
 def option(default: Any = None, **how: Any) -> Any:

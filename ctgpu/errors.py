@@ -4,7 +4,8 @@
 
     CtgpuError
     ├── UsageError           the request cannot be honoured              exit code 2
-    │   └── MismatchError    a folder belongs to another spec or source  exit code 2
+    │   ├── MismatchError    a folder belongs to another spec or source  exit code 2
+    │   └── NewerFormatError a file was written by a newer ctgpu         exit code 2
     ├── EnvironmentFailure   token, network, space, device               exit code 3
     │   ├── AccessError      no token, or the repository is gated
     │   ├── SourceError      the source cannot be reached or listed
@@ -46,6 +47,10 @@ class UsageError(CtgpuError):
 
 class MismatchError(UsageError):
     """A folder was begun with another spec, source or selection than the one asked for."""
+
+
+class NewerFormatError(UsageError):
+    """A file says what only a newer ctgpu can understand; nothing is wrong with it."""
 
 
 class EnvironmentFailure(CtgpuError):

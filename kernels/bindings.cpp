@@ -2,6 +2,7 @@
 
 #include "cpu/floor.h"
 #include "cpu/preprocess.h"
+#include "histogram.h"
 #include "inflate.h"
 
 #include <nanobind/nanobind.h>
@@ -21,6 +22,9 @@ namespace {
 using Indices = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Weights = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using HalfBits = nb::ndarray<std::uint16_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+// Of uint8 or uint16, as require_voxels checks.
+using StoredVolume = nb::ndarray<nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using StoredVoxels = nb::ndarray<nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 ctgpu::Dtype parse_dtype(const std::string &name) {
     constexpr const char *names[] = {"int8",   "uint8",   "int16",   "uint16", "int32",
@@ -29,6 +33,22 @@ ctgpu::Dtype parse_dtype(const std::string &name) {
         if (name == names[n])
             return static_cast<ctgpu::Dtype>(n);
     throw std::invalid_argument("voxels of dtype " + name + " are not supported");
+}
+
+ctgpu::Stored parse_stored(const std::string &name) {
+    constexpr const char *names[] = {"float16", "bfloat16", "int16", "uint8"};
+    for (int n = 0; n < static_cast<int>(std::size(names)); ++n)
+        if (name == names[n])
+            return static_cast<ctgpu::Stored>(n);
+    throw std::invalid_argument("there is no output of type " + name);
+}
+
+// That the dtype of `out` is the unsigned one of the size of what is stored.
+void require_voxels(const nb::dlpack::dtype &dtype, ctgpu::Stored stored) {
+    const bool fits = ctgpu::voxel_bytes(stored) == 1 ? dtype == nb::dtype<std::uint8_t>()
+                                                      : dtype == nb::dtype<std::uint16_t>();
+    if (!fits)
+        throw std::invalid_argument("out is not unsigned and of the size of what is stored");
 }
 
 // ctgpu.volume.geometry.AxisPlan, checked so that no index leaves the source.
@@ -58,7 +78,7 @@ struct AxisTables {
 void preprocess(std::uintptr_t address, const std::string &dtype, bool swapped,
                 std::array<std::ptrdiff_t, 3> strides,
                 const std::array<const AxisTables *, 3> &axes, ctgpu::Intensity intensity,
-                float pad_value, const std::string &layout, HalfBits out,
+                float pad, const std::string &layout, const std::string &stored, StoredVolume out,
                 const std::string &variant, int threads) {
     if (threads < 1)
         throw std::invalid_argument("threads is " + std::to_string(threads) +
@@ -72,7 +92,9 @@ void preprocess(std::uintptr_t address, const std::string &dtype, bool swapped,
     for (int axis = 0; axis < 3; ++axis)
         task.axes[axis] = axes[axis]->check(out.shape(dhw ? (axis + 1) % 3 : axis));
     task.intensity = intensity;
-    task.pad_value = pad_value;
+    task.pad = pad;
+    task.stored = parse_stored(stored);
+    require_voxels(out.dtype(), task.stored);
     task.dhw = dhw;
     task.out = out.data();
     const ctgpu::Variant &chosen = ctgpu::find_variant(variant);
@@ -80,11 +102,12 @@ void preprocess(std::uintptr_t address, const std::string &dtype, bool swapped,
     ctgpu::preprocess(task, chosen, threads);
 }
 
-void to_half(Weights in, nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig> out,
-             const std::string &variant) {
+void round_to(const std::string &stored, Weights in, StoredVoxels out, const std::string &variant) {
     if (in.shape(0) != out.shape(0))
         throw std::invalid_argument("the lengths differ");
-    ctgpu::find_variant(variant).to_half(in.data(), out.data(), in.shape(0));
+    const ctgpu::Stored type = parse_stored(stored);
+    require_voxels(out.dtype(), type);
+    ctgpu::find_variant(variant).round_to(type, in.data(), out.data(), in.shape(0));
 }
 
 // The caller takes the time; the result keeps the compiler from dropping the read.
@@ -121,8 +144,8 @@ NB_MODULE(_native, m) {
             "offset"_a, "rescales"_a, "clips_before"_a);
 
     m.def("preprocess", &preprocess, nb::kw_only(), "address"_a, "dtype"_a, "swapped"_a,
-          "strides"_a, "axes"_a, "intensity"_a, "pad_value"_a, "layout"_a, "out"_a, "variant"_a,
-          "threads"_a);
+          "strides"_a, "axes"_a, "intensity"_a, "pad"_a, "layout"_a, "stored"_a, "out"_a,
+          "variant"_a, "threads"_a);
     m.def(
         "cpu_variant", [](const std::string &name) { return ctgpu::find_variant(name).name; },
         "name"_a, "The variant of that name, or for \"\" the best this CPU can run.");
@@ -132,9 +155,11 @@ NB_MODULE(_native, m) {
             names.emplace_back(variant->name);
         return names;
     });
-    m.def("to_half", &to_half, "values"_a, "out"_a, "variant"_a);
+    m.def("round_to", &round_to, "stored"_a, "values"_a, "out"_a, "variant"_a,
+          "What step 8 does to numbers; for tests.");
     m.def("touch_memory", &touch_memory, nb::kw_only(), "source"_a, "planes"_a, "plane_stride"_a,
           "rows"_a, "row_stride"_a, "run_bytes"_a, "out"_a,
           "For benchmarks: writes `out` and reads runs of the source, once each.");
+    bind_histogram(m);
     bind_inflate(m);
 }

@@ -9,13 +9,14 @@
 //   5. W    : v_h  = lerp(v_h0,  v_h1,  w_w)             two along W
 //   6. H    : v    = lerp(v_0,   v_1,   w_h)             one along H
 //   7. v    = min(max(v, clip_lo), clip_hi)              where the spec clips after resampling
-//   8. out  = float16(fma(v, scale, offset))             round to nearest even
+//   8. out  = stored(fma(v, scale, offset))              round to nearest even
 //
 //   lerp(a, b, w) = fma(w, b - a, a)
+//   stored is float16 or bfloat16; or int16 or uint8, which end at their least and largest value
 //
 // Every fma is written as one and contraction is off in all compilers, so that scalar, SIMD and
 // CUDA code give the same bits.  Reordering any of this changes every shard ever written: it needs
-// a new ARITHMETIC_VERSION in ctgpu/spec.py.
+// a new ARITHMETIC_VERSION in ctgpu/spec/contract.py.
 
 #ifndef CTGPU_PREPROCESS_MATH_H
 #define CTGPU_PREPROCESS_MATH_H
@@ -30,6 +31,9 @@
 #endif
 
 namespace ctgpu {
+
+// What the voxels of the output are.
+enum class Stored { float16, bfloat16, int16, uint8 };
 
 // What is done to every voxel of one volume.
 struct Intensity {
@@ -53,7 +57,7 @@ CTGPU_INLINE float minus(float a, float b) {
     return result;
 }
 // Two instructions.  They differ from the comparisons below for NaN, which no engine sees, and in
-// the sign of a zero that equals a limit, which step 8 loses: the offset is not zero then.
+// the sign of a zero that equals a limit, which step 8 loses: the offset is not -0.0 then.
 CTGPU_INLINE float clip(float v, float lo, float hi) {
     float above, result;
     asm("max.f32 %0, %1, %2;" : "=f"(above) : "f"(v), "f"(lo));
@@ -83,6 +87,36 @@ CTGPU_INLINE float normalise(float v, const Intensity &p) {
     if (!p.clips_before)
         v = clip(v, p.clip_lo, p.clip_hi);
     return fused(v, p.scale, p.offset);
+}
+
+// The nearest whole number, of two the even one.
+#ifdef __CUDACC__
+CTGPU_INLINE int nearest(float v) {
+    int result;
+    asm("cvt.rni.s32.f32 %0, %1;" : "=r"(result) : "f"(v));
+    return result;
+}
+#else
+CTGPU_INLINE int nearest(float v) { return static_cast<int>(__builtin_nearbyintf(v)); }
+#endif
+
+// Of no NaN, which no engine sees.
+CTGPU_INLINE unsigned short to_bfloat(float value) {
+#ifdef __CUDACC__
+    const unsigned int bits = __float_as_uint(value);
+#else
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+#endif
+    return static_cast<unsigned short>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+CTGPU_INLINE unsigned short to_int16(float value) {
+    return static_cast<unsigned short>(nearest(clip(value, -32768.0f, 32767.0f)));
+}
+
+CTGPU_INLINE unsigned char to_uint8(float value) {
+    return static_cast<unsigned char>(nearest(clip(value, 0.0f, 255.0f)));
 }
 
 #ifndef __CUDACC__

@@ -308,7 +308,7 @@ def _read_only() -> np.ndarray:
         ),
         (
             torch.empty(SMALL.stored_shape, dtype=torch.bfloat16),
-            "out is a tensor of torch.bfloat16 on cpu",
+            "out is bfloat16",
         ),
     ],
     ids=["F order", "read-only", "unaligned", ">f2", "permuted", "float32", "meta", "grad", "bf16"],

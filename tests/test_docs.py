@@ -52,7 +52,7 @@ ELSEWHERE = re.compile(
     # Members of a sample, and kinds of files.
     r"|(<key>)?(\.\w+)+|nii\.gz|\*\.tar"
     # What the reader has or writes, what a source holds, what a wheel has in it.
-    r"|(train|valid)_\w+\.nii\.gz|scan(-\d+)?\.(npz|nii\.gz)|ctgpu\.sbatch|(OLD|NEW)\.json|(\.gpu-check/)?result\.json"
+    r"|(train|valid)_\w+\.nii\.gz|(scan(-\d+)?|pred)\.(npz|nii\.gz)|ctgpu\.sbatch|(OLD|NEW)\.json|(\.gpu-check/)?result\.json"
     r"|dataset/metadata/\w+\.csv|ctgpu/kernels"
     # What a page says where to get.
     rf"|{re.escape(REAL_CT_NAME)}"

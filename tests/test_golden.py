@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ctgpu
@@ -14,10 +15,13 @@ from built import read_samples, tar_bytes
 from ctgpu.building.convert import convert_tars
 from ctgpu.checking.verify import verify_folder
 from ctgpu.loading import VolumeDataset, make_loader
-from ctgpu.shards.record import checksum
+from ctgpu.shards.plan import Plan
+from ctgpu.shards.record import ShardRecord, checksum
 
 GOLDEN = Path(__file__).parent / "golden"
-WRITERS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
+#: What says what only the second version of the format can say.
+SECOND = "version-2"
+WRITERS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir() and path.name != SECOND)
 
 
 @pytest.fixture(params=WRITERS)
@@ -109,3 +113,47 @@ def test_a_loader_goes_on_from_an_old_state(golden: Path) -> None:
     loader = make_loader(dataset, batch_size=1, shuffle=True, seed=7)
     loader.load_state_dict(expected(golden)["loader_state"])
     assert [batch["study_id"] for batch in loader] == expected(golden)["loader_rest"]
+
+
+@pytest.fixture
+def second(tmp_path: Path) -> Path:
+    """A copy of what was written of the second version."""
+    return Path(shutil.copytree(GOLDEN / SECOND, tmp_path / "golden"))
+
+
+@pytest.mark.parametrize(
+    ("name", "committed", "dtype"), [("oriented", 1, "int16"), ("percentiles", 1, "uint8")]
+)
+def test_a_folder_of_the_second_version_is_gone_on_with(
+    second: Path, name: str, committed: int, dtype: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, source = second / name / "shards", second / name / "source"
+    assert not any(f.damaged for f in verify_folder(folder).findings if f.file[:5] == "shard")
+    before = tar_bytes(folder)
+    assert len(before) == committed
+    plan = (folder / "plan.json").read_bytes()
+    report = ctgpu.build(folder, source=source, device="cpu")
+    assert (report.exit_code, report.manifest["sample_dtype"]) == (0, dtype)
+    assert {n: b for n, b in tar_bytes(folder).items() if n in before} == before
+    assert (folder / "plan.json").read_bytes() == plan == Plan.load(folder).to_json()
+    assert_samples(folder, expected(second)[name])
+    assert verify_folder(folder).findings == []
+    # Of scans stored as RAS and LPS, all turned to PLS.
+    assert "mixes orientations" not in caplog.text
+
+
+def test_a_finished_folder_of_the_second_version_has_its_bytes(second: Path) -> None:
+    folder = second / "percentiles/shards"
+    assert verify_folder(folder).findings == []
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    ctgpu.build(folder, source=second / "percentiles/source", device="cpu")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    (shard,) = folder.glob("shard-*.json")
+    record = ShardRecord.load(shard)
+    assert record.to_json() == shard.read_bytes()
+    sample = VolumeDataset(folder)["scan-0"]
+    assert sample["volume"].dtype == np.uint8
+    assert (
+        checksum(sample["volume"].transpose(0, 2, 3, 1).tobytes())
+        == (expected(second)["percentiles"]["scan-0"]["bin"])
+    )

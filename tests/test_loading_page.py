@@ -1,4 +1,4 @@
-"""What docs/loading.md shows is true: its loop and its selections."""
+"""What docs/loading.md shows is true: its loop, its selections, and how HU come back."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import ctgpu
+from ctgpu.errors import UsageError
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 
@@ -28,11 +29,15 @@ def code(mark: str) -> str:
     return str(found)
 
 
+def lay_out(source: Path) -> None:
+    volumes = {s: Volume(chest_phantom((60, 56, 40), SPACING_MM, 1), SPACING_MM) for s in STUDIES}
+    lay_out_ct_rate(source, volumes)
+
+
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Five samples, of which the second and the third have no label row; in ``./shards``."""
-    volumes = {s: Volume(chest_phantom((60, 56, 40), SPACING_MM, 1), SPACING_MM) for s in STUDIES}
-    lay_out_ct_rate(tmp_path / "source", volumes)
+    lay_out(tmp_path / "source")
     (table,) = (tmp_path / "source").rglob("*labels*.csv")
     rows = table.read_text().splitlines(keepends=True)
     table.write_text("".join(row for row in rows if not row.startswith(tuple(STUDIES[1:3]))))
@@ -93,3 +98,34 @@ def test_its_selections_are_data_sets(shards: Path) -> None:
     assert list(names["labelled"].study_ids) == [STUDIES[n] for n in (0, 3, 4)]
     seen = [s for batch in names["loader"] for s in batch["study_id"]]
     assert sorted(seen) == sorted(STUDIES[n] for n in names["train"].indices)
+
+
+def test_hu_come_back_from_every_type_as_near_as_it_says(tmp_path: Path) -> None:
+    from ctgpu.loading import VolumeDataset, make_loader
+
+    lay_out(tmp_path / "source")
+    stated = re.findall(r"^\| `(\w+)` \| `torch\.\w+` \|.* ([\d.]+) HU \|$", PAGE, re.MULTILINE)
+    within_hu = {dtype: float(hu) for dtype, hu in stated}
+    assert list(within_hu) == ["float16", "bfloat16", "int16", "uint8"]
+
+    def load(name: str, **fields: Any) -> dict[str, Any]:
+        spec = Spec(target_spacing_mm=(8.0, 8.0, 12.0), shape_hwd=(24, 20, 16), **fields)
+        folder = tmp_path / name
+        ctgpu.build(folder, source=tmp_path / "source", spec=spec, limit=4, device="cpu")
+        dataset = VolumeDataset(folder)
+        batch = next(iter(make_loader(dataset, 4)))
+        return {"torch": torch, "dataset": dataset, "batch": batch}
+
+    exact = load("int16", dtype="int16")["batch"]["volume"].double()
+    assert len(exact.unique()) > 500
+    for dtype, nearest_hu in within_hu.items():
+        names = load(f"again-{dtype}", dtype=dtype)
+        exec(code("spec.scale_offset"), names)
+        assert (names["hu"] - exact).abs().max() <= nearest_hu + 0.5
+        exec(code("numbers_of"), names)
+        assert np.array_equal(names["numbers"], names["batch"]["volume"][3].float().numpy())
+    names = load("zscore", normalise="zscore")
+    with pytest.raises(UsageError, match="a scale of its own"):
+        exec(code("spec.scale_offset"), names)
+    exec(code('["normalisation"]'), names)
+    assert (names["hu"] - exact).abs().max() <= 1

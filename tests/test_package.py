@@ -49,14 +49,14 @@ def test_public_names_are_there() -> None:
 #: What stays from version to version, by module.
 PUBLIC = {
     "ctgpu": "PRESETS BuildReport CtgpuError Geometry RelabelReport Spec __version__ build "
-    "compare_samples convert_tars estimate_build inspect_samples preprocess relabel",
+    "compare_samples convert_tars estimate_build inspect_samples preprocess relabel save_on_scan",
     "ctgpu.loading": "WINDOWS VolumeDataset VolumeLoader make_loader",
     "ctgpu.loading.webdataset": "decoder",
     "ctgpu.loading.dali": "pipeline",
     "ctgpu.engines": "Engine Job arithmetic_of available_engines open_engine",
     "ctgpu.errors": "AccessError CtgpuError DecodeError DeviceError EnvironmentFailure FetchError "
-    "GeometryError IntensityError MismatchError SampleError SourceError StorageError TableError "
-    "UsageError",
+    "GeometryError IntensityError MismatchError NewerFormatError SampleError SourceError "
+    "StorageError TableError UsageError",
     "ctgpu.testing.ctrate": "RESCALE_PAIR Volume chest_phantom lay_out_ct_rate write_tables",
     "ctgpu.testing.hub": "LocalHub Request main",
     "ctgpu.testing.voxels": "DTYPES MEMORY_ORDERS random_voxels",
@@ -78,8 +78,9 @@ PARAMETERS = {
     "axes max_tilt_degrees hu_guard token endpoint calibrate watch",
     "ctgpu.inspect_samples": "where num_samples",
     "ctgpu.preprocess": "path_or_array spacing_mm spec device intensity threads out output "
-    "return_geometry axes max_tilt_degrees hu_guard",
+    "return_geometry axes max_tilt_degrees hu_guard assume_orientation",
     "ctgpu.relabel": "output_dir source token endpoint looked_at",
+    "ctgpu.save_on_scan": "array geometry path order layout outside",
     "ctgpu.loading.VolumeDataset": "dir_or_pattern verify",
     "ctgpu.loading.make_loader": "dataset batch_size shuffle seed shuffle_window_bytes drop_last "
     "device prefetch_bytes num_threads copy labelled_only on_error window random_crop_hwd "
@@ -149,6 +150,15 @@ def test_parameters_stay(name: str) -> None:
     assert set(stated) <= taken.keys()
     by_position = [p.name for p in taken.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     assert by_position == stated[: len(by_position)]
+
+
+def test_ways_of_a_geometry_stay() -> None:
+    for way, stated in {
+        "of_metadata": "metadata",
+        "to_scan": "self array order layout outside",
+    }.items():
+        taken = inspect.signature(getattr(ctgpu.Geometry, way)).parameters
+        assert list(taken) == stated.split()
 
 
 def test_the_commands_stay() -> None:

@@ -35,6 +35,7 @@ from ctgpu.shards.names import FAILURES_NAME, partial_name, shard_name
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.work import samples_to_make
 from ctgpu.sources.base import Source
+from ctgpu.spec import STORED
 
 __all__ = ["BuildJob", "BuildReport", "Executor", "LocalExecutor", "build"]
 
@@ -136,7 +137,8 @@ def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
     folder, request = job.folder, job.request
     shards = request.shards
     plan, source, counts = _settle(job, watch)
-    watch = tally = OrientationTally(folder, watch)
+    turned = plan.spec.orientation != STORED
+    watch = tally = OrientationTally(folder, watch, turned=turned)
     written, report = 0, None
     with contextlib.closing(source) if source is not None else contextlib.nullcontext():
         if shards is not None and shards.stop > plan.shards:

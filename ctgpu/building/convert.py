@@ -24,7 +24,7 @@ from ctgpu.shards.patterns import expand_pattern
 from ctgpu.shards.plan import Plan
 from ctgpu.sources.tar_samples import preprocessed_shape, samples_of_tar
 from ctgpu.sources.tars import TarSource
-from ctgpu.spec import CT_RATE
+from ctgpu.spec import CT_RATE, Spec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +122,7 @@ def convert(
         return _dry_run(folder, pattern)
     adopted = _adopted_shape(folder, pattern)
     if adopted is not None and not begun:
+        _require_adoptable(tars[0].parent, spec or CT_RATE)
         spec = replace(spec or CT_RATE, shape_hwd=adopted, intensity="hu")
     cleaner = Cleaner(folder, TarSource(pattern)) if delete_after and begun else None
 
@@ -146,6 +147,30 @@ def convert(
         cleaner.delete_finished()
         cleaner.report()
     return report
+
+
+def _require_adoptable(folder: Path, spec: Spec) -> None:
+    """Refuse to call volumes that are taken as they are what they are not.
+
+    Raises
+    ------
+    UsageError
+        If another contract is asked for, or stated beside the tars, than such volumes can have.
+    """
+    stated = Claims.if_readable(folder).spec
+    for what, one in (("is asked for", spec), (f"is stated in {folder}", stated)):
+        if one is not None and not one.is_first_version:
+            raise UsageError(
+                f"the tars hold preprocessed volumes, which are adopted as they are: float16, a "
+                f"window mapped to [-1, 1]; {_what_is_new(one)} {what}: convert their originals"
+            )
+
+
+def _what_is_new(spec: Spec) -> str:
+    """What a spec says beyond the first format, such as ``dtype 'int16'``."""
+    default, values = CT_RATE.to_dict(), spec.to_dict()
+    new = [f"{n} {v!r}" for n, v in values.items() if n not in default]
+    return ", ".join(new) or "hu_window None"
 
 
 def _same_folder(tar: Path, folder: Path) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ctgpu.shards.record import SampleEntry, checksum
 from ctgpu.sources.tables import SampleRow, report_text
+from ctgpu.spec import STORED
 from ctgpu.volume.prepare import PreparedVolume
 
 
@@ -40,21 +41,21 @@ def sample_metadata(
         Checksums of the members that a sample of a tar was read from, the volume's as ``volume``.
     """
     plan, raw = prepared.plan, prepared.raw
-    spec = plan.spec
+    spec, turned = plan.spec, plan.reorientation
     shape = list(spec.stored_shape)
     affine, orientation = prepared.source_affine, prepared.orientation
+    spacing_mm = turned.stored(plan.spacing_mm)
     return {
         "study_id": study_id,
         "preprocessed": True,
         "shape": shape,
-        "dtype": "float16",
+        "dtype": spec.dtype,
         "volume_shape": shape,
-        "volume_dtype": "float16",
+        "volume_dtype": spec.dtype,
         "layout": spec.layout,
-        "spacing_mm": [
-            axis.n_source / axis.n_resized * spacing
-            for axis, spacing in zip(plan.axes, plan.spacing_mm, strict=True)
-        ],
+        **_if_known("orientation", None if spec.orientation == STORED else spec.orientation),
+        **_if_known("normalisation", _normalisation(prepared)),
+        "spacing_mm": list(plan.output_spacing_mm),
         "affine": plan.output_affine(affine).tolist(),
         "resized_shape": list(plan.resized_shape),
         "crop_start": list(plan.crop_start),
@@ -64,7 +65,7 @@ def sample_metadata(
             "revision": source_revision,
             "shape": list(raw.voxels.shape),
             "dtype": raw.voxels.dtype.newbyteorder("=").name,
-            "spacing_mm": list(plan.spacing_mm),
+            "spacing_mm": list(spacing_mm),
             "spacing_source": prepared.spacing_source,
             "affine": affine.tolist(),
             "affine_source": "spacing" if raw.affine is None else raw.affine_source,
@@ -83,6 +84,19 @@ def sample_metadata(
         "report": dict(report),
         "fingerprint": fingerprint,
         "xxh3_128": payload_xxh3_128,
+    }
+
+
+def _normalisation(prepared: PreparedVolume) -> dict[str, float] | None:
+    """What a volume was normalised by, where that is its own; ``hu * scale + offset`` is stored."""
+    if prepared.statistics is None:
+        return None
+    values = prepared.plan.values
+    return {
+        **prepared.statistics.to_dict(),
+        "scale": values.scale,
+        "offset": values.offset,
+        "pad_value": values.pad,
     }
 
 

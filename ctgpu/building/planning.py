@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ctgpu.arguments import WHERE_GIVEN
 from ctgpu.building.events import Listing, Watcher
 from ctgpu.building.request import Request, selection_defaults
 from ctgpu.building.source_now import SourceNow, look_again, shortened
@@ -64,7 +65,7 @@ def adopt_plan(folder: Path, request: Request, arithmetic: str) -> Plan | None:
     if request.samples_per_shard is not None:
         wanted["samples_per_shard"] = request.samples_per_shard
     if request.spec is not None:
-        wanted["spec"] = request.spec.to_dict()
+        wanted["spec"] = request.spec.facts()
     plan.require(folder, wanted | {"source": _wanted_source(plan, request)})
     return plan
 
@@ -174,7 +175,8 @@ def make_plan(
     """
     split = as_split(request.split or "valid")
     spec = request.spec or CT_RATE
-    chosen = {**selection_defaults(Request), **request.selection}
+    defaults = {n: v for n, v in selection_defaults(Request).items() if v is not WHERE_GIVEN}
+    chosen = {**defaults, **request.selection}
     source = open_source(
         source=request.source_path,
         repo_id=None if request.source_path else request.repo_id or DEFAULT_REPO_ID,

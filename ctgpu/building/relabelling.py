@@ -300,9 +300,8 @@ class _Relabelling:
     ) -> ShardWriter:
         return ShardWriter(
             self._folder,
+            self._plan,
             index,
-            samples=self._plan.samples_of(index),
-            fingerprint=self._plan.fingerprint,
             replace=replace_it,
             confirm=lease.confirm,
             **options,

@@ -19,6 +19,7 @@ from ctgpu.arguments import (
     MOST_INT64,
     MOST_WORKERS,
     UNSAID,
+    WHERE_GIVEN,
     checked,
     option,
     options_of,
@@ -85,8 +86,9 @@ class Common:
         Default 128.
     shards : range, optional
         Do only these shards of the plan.
-    axes, max_tilt_degrees : optional
-        Which orientations are taken, as :class:`~ctgpu.volume.orientation.AxisRules`.
+    axes, max_tilt_degrees, assume_orientation : optional
+        Which orientations are taken, and which one volumes have that do not say, as
+        :class:`~ctgpu.volume.orientation.AxisRules`.
     hu_guard : {"refuse", "warn"}, optional
         What to do about a volume that does not look like HU: a failed sample (the default), or
         taken, with the finding in its JSON.
@@ -128,6 +130,11 @@ class Common:
         help="Refuse volumes whose axes are further than this from the patient's, or sheared by "
         f"more. (default: {DEFAULT_MAX_TILT_DEGREES:g})",
     )
+    assume_orientation: str | None = option(
+        selects=WHERE_GIVEN,
+        help="How volumes lie that do not say so, as the patient's directions along their axes, "
+        "such as LPS. (default: not known, which --orientation refuses)",
+    )
     hu_guard: str | None = option(
         selects="refuse",
         choices=get_args(HuGuard),
@@ -156,7 +163,8 @@ class Common:
             raise UsageError(
                 f"shards is {self.shards!r}; it takes consecutive shards, such as range(0, 10)"
             )
-        AxisRules.of_selection(self.selection)
+        rules = AxisRules.of_selection(self.selection)
+        object.__setattr__(self, "assume_orientation", rules.assume_orientation)
 
     @property
     def selection(self) -> dict[str, Any]:

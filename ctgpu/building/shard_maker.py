@@ -10,8 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from ctgpu.buffers import Buffer, BufferPool, ByteBudget
 from ctgpu.building.events import (
     Event,
@@ -52,6 +50,7 @@ from ctgpu.sources.tables import SampleRow
 from ctgpu.volume.orientation import AxisRules
 from ctgpu.volume.prepare import PreparedVolume
 from ctgpu.volume.ref import SampleRef
+from ctgpu.volume.stored import numpy_dtype
 
 log = logging.getLogger(__name__)
 
@@ -373,10 +372,10 @@ class ShardMaker:
             self._engine.run(
                 [
                     Job(
-                        decoded.prepared.raw.voxels,
+                        decoded.prepared.voxels,
                         decoded.prepared.rescale,
                         decoded.prepared.plan,
-                        buffer.array(spec.stored_shape, np.float16),
+                        buffer.array(spec.stored_shape, numpy_dtype(spec.dtype)),
                     )
                     for (_, decoded), buffer in zip(batch, buffers, strict=True)
                 ]

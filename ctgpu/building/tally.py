@@ -27,10 +27,13 @@ class OrientationTally:
         The data set's folder; its finished shards count as well, those of other processes included.
     watch : callable
         Called with every event.
+    turned : bool
+        All volumes are turned to one orientation, so that a mixture is none in the output.
     """
 
-    def __init__(self, folder: Path, watch: Watcher) -> None:
+    def __init__(self, folder: Path, watch: Watcher, *, turned: bool) -> None:
         self._watch = watch
+        self._turned = turned
         self._warned = False
         self._counts: Counter[str] = Counter()
         for index in committed_shards(folder):
@@ -62,7 +65,7 @@ class OrientationTally:
             log.info("stored as %s", _listed(counts), extra={"facts": facts})
 
     def _warn_if_mixed(self) -> None:
-        if len(self._counts) > 1 and not self._warned:
+        if len(self._counts) > 1 and not (self._turned or self._warned):
             self._warned = True
             log.warning(
                 "the source mixes orientations (%s): volumes are kept as they are stored, so the "

@@ -19,8 +19,9 @@ from ctgpu.engines import Job, open_engine
 from ctgpu.errors import SampleError
 from ctgpu.shards.patterns import expand_pattern
 from ctgpu.sources.tables import SampleRow, report_text
-from ctgpu.sources.tar_samples import TarSample, read_volume
+from ctgpu.sources.tar_samples import TarSample, read_volume, stored_dtype
 from ctgpu.spec import Spec
+from ctgpu.volume.stored import numbers_of, numpy_dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,10 @@ class Comparison:
     tar : str
         Name of the tar that holds it.
     max_ulp, mean_ulp : float
-        Distance of its voxels from the reference, in float16 values; NaN where they cannot be
-        compared.
+        Distance of its voxels from the reference, in units in the last place of the stored type,
+        which are 1 for int16 and uint8; NaN where they cannot be compared.
     differing_share : float
-        Share of voxels that are not the same float16; NaN likewise.
+        Share of voxels that are not the same number; NaN likewise.
     faults : tuple of str
         What is wrong, in words.
     """
@@ -111,30 +112,35 @@ def compare_samples(
     engine = open_engine("reference")
     with Originals.open(source, recipe) as originals:
         for sample in pick(tars, num_samples):
-            out = np.empty(recipe.spec.stored_shape, np.float16)
+            out = np.empty(recipe.spec.stored_shape, numpy_dtype(recipe.spec.dtype))
             try:
                 prepared = originals.prepare(sample.key.rsplit("/", 1)[-1])
                 try:
-                    job = Job(prepared.raw.voxels, prepared.rescale, prepared.plan, out)
+                    job = Job(prepared.voxels, prepared.rescale, prepared.plan, out)
                     engine.run([job])
                 finally:
                     prepared.raw.release()
-                yield _compare(sample, out, originals.row(sample.key.rsplit("/", 1)[-1]))
+                reference = numbers_of(out, recipe.spec.dtype)
+                yield _compare(
+                    sample, reference, recipe.spec, originals.row(sample.key.rsplit("/", 1)[-1])
+                )
             except SampleError as error:
                 yield Comparison(sample.key, sample.tar.name, np.nan, np.nan, np.nan, (str(error),))
 
 
-def _compare(sample: TarSample, reference: npt.NDArray[np.float16], row: SampleRow) -> Comparison:
+def _compare(
+    sample: TarSample, reference: npt.NDArray[np.float32], spec: Spec, row: SampleRow
+) -> Comparison:
     raw = read_volume(sample, BufferPool())
-    made = raw.voxels
+    made, dtype = raw.voxels, stored_dtype(raw)
     faults: list[str] = []
     numbers = (np.nan, np.nan, np.nan)
-    if made.dtype != np.float16 or made.shape != reference.shape:
-        faults.append(f"the volume is {made.dtype} {made.shape}; wanted float16 {reference.shape}")
+    if dtype != spec.dtype or made.shape != reference.shape:
+        faults.append(f"the volume is {dtype} {made.shape}; wanted {spec.dtype} {reference.shape}")
     else:
-        numbers, within = measure(made, reference)
+        numbers, within = measure(made, reference, spec)
         if not within:
-            cause = likely_cause(made, reference)
+            cause = likely_cause(made, reference, spec)
             faults.append(
                 f"the volume is up to {numbers[0]:.0f} ulp from the reference, and "
                 f"{numbers[2]:.2%} of its voxels differ: {cause}"

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-from ctgpu.arguments import require_whole_number
+from ctgpu.arguments import converted, require_whole_number
 from ctgpu.buffers import BufferPool
 from ctgpu.checking.recipe import Recipe
 from ctgpu.checking.sheet import View, stated_affine, to_hu
@@ -22,7 +22,14 @@ from ctgpu.shards.patterns import expand_pattern
 from ctgpu.shards.record import ShardRecord
 from ctgpu.sources.fetched import fetch_file
 from ctgpu.sources.tables import LABEL_NAMES
-from ctgpu.sources.tar_samples import TarSample, read_volume, samples_of_tar
+from ctgpu.sources.tar_samples import (
+    TarSample,
+    preprocessed_shape,
+    read_volume,
+    samples_of_tar,
+    stored_dtype,
+)
+from ctgpu.spec import Dtype, Spec
 from ctgpu.volume.orientation import Orientation, orientation_of
 from ctgpu.volume.raw import RawVolume, Rescale, Spacing
 from ctgpu.volume.ref import VOLUME_SUFFIXES, strip_volume_suffix
@@ -46,7 +53,7 @@ class SampleFacts:
     lowest, mean, highest : float
         Of its voxels as stored.
     preprocessed : bool
-        Whether the voxels are normalised, not HU or raw.
+        Whether this is a finished output, not a raw volume.
     spacing_mm : tuple of float or None
         Voxel size (H, W, D), where it is stated.
     orientation : Orientation or None
@@ -142,7 +149,9 @@ def _look_at_sample(sample: TarSample, recipe: Recipe) -> tuple[SampleFacts, Vie
     raw = read_volume(sample, BufferPool())
     stated = sample.facts()
     named = _named_labels(sample, recipe)
-    preprocessed = stated.get("preprocessed") is True or raw.voxels.dtype == np.float16
+    dtype = stored_dtype(raw)
+    # Tars that were made before any of this was stated hold float16, and no raw scan does.
+    preprocessed = preprocessed_shape(sample) is not None or dtype == "float16"
     source = stated.get("source", {})
     facts = _facts(
         sample.key,
@@ -150,6 +159,7 @@ def _look_at_sample(sample: TarSample, recipe: Recipe) -> tuple[SampleFacts, Vie
         {extension: member.size_bytes for extension, member in sample.members.items()},
         raw,
         raw.spacing_mm,
+        dtype=dtype,
         layout=str(stated.get("layout", "HWD")),
         preprocessed=preprocessed,
         labels=named,
@@ -157,8 +167,9 @@ def _look_at_sample(sample: TarSample, recipe: Recipe) -> tuple[SampleFacts, Vie
         source=source if isinstance(source, dict) else {"path": source},
         engine=_engine(sample),
     )
-    lo, hi = recipe.spec.hu_window
-    rescale_to_hu = Rescale((hi - lo) / 2, (lo + hi) / 2) if preprocessed else raw.header_rescale
+    rescale_to_hu = (
+        _stored_rescale(dtype, stated, recipe.spec) if preprocessed else raw.header_rescale
+    )
     voxels = raw.voxels.transpose(1, 2, 0) if facts.layout == "DHW" else raw.voxels
     view = View(
         sample.key,
@@ -168,6 +179,40 @@ def _look_at_sample(sample: TarSample, recipe: Recipe) -> tuple[SampleFacts, Vie
         named,
     )
     return facts, view
+
+
+def _stored_rescale(dtype: str, stated: Mapping[str, Any], spec: Spec) -> Rescale:
+    """How the numbers of a preprocessed sample become HU again, up to what was clipped.
+
+    Parameters
+    ----------
+    dtype : str
+        As they are stored.
+    stated : mapping
+        The sample's JSON.
+    spec : Spec
+        What the data set was made to, as far as that is known.
+    """
+    if dtype == "int16":
+        return Rescale()
+    if dtype != spec.dtype and dtype in get_args(Dtype):
+        spec = Spec.from_dict({"dtype": dtype})  # the tar alone, of which no more is known
+    if spec.normalise == "window":
+        scale, offset = spec.scale_offset
+        return Rescale(1 / scale, -offset / scale)
+    try:
+        own = converted(stated.get("normalisation"), _OwnScale)
+        return Rescale(1 / own.scale, -own.offset / own.scale)
+    except (ValueError, ZeroDivisionError):
+        return Rescale()  # not the JSON of ctgpu, so that there is no telling
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnScale:
+    """What the JSON of a sample says that was normalised by its own voxels."""
+
+    scale: float
+    offset: float
 
 
 def _named_labels(sample: TarSample, recipe: Recipe) -> dict[str, float] | None:
@@ -191,6 +236,7 @@ def _facts(
     raw: RawVolume,
     spacing_mm: Spacing | None,
     *,
+    dtype: str | None = None,
     layout: str = "HWD",
     preprocessed: bool = False,
     labels: dict[str, float] | None = None,
@@ -204,7 +250,7 @@ def _facts(
         file,
         members,
         voxels.shape,
-        voxels.dtype.name,
+        dtype or voxels.dtype.name,
         layout,
         float(voxels.min()),
         float(voxels.mean(dtype=np.float64)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctgpu.building.planning import as_split
-from ctgpu.errors import UsageError
+from ctgpu.errors import NewerFormatError, UsageError
 from ctgpu.shards.card import Claims
 from ctgpu.shards.names import PLAN_NAME
 from ctgpu.shards.plan import Plan
@@ -52,7 +52,9 @@ class Recipe:
         Raises
         ------
         UsageError
-            If one of them is damaged, or of a newer ctgpu.
+            If one of them is damaged.
+        NewerFormatError
+            If a newer ctgpu wrote it.
         """
         folder = tar.parent
         if (folder / PLAN_NAME).exists():
@@ -71,6 +73,8 @@ class Recipe:
                 rules=AxisRules.of_selection(claims.selection),
                 hu_guard=_guard_of(claims.selection),
             )
+        except NewerFormatError:
+            raise
         except UsageError as error:
             raise UsageError(
                 f"{claims.path} does not say how its samples were made: {error}"

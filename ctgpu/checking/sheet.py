@@ -87,7 +87,8 @@ def _draw_originals(opened: Originals, keys: Iterable[str]) -> Iterator[View]:
             hu = to_hu(prepared.raw.voxels, prepared.rescale)
             affine = stated_affine(prepared.raw)
             prepared.raw.release()
-            yield View(f"source of {key}", hu, prepared.plan.spacing_mm, affine, None)
+            h, w, d = prepared.plan.reorientation.stored(prepared.plan.spacing_mm)
+            yield View(f"source of {key}", hu, (h, w, d), affine, None)
 
 
 def draw_sheet(views: Sequence[View], out: Path, *, dots_per_inch: int = 80) -> None:
@@ -262,7 +263,7 @@ def label_words(labels: Mapping[str, float]) -> list[str]:
 
 def stated_affine(raw: RawVolume) -> npt.NDArray[np.float64] | None:
     """The affine; None where it is a bare spacing, which is no orientation."""
-    return raw.affine if raw.affine_source == "header" else None
+    return None if raw.affine_source == "spacing" else raw.affine
 
 
 def to_hu(voxels: npt.NDArray[Any], rescale: Rescale) -> npt.NDArray[np.float32]:

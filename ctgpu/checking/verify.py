@@ -10,7 +10,7 @@ from functools import partial
 from os import PathLike
 from pathlib import Path
 
-from ctgpu.errors import StorageError, UsageError
+from ctgpu.errors import NewerFormatError, StorageError, UsageError
 from ctgpu.machine import usable_cores
 from ctgpu.printable import to_json
 from ctgpu.shards.findings import Finding, folder_findings, shard_findings
@@ -96,6 +96,8 @@ def verify_folder(
     ------
     UsageError
         If there is no such folder.
+    NewerFormatError
+        If a newer ctgpu wrote a file of it, so that there is no telling.
     StorageError
         If it cannot be read.
     """
@@ -111,6 +113,8 @@ def verify_folder(
 
     try:
         plan = Plan.load(folder)
+    except NewerFormatError:
+        raise
     except UsageError as error:
         note([Finding(PLAN_NAME, str(error))])
     else:

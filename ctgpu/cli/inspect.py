@@ -62,7 +62,8 @@ def command(
 def _table(facts: SampleFacts) -> Table:
     table = Table(title=f"{facts.key} in {facts.file}", title_justify="left", show_header=False)
     sizes = ", ".join(f"{name} {decimal(size)}" for name, size in facts.members.items())
-    units = "normalised" if facts.preprocessed else "as stored"
+    normalised = "HU" if facts.dtype == "int16" else "normalised"
+    units = normalised if facts.preprocessed else "as stored"
     rows = [
         ("members", sizes),
         ("volume", f"{facts.shape} {facts.layout} {facts.dtype}"),

@@ -90,6 +90,20 @@ def parse_numbers(text: str, name: str, example: str) -> tuple[float, ...]:
     return numbers
 
 
+def parse_number(text: str, name: str) -> float:
+    """``-1.5`` to a number.
+
+    Raises
+    ------
+    UsageError
+        If it is none.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{name} is {shorten(text)}; write a number, such as -1") from None
+
+
 def parse_range(text: str) -> range:
     """``3-7`` (inclusive) or ``3`` to a range.
 
@@ -132,12 +146,13 @@ def takes(
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(command)
         def run(**given: Any) -> None:
-            said = {
-                one.name: _read(given.pop(one.name), flags[one.name], o)
-                for one, o in (*offered, *own)
-            }
+            said = {one.name: _read(given.pop(one.name), flags[one.name], o) for one, o in offered}
             if own:
-                of_spec = {one.name: said.pop(one.name) for one, _ in own}
+                of_spec = {
+                    one.name: _read(value, flags[one.name], o)
+                    for one, o in own
+                    if (value := given.pop(one.name)) is not None
+                }
                 said["spec"] = spec_of(given.pop("preset"), of_spec)
             command(options=kind(**said), **given)
 
@@ -191,7 +206,7 @@ def spec_of(preset: str | None, said: Mapping[str, Any]) -> Spec | None:
     preset : str or None
         Where to start from; by default CT-RATE's.
     said : mapping
-        Fields of the spec; None where the option was not given.
+        Fields of the spec that were given.
 
     Raises
     ------
@@ -200,10 +215,9 @@ def spec_of(preset: str | None, said: Mapping[str, Any]) -> Spec | None:
     """
     if preset is not None and preset not in PRESETS:
         raise UsageError(f"preset is {shorten(preset)}; it is one of {', '.join(PRESETS)}")
-    given = {name: value for name, value in said.items() if value is not None}
-    if preset is None and not given:
+    if preset is None and not said:
         return None
-    return replace(PRESETS[preset or "ct-rate"], **given)
+    return replace(PRESETS[preset or "ct-rate"], **said)
 
 
 def _flag(name: str) -> str:
@@ -221,7 +235,11 @@ def _parameter(
     hint: Any = get_type_hints(kind)[one.name]
     if offered.written == "path":
         hint = Path | None
-    elif offered.written in ("size", "range", "numbers") or kind is Spec or str in get_args(hint):
+    elif (
+        offered.written in ("size", "range", "numbers", "number")
+        or kind is Spec
+        or str in get_args(hint)
+    ):
         hint = str if isinstance(one.default, str) and kind is not Spec else str | None
     default = None if kind is Spec else one.default
     how = typer.Option(flag, help=helps.get(one.name, offered.help))
@@ -248,6 +266,10 @@ def _read(value: Any, flag: str, offered: Option) -> Any:
         return parse_size(value)
     if offered.written == "range":
         return parse_range(value)
+    if offered.none is not None and value.strip().lower() == offered.none:
+        return None
     if offered.written == "numbers":
         return parse_numbers(value, flag, offered.example)
+    if offered.written == "number":
+        return parse_number(value, flag)
     return value

@@ -1,4 +1,4 @@
-"""What every engine is: something that turns voxels and a plan into float16."""
+"""What every engine is: something that turns voxels and a plan into a stored volume."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 import numpy.typing as npt
 
 from ctgpu.buffers import Bytes, allocate_pages
@@ -22,20 +21,21 @@ class Job:
     Attributes
     ----------
     voxels : numpy.ndarray
-        Source, shape (H, W, D) of the plan, any integer or floating dtype, any strides, either
-        byte order; every voxel finite.
+        Source, along the axes of the output, so of the plan's source shape; any integer or floating
+        dtype, any strides, either byte order; every voxel finite.
     rescale : Rescale
         How voxels become HU.
     plan : VolumePlan
         Where every output voxel comes from.
     out : numpy.ndarray
-        C-contiguous float16 of ``plan.spec.stored_shape``; written completely.
+        C-contiguous, of ``plan.spec.stored_shape`` and of the spec's type, as
+        :func:`ctgpu.volume.stored.numpy_dtype` has it; written completely.
     """
 
     voxels: npt.NDArray[Any]
     rescale: Rescale
     plan: VolumePlan
-    out: npt.NDArray[np.float16]
+    out: npt.NDArray[Any]
 
 
 class Engine(ABC):

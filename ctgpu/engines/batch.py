@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from ctgpu.engines.base import Job
 from ctgpu.errors import DeviceError
+from ctgpu.spec import Dtype
 from ctgpu.volume.geometry import AxisPlan
+from ctgpu.volume.stored import numpy_dtype
 
 # As in tile.h.
 THREADS = 320
@@ -69,6 +71,8 @@ class KernelKey:
         Axis along which source and output are contiguous.
     rescales, clips_before : bool
         Steps of ``preprocess_math.h`` that are done.
+    stored : str
+        Type of the output, as ``Spec.dtype``.
     """
 
     voxel: str
@@ -77,6 +81,7 @@ class KernelKey:
     out: int
     rescales: bool
     clips_before: bool
+    stored: Dtype = "float16"
 
     @property
     def defines(self) -> tuple[str, ...]:
@@ -88,6 +93,7 @@ class KernelKey:
             f"-DCTGPU_OUT={self.out}",
             f"-DCTGPU_RESCALES={self.rescales:d}",
             f"-DCTGPU_CLIPS_BEFORE={self.clips_before:d}",
+            f"-DCTGPU_STORED=ctgpu::Stored::{self.stored}",
         )
 
     @property
@@ -246,9 +252,14 @@ class Piece:
         return (h, w, d) if self.job.plan.spec.layout == "HWD" else (d, h, w)
 
     @property
+    def out_dtype(self) -> np.dtype[Any]:
+        """Type of its output in memory."""
+        return numpy_dtype(self.job.plan.spec.dtype)
+
+    @property
     def out_bytes(self) -> int:
         """Device memory for the output."""
-        return 2 * math.prod(self.out_shape)
+        return self.out_dtype.itemsize * math.prod(self.out_shape)
 
     @property
     def device_bytes(self) -> int:
@@ -256,7 +267,7 @@ class Piece:
         steps = sum(axis.steps.nbytes for axis in self.axes)
         return self.source_bytes + self.out_bytes + steps + VOLUME.itemsize + 4 * ALIGNMENT
 
-    def out_view(self) -> npt.NDArray[np.float16]:
+    def out_view(self) -> npt.NDArray[Any]:
         """The part of the job's output that this piece fills."""
         slab = slice(self.d_first, self.d_first + self.axes[_D].n_out)
         return (
@@ -276,6 +287,7 @@ class Piece:
             out=_D if spec.layout == "HWD" else _W,
             rescales=not self.job.rescale.is_identity,
             clips_before=spec.clip == "before",
+            stored=spec.dtype,
         )
 
 
@@ -411,12 +423,39 @@ def pack(placed: Sequence[Placed], address: int) -> tuple[npt.NDArray[np.uint8],
 
 def _describe(volume: Any, placed: Placed) -> None:
     job = placed.piece.job
-    spec = job.plan.spec
+    spec, values = job.plan.spec, job.plan.values
     volume["source"], volume["out"] = placed.source_address, placed.out_address
     volume["slope"], volume["intercept"] = job.rescale.slope, job.rescale.intercept
-    volume["clip_lo"], volume["clip_hi"] = spec.hu_window
-    volume["scale"], volume["offset"] = spec.scale_offset
+    volume["clip_lo"], volume["clip_hi"] = values.clip_lo, values.clip_hi
+    volume["scale"], volume["offset"] = values.scale, values.offset
     volume["rescales"] = not job.rescale.is_identity
     volume["clips_before"] = spec.clip == "before"
     volume["tile_h"] = placed.piece.axes[_H].tile_rows
-    volume["pad_bits"] = np.float32(spec.pad_value).astype(np.float16).view(np.uint16)
+    volume["pad_bits"] = stored_bits(values.pad, spec.dtype)
+
+
+def stored_bits(value: float, dtype: Dtype) -> int:
+    """A number as the kernel would store it, by step 8 of ``preprocess_math.h``.
+
+    Parameters
+    ----------
+    value : float
+        Not rounded yet; no NaN.
+    dtype : str
+        As ``Spec.dtype``.
+
+    Returns
+    -------
+    int
+        The bits, as an unsigned number.
+    """
+    number = np.float32(value)
+    if dtype == "bfloat16":
+        bits = int(number.view(np.uint32))
+        return bits + 0x7FFF + (bits >> 16 & 1) >> 16
+    if dtype == "float16":
+        with np.errstate(over="ignore"):  # infinite, as every engine has it
+            return int(number.astype(np.float16).view(np.uint16))
+    limits = np.iinfo(dtype)
+    nearest = int(np.rint(np.clip(number, limits.min, limits.max)))
+    return nearest % (1 << limits.bits)

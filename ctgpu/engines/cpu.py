@@ -16,6 +16,7 @@ import numpy as np
 from ctgpu.engines.base import Engine, Job
 from ctgpu.errors import DeviceError, UsageError, shortage
 from ctgpu.machine import usable_cores
+from ctgpu.volume.stored import numpy_dtype
 
 #: Environment variable that forces one variant: scalar, avx2, avx512 or neon.
 VARIANT_VARIABLE = "CTGPU_CPU"
@@ -128,15 +129,14 @@ def preprocess(native: ModuleType, job: Job, *, variant: str, threads: int) -> N
     ValueError
         If voxels, plan and output do not belong together.
     """
-    voxels, plan, spec = job.voxels, job.plan, job.plan.spec
+    voxels, plan, spec, values = job.voxels, job.plan, job.plan.spec, job.plan.values
     if voxels.shape != plan.source_shape:
         raise ValueError(f"voxels have shape {voxels.shape}, their plan {plan.source_shape}")
-    if job.out.shape != spec.stored_shape or job.out.dtype != np.float16:
-        raise ValueError(f"out is not float16 of shape {spec.stored_shape}")
+    if job.out.shape != spec.stored_shape or job.out.dtype != numpy_dtype(spec.dtype):
+        raise ValueError(f"out is not {spec.dtype} of shape {spec.stored_shape}")
     if voxels.dtype.kind in "iu" and voxels.dtype.itemsize == 8:
         # The first step of the arithmetic, too rarely of this type for a kernel of its own.
         voxels = voxels.astype(np.float32, order="K")
-    scale, offset = spec.scale_offset
     native.preprocess(
         address=voxels.__array_interface__["data"][0],
         dtype=voxels.dtype.newbyteorder("=").name,
@@ -149,16 +149,17 @@ def preprocess(native: ModuleType, job: Job, *, variant: str, threads: int) -> N
         intensity=native.Intensity(
             slope=job.rescale.slope,
             intercept=job.rescale.intercept,
-            clip_lo=spec.hu_window[0],
-            clip_hi=spec.hu_window[1],
-            scale=scale,
-            offset=offset,
+            clip_lo=values.clip_lo,
+            clip_hi=values.clip_hi,
+            scale=values.scale,
+            offset=values.offset,
             rescales=not job.rescale.is_identity,
             clips_before=spec.clip == "before",
         ),
-        pad_value=spec.pad_value,
+        pad=values.pad,
         layout=spec.layout,
-        out=job.out.view(np.uint16),
+        stored=spec.dtype,
+        out=job.out.view(f"u{job.out.itemsize}"),
         variant=variant,
         threads=threads,
     )

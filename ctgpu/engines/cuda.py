@@ -44,6 +44,7 @@ from ctgpu.engines.cupy_runtime import (
 from ctgpu.engines.headers import Headers
 from ctgpu.engines.nvrtc import KERNEL_NAME, kernel_options, kernel_source
 from ctgpu.errors import DeviceError
+from ctgpu.volume.stored import numpy_dtype
 
 log = logging.getLogger(__name__)
 
@@ -144,8 +145,9 @@ class CudaEngine(Engine):
         Returns
         -------
         cupy.ndarray
-            float16 of ``job.plan.spec.stored_shape``, ready for what is queued on `stream` next;
-            ``torch.from_dlpack`` takes it without a copy.
+            Of ``job.plan.spec.stored_shape`` and the spec's type, for bfloat16 its bits as uint16;
+            ready for what is queued on `stream` next.  ``torch.from_dlpack`` takes it without a
+            copy.
 
         Raises
         ------
@@ -272,7 +274,8 @@ class CudaEngine(Engine):
 
     def _queue(self, job: Job, ordinal: int, stream: Any) -> Any:
         cupy = self._cupy
-        result = cupy.empty(job.plan.spec.stored_shape, np.float16)
+        spec = job.plan.spec
+        result = cupy.empty(spec.stored_shape, numpy_dtype(spec.dtype))
         # One piece, unless the source has more voxels than the kernel can count.
         for piece in itertools.chain.from_iterable(plan_batches([job], 1 << 62)):
             voxels = readable(piece.voxels) if piece.voxels.size else piece.voxels
@@ -284,7 +287,7 @@ class CudaEngine(Engine):
                 uploaded = cupy.empty(span.size_bytes, np.uint8)
                 source_address = uploaded.data.ptr + span.origin_bytes
                 upload(cupy, uploaded.data.ptr, span.address, span.size_bytes, stream.ptr)
-            out = result if piece.is_whole else cupy.empty(piece.out_shape, np.float16)
+            out = result if piece.is_whole else cupy.empty(piece.out_shape, piece.out_dtype)
             device_header = cupy.empty(header_bytes([piece]), np.uint8)
             placed = Placed(piece, voxels, source_address, out.data.ptr)
             header, launches = pack([placed], device_header.data.ptr)
@@ -292,7 +295,7 @@ class CudaEngine(Engine):
             self.kernels.launch(ordinal, launches, device_header.data.ptr)
             if not piece.is_whole:
                 slab = slice(piece.d_first, piece.d_first + piece.axes[2].n_out)
-                result[(..., slab) if job.plan.spec.layout == "HWD" else slab] = out
+                result[(..., slab) if spec.layout == "HWD" else slab] = out
         return result
 
 

@@ -11,7 +11,7 @@ from ctgpu.errors import DeviceError
 
 KERNEL_NAME = "ctgpu_preprocess"
 #: What is compiled, below :func:`kernel_folder`; the translation unit comes last.
-KERNEL_FILES = ("preprocess_math.h", "cuda/tile.h", "cuda/preprocess.cu")
+KERNEL_FILES = ("preprocess_math.h", "cuda/voxel.h", "cuda/tile.h", "cuda/preprocess.cu")
 
 
 @functools.cache

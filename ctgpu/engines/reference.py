@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ctgpu.engines.base import Engine, Job
 from ctgpu.errors import DeviceError, shortage
 from ctgpu.installation import install_command
 from ctgpu.machine import usable_cores
+from ctgpu.spec import Dtype
 from ctgpu.threads import require_threads
+from ctgpu.volume.geometry import VolumePlan
 
 
 class ReferenceEngine(Engine):
@@ -62,22 +65,69 @@ class ReferenceEngine(Engine):
     def _run_one(self, job: Job) -> None:
         torch = self._torch
         spec, axes = job.plan.spec, job.plan.axes
-        x = torch.from_numpy(np.require(job.voxels, np.float32, ["C", "W"]))
+        # A copy: torch takes no negative stride, not even of an axis of one voxel.
+        x = torch.from_numpy(np.array(job.voxels, np.float32, order="C"))
         if not job.rescale.is_identity:
             x = x * np.float32(job.rescale.slope) + np.float32(job.rescale.intercept)
-        lo, hi = spec.hu_window
+        lo, hi = job.plan.values.clip_lo, job.plan.values.clip_hi
         if spec.clip == "before":
             x = x.clamp(lo, hi)
-        x = torch.nn.functional.interpolate(
-            x[None, None], size=job.plan.resized_shape, mode="trilinear", align_corners=False
-        )[0, 0]
+        x = self._resample(x, job.plan)
         if spec.clip == "after":
             x = x.clamp(lo, hi)
-        x = (x - (lo + hi) / 2) / ((hi - lo) / 2)
-        kept = tuple(slice(a.crop_start, a.crop_start + a.n_valid) for a in axes)
+        x = self._normalise(x, job)
         placed = tuple(slice(a.pad_before, a.pad_before + a.n_valid) for a in axes)
-        result = torch.full(spec.shape_hwd, spec.pad_value, dtype=torch.float32)
-        result[placed] = x[kept]
+        result = torch.full(spec.shape_hwd, job.plan.values.pad, dtype=torch.float32)
+        result[placed] = x
         if spec.layout == "DHW":
             result = result.permute(2, 0, 1)
-        job.out[...] = result.to(torch.float16).numpy()
+        job.out[...] = _stored(torch, result, spec.dtype)
+
+    def _resample(self, x: Any, plan: VolumePlan) -> Any:
+        """The whole volume resized and the part of it that is kept."""
+        torch = self._torch
+        if plan.spec.grid == "extent":
+            x = torch.nn.functional.interpolate(
+                x[None, None], size=plan.resized_shape, mode="trilinear", align_corners=False
+            )[0, 0]
+            return x[tuple(slice(a.crop_start, a.crop_start + a.n_valid) for a in plan.axes)]
+        # In double from the contract's formula, not from the tables of the plan.
+        for k, axis in enumerate(plan.axes):
+            step = plan.spec.target_spacing_mm[k] / plan.spacing_mm[k]
+            kept = torch.arange(axis.crop_start, axis.crop_start + axis.n_valid)
+            position = (kept.to(torch.float64) * step).clamp(0, axis.n_source - 1)
+            below = position.floor().to(torch.int64)
+            above = (below + 1).clamp(max=axis.n_source - 1)
+            weight = (position - below).to(torch.float32)
+            weight = weight.reshape([-1 if k == a else 1 for a in range(3)])
+            x = torch.lerp(x.index_select(k, below), x.index_select(k, above), weight)
+        return x
+
+    def _normalise(self, x: Any, job: Job) -> Any:
+        """HU as the numbers that are stored, not rounded yet."""
+        spec, values = job.plan.spec, job.plan.values
+        if spec.stores_hu:
+            return x
+        if spec.normalise == "zscore":
+            # What the map of one volume was made of.
+            return (x - -values.offset / values.scale) / (1 / values.scale)
+        lo, hi = values.clip_lo, values.clip_hi
+        x = (x - (lo + hi) / 2) / ((hi - lo) / 2)
+        low, high = (0.0, 255.0) if spec.dtype == "uint8" else spec.output_range
+        x = x * ((high - low) / 2) + (low + high) / 2
+        if spec.standardise is not None:
+            mean, std = spec.standardise
+            x = (x - mean) / std
+        return x
+
+
+def _stored(torch: Any, values: Any, dtype: Dtype) -> npt.NDArray[Any]:
+    """float32 rounded to the type that is stored."""
+    if dtype == "float16":
+        return np.asarray(values.to(torch.float16).numpy())
+    if dtype == "bfloat16":
+        return np.asarray(
+            values.to(torch.bfloat16).contiguous().view(torch.int16).numpy().view(np.uint16)
+        )
+    ends = np.iinfo(dtype)
+    return np.asarray(values.round().clamp(ends.min, ends.max).numpy().astype(dtype))

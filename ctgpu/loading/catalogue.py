@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from ctgpu.errors import CtgpuError, MismatchError, UsageError
+from ctgpu.errors import CtgpuError, MismatchError, NewerFormatError, UsageError
 from ctgpu.shards.card import Card
 from ctgpu.shards.folder import committed_shards, summaries
 from ctgpu.shards.names import parse_shard_name, record_name, shard_name
@@ -114,6 +114,8 @@ def _each_once(names: Iterable[Named]) -> Iterable[Path]:
 def _names_nothing(name: Named) -> UsageError:
     try:
         planned = Card.load(Path(name)).planned_samples
+    except NewerFormatError as error:
+        return error
     except CtgpuError:
         planned = None
     if planned:

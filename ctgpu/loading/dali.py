@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,16 @@ from ctgpu.loading.ranks import distributed_place, given_place
 from ctgpu.shards.index import index_text
 from ctgpu.shards.names import index_name, parse_shard_name
 from ctgpu.shards.record import ShardRecord
+from ctgpu.spec import Dtype
 
 _SHUFFLE_BYTES = 2 << 30
+# DALI has no bfloat16, and its torch iterator no uint16.
+_DALI_TYPES: Mapping[Dtype, str] = {
+    "float16": "FLOAT16",
+    "bfloat16": "INT16",
+    "int16": "INT16",
+    "uint8": "UINT8",
+}
 
 
 def pipeline(
@@ -34,10 +42,11 @@ def pipeline(
 ) -> Any:
     """A built ``nvidia.dali.Pipeline`` with outputs volume, labels, report and metadata.
 
-    ``volume`` is float16 in stored order on the CPU; with a `device_id` it is on that GPU, as
-    (1, D, H, W).  ``labels`` is float32; ``report`` (``.txt``) and ``metadata`` (``.json``) are
-    UTF-8 as uint8, one ragged row for each sample, on the CPU; leave them out of a torch iterator,
-    which takes only equal rows.
+    ``volume`` is of the data set's ``spec.dtype``, in stored order on the CPU; with a `device_id`
+    it is on that GPU, as (1, D, H, W).  DALI has no bfloat16: of such a data set it hands over the
+    bits as int16, for ``.view(torch.bfloat16)`` of the tensor.  ``labels`` is float32; ``report``
+    (``.txt``) and ``metadata`` (``.json``) are UTF-8 as uint8, one ragged row for each sample, on
+    the CPU; leave them out of a torch iterator, which takes only equal rows.
 
     Parameters
     ----------
@@ -80,6 +89,7 @@ def pipeline(
         dataset = VolumeDataset(dataset)
     place, places = given_place(rank, world_size) or distributed_place()
     spec = dataset.spec
+    volume_type = getattr(types, _DALI_TYPES[spec.dtype])
     shards = [shard for shard in dataset.shards if shard.samples]
     if not shards:
         raise UsageError(f"{dataset!r} has no samples to load")
@@ -101,7 +111,7 @@ def pipeline(
             paths=[str(shard.path) for shard in shards],
             index_paths=[str(index) for index in indices],
             ext=["bin", "cls", "txt", "json"],
-            dtypes=[types.FLOAT16, types.FLOAT, types.UINT8, types.UINT8],
+            dtypes=[volume_type, types.FLOAT, types.UINT8, types.UINT8],
             missing_component_behavior="error",
             random_shuffle=shuffle,
             initial_fill=max(1, shuffle_bytes // spec.size_bytes),

@@ -25,9 +25,11 @@ from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry
 from ctgpu.spec import Spec
 from ctgpu.volume.ref import normal_form
+from ctgpu.volume.stored import numpy_dtype
 
 Verify = Literal["first", "always", "off"]
-Volume = npt.NDArray[np.float16]
+#: Of the type that is stored, as :func:`ctgpu.volume.stored.numpy_dtype` has it.
+Volume = npt.NDArray[Any]
 Labels = npt.NDArray[np.float32]
 
 
@@ -108,7 +110,7 @@ class VolumeDataset:
         shards = sum(bool(shard.samples) for shard in self._shards)
         return (
             f"VolumeDataset({self._named!r}: {len(self)} samples in {shards} shards, "
-            f"float16 {self.spec.layout} {self.spec.stored_shape})"
+            f"{self.spec.dtype} {self.spec.layout} {self.spec.stored_shape})"
         )
 
     def __len__(self) -> int:
@@ -250,8 +252,10 @@ class VolumeDataset:
         Returns
         -------
         dict
-            ``volume`` (1, D, H, W) float16, a view of the stored order; ``labels`` (classes,)
-            float32; ``report`` and ``study_id``, text.
+            ``volume`` (1, D, H, W) of ``spec.dtype``, a view of the stored order; ``labels``
+            (classes,) float32; ``report`` and ``study_id``, text.  NumPy has no bfloat16: its bits
+            come as uint16, of which :func:`ctgpu.volume.stored.numbers_of` makes float32, and
+            ``torch.from_numpy(volume).view(torch.bfloat16)`` a tensor.
 
         Raises
         ------
@@ -263,7 +267,7 @@ class VolumeDataset:
             If the shard is gone.
         """
         number = self._number(index)
-        volume = np.empty(self.spec.stored_shape, "<f2")
+        volume = np.empty(self.spec.stored_shape, numpy_dtype(self.spec.dtype))
         labels, report = self.read_into(number, volume)
         return {
             "volume": to_dhw(volume, self.spec.layout)[None],
@@ -310,7 +314,8 @@ class VolumeDataset:
         index : int
             Number of the sample.
         out : numpy.ndarray
-            float16, C order, axes in stored order; its shape is the box's.
+            Of the stored type (bfloat16: uint16), C order, axes in stored order; its shape is the
+            box's.
         start : tuple of int
             First voxel of the box, in stored order.
 
@@ -323,9 +328,17 @@ class VolumeDataset:
 
         Raises
         ------
+        UsageError
+            If `out` is of another type.
         IndexError, FetchError, StorageError
             As :meth:`__getitem__`.
         """
+        dtype = numpy_dtype(self.spec.dtype)
+        if out.dtype != dtype:
+            raise UsageError(
+                f"out is {out.dtype}, and {self._named} holds {self.spec.dtype}; give it an array "
+                f"of {dtype}"
+            )
         shard, entry = self.locate(index)
         verify = self._verify == "always" or (self._verify == "first" and not self._verified[index])
         stored = self.spec.stored_shape
@@ -336,7 +349,7 @@ class VolumeDataset:
                 with self._scratch.acquire(self.spec.size_bytes) as buffer:
                     reader.read_into(entry, "bin", buffer.bytes.data)
                     box = tuple(slice(a, a + n) for a, n in zip(start, out.shape, strict=True))
-                    out[...] = buffer.array(stored, "<f2")[box]
+                    out[...] = buffer.array(stored, dtype)[box]
             else:
                 read_region(reader, entry, stored, start, out)
             labels = np.frombuffer(bytearray(reader.read(entry, "cls")), "<f4")

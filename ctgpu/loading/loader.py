@@ -24,6 +24,7 @@ from ctgpu.loading.region import stored_order
 from ctgpu.loading.targets import CudaTarget, HostTarget, Target
 from ctgpu.loading.window import rewindow
 from ctgpu.machine import usable_cores
+from ctgpu.volume.stored import numpy_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -232,8 +233,9 @@ def make_loader(
 ) -> VolumeLoader:
     """A loader for training with torch.
 
-    A batch is a dictionary: ``volume`` (B, 1, D, H, W) float16, ``labels`` (B, classes) float32,
-    ``report`` and ``study_id``, lists of B texts.  Labels are NaN where a study has no label row,
+    A batch is a dictionary: ``volume`` (B, 1, D, H, W), of the data set's ``spec.dtype`` unless a
+    `window` is mapped, ``labels`` (B, classes) float32, ``report`` and ``study_id``, lists of B
+    texts.  Labels are NaN where a study has no label row,
     and single ones where its row has blanks; a warning in the log says of how many.  A loss has to
     mask them.
 
@@ -280,6 +282,8 @@ def make_loader(
         is gone raises StorageError either way.
     window : str or tuple of float, optional
         Map another HU window to [-1, 1]: a name of :data:`ctgpu.loading.WINDOWS`, or (lo, hi).
+        The result is float16, of a bfloat16 data set bfloat16.  Refused where the data set was not
+        built with ``normalise="window"``, as each volume has a scale of its own then.
     random_crop_hwd : tuple of int, optional
         A random box of this many voxels (H, W, D) instead of the whole volume; it depends on the
         seed, the epoch and the sample's number in the data set alone.  Once a volume is
@@ -319,16 +323,17 @@ def make_loader(
                 f"random_crop_hwd is {random_crop_hwd}; it must fit within {spec.shape_hwd}"
             )
         box = stored_order(random_crop_hwd, spec.layout)
-    batch_bytes = 2 * batch_size * int(np.prod(box or spec.stored_shape))
     scaling = None if window is None else rewindow(spec, window)
     where = torch.device(device)
     if where.type not in ("cpu", "cuda"):
         raise UsageError(f"device is {device}; it is 'cpu' or 'cuda[:N]'")
     target: Target = (
-        HostTarget(spec.layout, scaling, copy=copy)
+        HostTarget(spec, scaling, copy=copy)
         if where.type == "cpu"
-        else CudaTarget(where, spec.layout, scaling)
+        else CudaTarget(where, spec, scaling)
     )
+    voxels = batch_size * int(np.prod(box or spec.stored_shape))
+    batch_bytes = numpy_dtype(target.dtype).itemsize * voxels
     order = EpochOrder(
         np.bincount(dataset.shard_of, minlength=len(dataset.shards)).tolist(),
         spec.size_bytes,

@@ -18,6 +18,7 @@ from ctgpu.loading.dataset import Labels, Volume, VolumeDataset
 from ctgpu.loading.order import EpochOrder, Indices, Share
 from ctgpu.loading.region import Shape, random_start
 from ctgpu.loading.targets import Target
+from ctgpu.volume.stored import numpy_dtype
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,9 @@ class BatchReader:
         self._skip_bad = skip_bad
         self._box = box
         # Smaller batches take the memory of a whole one, so that the pool keeps to one size.
+        self._room_dtype = numpy_dtype(target.dtype)
         voxels = batch_size * int(np.prod(box or dataset.spec.stored_shape))
-        self._batch_bytes = whole_pages(2 * voxels)
+        self._batch_bytes = whole_pages(self._room_dtype.itemsize * voxels)
         # A taker may have kept any number of batches, and drop them all together.
         kept_bytes = (prefetch_batches + 2) * self._batch_bytes
         self._pool = BufferPool(kept_bytes, target.allocate)
@@ -150,12 +152,13 @@ class BatchReader:
         """Have one batch read and assembled."""
         box = self._box or self._dataset.spec.stored_shape
         buffer = self._pool.acquire(self._batch_bytes)
-        stored = buffer.array((len(positions), *box), "<f2")
+        room = buffer.array((len(positions), *box), self._room_dtype)
+        stored = _last_bytes(room, numpy_dtype(self._dataset.spec.dtype))
         reads = [
             readers.submit(self._read, order, position, epoch, stored[row])
             for row, position in enumerate(positions)
         ]
-        return _Pending(assembler.submit(self._assemble, buffer, stored, reads), buffer)
+        return _Pending(assembler.submit(self._assemble, buffer, stored, room, reads), buffer)
 
     def _read(
         self, order: Indices, position: int, epoch: int, out: Volume
@@ -184,11 +187,16 @@ class BatchReader:
         raise AssertionError("unreachable")
 
     def _assemble(
-        self, buffer: Buffer, stored: Volume, reads: list[Future[tuple[str, Labels, str]]]
+        self,
+        buffer: Buffer,
+        stored: Volume,
+        room: Volume,
+        reads: list[Future[tuple[str, Labels, str]]],
     ) -> Batch:
         # All are waited for: none may still be reading when the buffer is used again.
         samples = [read.result() for read in reads]
-        volume, labels = self._target.place(stored, np.stack([labels for _, labels, _ in samples]))
+        rows = np.stack([labels for _, labels, _ in samples])
+        volume, labels = self._target.place(stored, room, rows)
         if self._target.memory == "given":
             buffer.release_with_arrays()
         elif self._target.memory == "kept":
@@ -199,6 +207,11 @@ class BatchReader:
             "report": [report for _, _, report in samples],
             "study_id": [study_id for study_id, _, _ in samples],
         }
+
+
+def _last_bytes(room: Volume, dtype: np.dtype[Any]) -> Volume:
+    """The end of an array's memory, as an array of its shape and of another type, no larger."""
+    return room.reshape(-1).view(dtype)[-room.size :].reshape(room.shape)
 
 
 def _positions(share: Share, total: int, position: int) -> list[int]:

@@ -15,8 +15,6 @@ from ctgpu.spec import Layout
 VolumeT = TypeVar("VolumeT", bound=Any)
 Shape = tuple[int, int, int]
 
-_VOXEL_BYTES = 2
-
 
 def to_dhw(volume: VolumeT, layout: Layout) -> VolumeT:
     """A view of (…, stored axes) as (…, D, H, W); of an array or a tensor."""
@@ -49,11 +47,12 @@ def read_region(
     entry: SampleEntry,
     stored: Shape,
     start: Shape,
-    out: npt.NDArray[np.float16],
+    out: npt.NDArray[Any],
 ) -> None:
     """Read a box into `out`, unverified: in one piece, or plane by plane of the slowest axis.
 
-    Of each plane the rows of the box are read, from its first voxel to its last.
+    Of each plane the rows of the box are read, from its first voxel to its last.  `out` is of the
+    type that is stored.
 
     Raises
     ------
@@ -64,7 +63,8 @@ def read_region(
     _, height, width = out.shape
     plane_voxels = rows * columns
     first = start[1] * columns + start[2]
-    at = _VOXEL_BYTES * (start[0] * plane_voxels + first)
+    at = out.itemsize * (start[0] * plane_voxels + first)
+    plane_bytes = out.itemsize * plane_voxels
     if width == columns and height == rows:
         reader.read_part(entry, "bin", at, out.data.cast("B"))
         return
@@ -72,11 +72,11 @@ def read_region(
     if width == columns:
         for plane in out:
             reader.read_part(entry, "bin", at, plane.data.cast("B"))
-            at += _VOXEL_BYTES * plane_voxels
+            at += plane_bytes
         return
-    scratch = np.empty(height * columns, "<f2")
+    scratch = np.empty(height * columns, out.dtype)
     part = scratch[:span].data.cast("B")
     for plane in out:
         reader.read_part(entry, "bin", at, part)
         plane[...] = scratch.reshape(height, columns)[:, :width]
-        at += _VOXEL_BYTES * plane_voxels
+        at += plane_bytes

@@ -12,7 +12,8 @@ from ctgpu.buffers import Bytes, allocate_pages, allocate_pinned
 from ctgpu.errors import DeviceError
 from ctgpu.loading.region import to_dhw
 from ctgpu.loading.window import Scaling, apply_scaling
-from ctgpu.spec import Layout
+from ctgpu.spec import Dtype, Spec
+from ctgpu.volume.stored import tensor_of
 
 if TYPE_CHECKING:
     import torch
@@ -32,11 +33,28 @@ class Target(Protocol):
     #: memory of its own, so this may be read into again at once.
     memory: Literal["lent", "given", "kept"]
 
+    #: Type of the batch that this memory has room for.  What is stored is read into the last bytes
+    #: of the room, so that a wider type can be made of it from the front.
+    dtype: Dtype
+
     def allocate(self, size_bytes: int) -> Bytes:
         """Memory to read into."""
 
-    def place(self, stored: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Tensors:
-        """Volumes (B, stored axes) as a tensor (B, 1, D, H, W), and labels as another."""
+    def place(
+        self, stored: npt.NDArray[Any], room: npt.NDArray[Any], labels: npt.NDArray[Any]
+    ) -> Tensors:
+        """Volumes as a tensor (B, 1, D, H, W), and labels as another.
+
+        Parameters
+        ----------
+        stored : numpy.ndarray
+            What was read, shape (B, stored axes).
+        room : numpy.ndarray
+            The memory around it, of the same shape and of :attr:`dtype`; the same array where that
+            is the stored type.
+        labels : numpy.ndarray
+            Shape (B, classes), float32.
+        """
 
     def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
         """Called by the consumer's thread before it gets them."""
@@ -45,21 +63,24 @@ class Target(Protocol):
 class HostTarget:
     """Views of the memory that was read into, which the consumer keeps or gets for a while."""
 
-    def __init__(self, layout: Layout, scaling: Scaling | None, *, copy: bool) -> None:
-        self._layout = layout
+    def __init__(self, spec: Spec, scaling: Scaling | None, *, copy: bool) -> None:
+        self._spec = spec
         self._scaling = scaling
         self.memory: Literal["lent", "given", "kept"] = "given" if copy else "lent"
+        self.dtype: Dtype = scaling.dtype if scaling else spec.dtype
 
     def allocate(self, size_bytes: int) -> Bytes:
         return allocate_pages(size_bytes)
 
-    def place(self, stored: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Tensors:
+    def place(
+        self, stored: npt.NDArray[Any], room: npt.NDArray[Any], labels: npt.NDArray[Any]
+    ) -> Tensors:
         import torch
 
-        volume = torch.from_numpy(stored)
+        volume = tensor_of(room, self.dtype)
         if self._scaling:
-            apply_scaling(volume, self._scaling)
-        return to_dhw(volume, self._layout).unsqueeze(1), torch.from_numpy(labels)
+            apply_scaling(tensor_of(stored, self._spec.dtype), self._scaling, volume)
+        return to_dhw(volume, self._spec.layout).unsqueeze(1), torch.from_numpy(labels)
 
     def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
         pass
@@ -76,7 +97,7 @@ class CudaTarget:
 
     memory: Literal["lent", "given", "kept"] = "kept"
 
-    def __init__(self, device: torch.device, layout: Layout, scaling: Scaling | None) -> None:
+    def __init__(self, device: torch.device, spec: Spec, scaling: Scaling | None) -> None:
         import torch
 
         if not torch.cuda.is_available():
@@ -92,8 +113,9 @@ class CudaTarget:
             )
         index = torch.cuda.current_device() if device.index is None else device.index
         self._device = torch.device("cuda", index)
-        self._layout = layout
+        self._layout = spec.layout
         self._scaling = scaling
+        self.dtype: Dtype = spec.dtype  # what is stored is uploaded, and windowed there
         self._cuda: Any = torch.cuda
         self._stream = self._cuda.Stream(self._device)
 
@@ -124,14 +146,16 @@ class CudaTarget:
             self._forget_error()
             return allocate_pages(size_bytes)
 
-    def place(self, stored: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Tensors:
+    def place(
+        self, stored: npt.NDArray[Any], room: npt.NDArray[Any], labels: npt.NDArray[Any]
+    ) -> Tensors:
         import torch
 
         with self._cuda.stream(self._stream):
-            uploaded = torch.from_numpy(stored).to(self._device, non_blocking=True)
+            uploaded = tensor_of(stored, self.dtype).to(self._device, non_blocking=True)
             volume = to_dhw(uploaded, self._layout).contiguous()
             if self._scaling:
-                apply_scaling(volume, self._scaling)
+                volume = _scaled(volume, self._scaling)
             classes = torch.from_numpy(labels).to(self._device, non_blocking=True)
         # The memory is free for the next read, and any stream may use the tensors, from here on.
         # A blocking event sleeps; to synchronise the stream would keep a core busy.
@@ -153,6 +177,17 @@ class CudaTarget:
 
         with contextlib.suppress(RuntimeError):
             torch.ones(1, device=self._device)
+
+
+def _scaled(stored: torch.Tensor, scaling: Scaling) -> torch.Tensor:
+    """In the memory of `stored` where the result fits exactly, else in memory of its own."""
+    import torch
+
+    dtype = getattr(torch, scaling.dtype)
+    fits = dtype.itemsize == stored.itemsize
+    out = stored.view(dtype) if fits else torch.empty_like(stored, dtype=dtype)
+    apply_scaling(stored, scaling, out)
+    return out
 
 
 class _NotPinnedError(Exception):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from ctgpu.errors import DecodeError
 from ctgpu.loading.region import to_dhw
+from ctgpu.spec import Dtype, Layout
+from ctgpu.volume.stored import numpy_dtype
 
 _MEMBERS = ("bin", "cls", "txt", "json")
 
@@ -28,8 +30,9 @@ def decoder(sample: Mapping[str, Any]) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``volume`` (1, D, H, W) float16 and ``labels`` (classes,) float32, copied out of the bytes,
-        which may not be written to; ``report`` and ``study_id``, text.
+        ``volume`` (1, D, H, W) of the type that is stored (bfloat16: its bits, as uint16) and
+        ``labels`` (classes,) float32, copied out of the bytes, which may not be written to;
+        ``report`` and ``study_id``, text.
 
     Raises
     ------
@@ -43,9 +46,9 @@ def decoder(sample: Mapping[str, Any]) -> dict[str, Any]:
         facts = json.loads(sample["json"])
         shape, dtype, layout = tuple(facts["shape"]), facts["dtype"], facts["layout"]
         study_id = facts["study_id"]
-        volume = np.frombuffer(sample["bin"], "<f2").reshape(shape).copy()
-        if dtype != "float16" or layout not in ("HWD", "DHW"):
+        if dtype not in get_args(Dtype) or layout not in get_args(Layout):
             raise ValueError(f"it is {dtype} {layout}")
+        volume = np.frombuffer(sample["bin"], numpy_dtype(dtype)).reshape(shape).copy()
         labels = np.frombuffer(sample["cls"], "<f4").copy()
         report = sample["txt"].decode()
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -6,6 +6,7 @@ It may be from any writer.  A :class:`Card` is what a data set of ctgpu must sta
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from ctgpu.arguments import converted
-from ctgpu.errors import StorageError, UsageError, reason_of
+from ctgpu.errors import NewerFormatError, StorageError, UsageError, reason_of
 from ctgpu.shards.names import MANIFEST_NAME
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.untrusted import Count, Fingerprint, Text, read_json
+from ctgpu.shards.versions import of_newer, parse_version
 from ctgpu.spec import Spec
 from ctgpu.volume.ref import Split
 
@@ -53,6 +55,8 @@ class Card:
         ------
         UsageError
             If the folder has neither, or they are damaged.
+        NewerFormatError
+            If a newer ctgpu wrote them.
         StorageError
             If the manifest cannot be read.
         """
@@ -64,7 +68,9 @@ class Card:
             )
         way_out = f"`ctgpu manifest {shlex.quote(str(folder))}` derives it again"
         try:
-            stored = converted(read_json(path), _StoredCard)
+            stated = read_json(path)
+            _require_known(stated)
+            stored = converted(stated, _StoredCard)
             return cls(
                 Spec.from_dict(stored.spec),
                 stored.fingerprint,
@@ -72,6 +78,8 @@ class Card:
                 stored.planned_shards,
                 stored.planned_samples,
             )
+        except NewerFormatError as error:
+            raise of_newer(path, error) from error
         except OSError as error:
             raise StorageError(f"{path} cannot be read: {reason_of(error)}; {way_out}") from error
         except (UsageError, ValueError) as error:
@@ -116,10 +124,13 @@ class Claims:
         ------
         UsageError
             If it cannot be read, or is no JSON object.
+        NewerFormatError
+            If a newer ctgpu wrote it.
         """
         path = folder / MANIFEST_NAME
         try:
             stated = read_json(path)
+            _require_known(stated)
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -127,6 +138,8 @@ class Claims:
                 f"{path} cannot be read: {reason_of(error)}; remove it, or bring it back from a "
                 "copy"
             ) from error
+        except NewerFormatError as error:
+            raise of_newer(path, error) from error
         except ValueError as error:
             raise UsageError(f"{path} is damaged: {error}") from error
         if not isinstance(stated, dict):
@@ -135,9 +148,17 @@ class Claims:
 
     @classmethod
     def if_readable(cls, folder: Path) -> Claims:
-        """Those of the folder's manifest; none at all where it cannot be read."""
+        """Those of the folder's manifest; none at all where it cannot be read.
+
+        Raises
+        ------
+        NewerFormatError
+            If a newer ctgpu wrote it.
+        """
         try:
             claims = cls.load(folder)
+        except NewerFormatError:
+            raise
         except UsageError:
             claims = None
         return claims or cls(folder / MANIFEST_NAME, {})
@@ -150,9 +171,14 @@ class Claims:
         ------
         UsageError
             If it is no :class:`~ctgpu.spec.Spec`.
+        NewerFormatError
+            If it is that of a newer ctgpu.
         """
         spec = self._stated.get("spec")
-        return Spec.from_dict(spec) if isinstance(spec, dict) else None
+        try:
+            return Spec.from_dict(spec) if isinstance(spec, dict) else None
+        except NewerFormatError as error:
+            raise of_newer(self.path, error) from error
 
     @property
     def selection(self) -> Mapping[str, Any]:
@@ -199,3 +225,31 @@ class Claims:
                 f"{self.path} has the sample_shape {stated!r}; wanted three whole numbers"
             )
         return shape
+
+
+def refuse_newer(folder: Path) -> None:
+    """Leave a folder alone whose manifest a newer ctgpu wrote; any other one may be replaced.
+
+    Raises
+    ------
+    NewerFormatError
+    """
+    try:
+        _ = Claims.if_readable(folder).spec
+    except NewerFormatError:
+        raise
+    except UsageError:
+        return
+
+
+def _require_known(stated: Any) -> None:
+    """Refuse the content of a manifest that states a newer version; others state none, or theirs.
+
+    Raises
+    ------
+    NewerFormatError
+    """
+    stated_format = stated.get("manifest_format") if isinstance(stated, dict) else None
+    if isinstance(stated_format, str):
+        with contextlib.suppress(ValueError):
+            parse_version(stated_format, "manifest")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctgpu.errors import StorageError, reason_of
+from ctgpu.shards.card import refuse_newer
 from ctgpu.shards.folder import is_committed
 from ctgpu.shards.index import index_text
 from ctgpu.shards.manifest import failures_text, manifest_text
@@ -25,6 +26,7 @@ from ctgpu.shards.record import ShardRecord
 from ctgpu.shards.reread import Rereader
 from ctgpu.shards.tar import END_OF_ARCHIVE
 from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, open_regular, read_file
+from ctgpu.shards.versions import format_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,11 @@ def shard_findings(folder: Path, plan: Plan, index: int) -> list[Finding]:
         Its plan.
     index : int
         The shard.
+
+    Raises
+    ------
+    NewerFormatError
+        If a newer ctgpu wrote its record.
     """
     name = shard_name(index)
     if not is_committed(folder, index):
@@ -84,11 +91,17 @@ def folder_findings(folder: Path, plan: Plan) -> Iterator[Finding]:
         The data set's folder.
     plan : Plan
         Its plan.
+
+    Raises
+    ------
+    NewerFormatError
+        If a newer ctgpu wrote the manifest.
     """
     for entry in sorted(os.listdir(folder)):
         shard = parse_shard_name(entry)
         if shard and shard[0] >= plan.shards:
             yield Finding(entry, f"the plan ends with shard {plan.shards - 1}")
+    refuse_newer(folder)
     try:
         yield from _compare(folder, MANIFEST_NAME, manifest_text(folder, plan))
         yield from _compare(folder, FAILURES_NAME, failures_text(folder))
@@ -110,6 +123,9 @@ def _not_committed(folder: Path, index: int) -> Finding:
 def _contradictions(plan: Plan, record: ShardRecord) -> Iterator[str]:
     if record.fingerprint != plan.fingerprint:
         yield f"its fingerprint is {record.fingerprint}, the plan's is {plan.fingerprint}"
+    if record.version != plan.version:
+        stated, wanted = (format_name("shard", one.version) for one in (record, plan))
+        yield f"its format is {stated}, and that of this plan's records is {wanted}"
     failed = {failure.key for failure in record.failures}
     planned = {s.key: s.study_id for s in plan.samples_of(record.shard_index)}
     left = [(key, study_id) for key, study_id in planned.items() if key not in failed]

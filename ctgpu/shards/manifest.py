@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ctgpu.shards import disk
+from ctgpu.shards.card import refuse_newer
 from ctgpu.shards.folder import failures, remove_leftovers, summaries
 from ctgpu.shards.names import FAILURES_NAME, MANIFEST_NAME, shard_name
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import ShardSummary, checksum
+from ctgpu.shards.versions import FIRST, format_name
 
 
 def manifest(folder: Path, plan: Plan) -> dict[str, Any]:
@@ -27,11 +29,12 @@ def manifest(folder: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _manifest(plan: Plan, shards: Sequence[ShardSummary]) -> dict[str, Any]:
-    orientations = _count_orientations(shards)
+    orientations, version = _count_orientations(shards), plan.version
     return {
         "dataset": plan.dataset,
         "split": plan.split,
         "format": "webdataset",
+        **({} if version == FIRST else {"manifest_format": format_name("manifest", version)}),
         "preprocessed": True,
         "total_shards": len(shards),
         "total_samples": sum(shard.num_samples for shard in shards),
@@ -42,7 +45,7 @@ def _manifest(plan: Plan, shards: Sequence[ShardSummary]) -> dict[str, Any]:
         **({"orientations": orientations} if orientations else {}),
         "sample_shape": list(plan.spec.stored_shape),
         "layout": plan.spec.layout,
-        "sample_dtype": "float16",
+        "sample_dtype": plan.spec.dtype,
         "num_classes": len(plan.class_names),
         "class_names": list(plan.class_names),
         "spec": plan.spec.to_dict(),
@@ -104,10 +107,13 @@ def write_manifest(folder: Path) -> dict[str, Any]:
     ------
     UsageError
         If the folder has no plan.
+    NewerFormatError
+        If a newer ctgpu wrote it.
     StorageError
         If it cannot be read or written.
     """
     plan = Plan.load(folder)
+    refuse_newer(folder)
     remove_leftovers(folder)
     written: list[bytes] = []
     while True:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from ctgpu.arguments import converted
-from ctgpu.errors import MismatchError, UsageError, reason_of
+from ctgpu.errors import MismatchError, NewerFormatError, UsageError, reason_of
 from ctgpu.shards import disk
 from ctgpu.shards.lease import plan_lock
 from ctgpu.shards.names import PLAN_NAME
@@ -23,10 +23,10 @@ from ctgpu.shards.untrusted import (
     decode,
     read_file,
 )
+from ctgpu.shards.versions import FIRST, SECOND, format_name, of_newer, version_of
 from ctgpu.spec import Spec
 from ctgpu.volume.ref import Provenance, SampleRef
 
-FORMAT = "ctgpu-plan-1"
 _COLUMNS = ["key", "study_id", "path", "size_bytes", "checksum", "provenance"]
 
 
@@ -74,6 +74,12 @@ class Plan:
             f"Plan({self.dataset!r} {self.split}: {len(self.samples)} samples in {self.shards} "
             f"shards, fingerprint {self.fingerprint})"
         )
+
+    @property
+    def version(self) -> int:
+        """Of the format: the first, unless the plan says what only the second can say."""
+        assumes = self.selection.get("assume_orientation") is not None
+        return FIRST if self.spec.is_first_version and not assumes else SECOND
 
     @property
     def shards(self) -> int:
@@ -140,11 +146,15 @@ class Plan:
         Raises
         ------
         UsageError
-            If it has none, or a damaged one, or one of a newer ctgpu.
+            If it has none, or a damaged one.
+        NewerFormatError
+            If a newer ctgpu wrote it.
         """
         path = folder / PLAN_NAME
         try:
             return cls._from_json(read_file(path, JSON_LIMIT_BYTES))
+        except NewerFormatError as error:
+            raise of_newer(path, error) from error
         except FileNotFoundError:
             if path.is_symlink():
                 raise UsageError(
@@ -161,13 +171,13 @@ class Plan:
             ) from error
         except (UsageError, ValueError) as error:
             raise UsageError(
-                f"{path} is damaged or of another version ({error}); bring it back from a copy, "
-                "or build into another folder"
+                f"{path} is damaged ({error}); bring it back from a copy, or build into another "
+                "folder"
             ) from error
 
     def facts(self) -> dict[str, Any]:
         """All but the samples, flat: ``split``, ``spec.layout``, ``source.revision`` …"""
-        return dict(_flatten("", self._head()))
+        return dict(_flatten("", self._head() | {"spec": self.spec.facts()}))
 
     def differences(self, wanted: Plan | Mapping[str, Any]) -> list[str]:
         """What is not as `wanted`, one phrase for each field.
@@ -213,7 +223,8 @@ class Plan:
 
     def to_json(self) -> bytes:
         """The content of ``plan.json``: one line for each sample."""
-        head = json.dumps(self._head(), indent=1, sort_keys=True)
+        stated = {"format": format_name("plan", self.version), **self._head()}
+        head = json.dumps(stated, indent=1, sort_keys=True)
         dumps = json.JSONEncoder(separators=(",", ":")).encode
         rows = ",\n".join(
             dumps([s.key, s.study_id, s.path, s.size_bytes, s.checksum, s.provenance])
@@ -224,9 +235,10 @@ class Plan:
 
     @classmethod
     def _from_json(cls, content: bytes) -> Plan:
+        version = version_of(content, "plan")
         stored = decode(content, _StoredPlan)
-        if stored.format != FORMAT or stored.columns != _COLUMNS:
-            raise ValueError(f"its format is not {FORMAT}")
+        if stored.columns != _COLUMNS:
+            raise ValueError(f"its columns are not {', '.join(_COLUMNS)}")
         if not stored.samples_per_shard:
             raise ValueError("samples_per_shard is 0")
         converted(stored.source, _Source)
@@ -243,6 +255,11 @@ class Plan:
             class_names=tuple(stored.class_names),
             samples=[SampleRef(*row) for row in stored.samples],
         )
+        if plan.version != version:
+            raise ValueError(
+                f"it states {format_name('plan', version)} and says what takes "
+                f"{format_name('plan', plan.version)}"
+            )
         check_payload(plan.spec.size_bytes)
         if fault := _fault(plan.samples):
             raise ValueError(fault)
@@ -250,7 +267,6 @@ class Plan:
 
     def _head(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
             "dataset": self.dataset,
             "split": self.split,
             "spec": self.spec.to_dict(),
@@ -267,7 +283,6 @@ class Plan:
 class _StoredPlan:
     """The content of ``plan.json``."""
 
-    format: str
     dataset: Text
     split: Text
     spec: dict[str, Any]
@@ -304,6 +319,7 @@ class _Selection(TypedDict, total=False):
     spacing_fallback: str | None
     axes: str | None
     max_tilt_degrees: float | None
+    assume_orientation: str | None
     hu_guard: str | None
 
 

@@ -15,7 +15,7 @@ import msgspec
 import xxhash
 
 from ctgpu.arguments import converted
-from ctgpu.errors import StorageError, reason_of
+from ctgpu.errors import NewerFormatError, StorageError, reason_of
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import parse_shard_name, shard_name
 from ctgpu.shards.tar import (
@@ -37,8 +37,8 @@ from ctgpu.shards.untrusted import (
     open_regular,
     read_file,
 )
+from ctgpu.shards.versions import FIRST, format_name, of_newer, version_of
 
-FORMAT = "ctgpu-shard-1"
 _SUMMARY_LIMIT_BYTES = 4096
 
 #: As :attr:`ctgpu.volume.orientation.Orientation.codes`.
@@ -180,15 +180,16 @@ class ShardSummary:
         ------
         StorageError
             If it cannot be read or is no record, or is that of another shard.
+        NewerFormatError
+            If a newer ctgpu wrote it.
         """
         with _reading(path), os.fdopen(open_regular(path), "rb") as file:
-            line = file.readline(_SUMMARY_LIMIT_BYTES)
-            return cls._of(line.rstrip(b",\n") + b"}", path)
+            line = file.readline(_SUMMARY_LIMIT_BYTES).rstrip(b",\n") + b"}"
+            version_of(line, "shard")
+            return cls._of(line, path)
 
     @classmethod
     def _of(cls, content: bytes, path: Path) -> ShardSummary:
-        if decode(content, _Formatted).format != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
         summary = decode(content, cls)
         if parse_shard_name(path.name) != (summary.shard_index, "json"):
             raise ValueError(f"it is the record of shard {summary.shard_index}")
@@ -221,6 +222,8 @@ class ShardRecord:
         Samples that were planned for this shard and are not in it.
     run : dict
         Facts about the run that committed it: engine, timings.  Nothing else depends on the run.
+    version : int
+        Of the format: that of the plan.
     """
 
     shard_index: int
@@ -229,6 +232,7 @@ class ShardRecord:
     samples: Sequence[SampleEntry]
     failures: Sequence[LedgerEntry] = ()
     run: Mapping[str, Any] = field(default_factory=dict)
+    version: int = FIRST
 
     def __repr__(self) -> str:
         return (
@@ -257,9 +261,12 @@ class ShardRecord:
         ------
         StorageError
             If it cannot be read or is no record, or is that of another shard.
+        NewerFormatError
+            If a newer ctgpu wrote it.
         """
         with _reading(path):
             content = read_file(path, JSON_LIMIT_BYTES)
+            version = version_of(content, "shard")
             summary = ShardSummary._of(content, path)
             stored = decode(content, _StoredRecord)
             record = cls(
@@ -269,6 +276,7 @@ class ShardRecord:
                 stored.samples,
                 stored.failures,
                 stored.run,
+                version,
             )
             if record.summary != summary:
                 raise ValueError("its first line contradicts the rest")
@@ -279,7 +287,7 @@ class ShardRecord:
         """One JSON object: a line of summary, and a line for each sample and failure."""
         dumps = json.JSONEncoder(separators=(",", ":")).encode
         head = {
-            "format": FORMAT,
+            "format": format_name("shard", self.version),
             "filename": shard_name(self.shard_index),
             **self.summary.to_dict(),
         }
@@ -309,11 +317,6 @@ class ShardRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class _Formatted:
-    format: str
-
-
-@dataclass(frozen=True, slots=True)
 class _StoredRecord:
     """What a record holds beside its summary."""
 
@@ -326,6 +329,8 @@ class _StoredRecord:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
+    except NewerFormatError as error:
+        raise of_newer(path, error) from error
     except OSError as error:
         raise StorageError(
             f"{path} cannot be read: {reason_of(error)}; mend that and run the same command again"

@@ -111,9 +111,8 @@ class NewShard(ShardWork):
         self.index = index
         self._writer = ShardWriter(
             folder,
+            plan,
             index,
-            samples=plan.samples_of(index),
-            fingerprint=plan.fingerprint,
             replace=replace,
             confirm=confirm,
             is_current=is_current,
@@ -182,9 +181,8 @@ class RetriedShard(ShardWork):
         if self._writer is None:
             self._writer = ShardWriter(
                 self._folder,
+                self._plan,
                 self.index,
-                samples=self._plan.samples_of(self.index),
-                fingerprint=self._plan.fingerprint,
                 replace=True,
                 confirm=self._confirm,
                 is_current=self._is_current,

@@ -31,6 +31,7 @@ from ctgpu.shards.index import index_text
 from ctgpu.shards.journal import Journal, JournalHeader, read_journal
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import index_name, journal_name, partial_name, record_name, shard_name
+from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import Member, SampleEntry, ShardRecord, checksum
 from ctgpu.shards.reread import Rereader
 from ctgpu.shards.tar import ALIGNMENT_BYTES, END_OF_ARCHIVE, EXTENSIONS, place_sample
@@ -83,12 +84,10 @@ class ShardWriter:
     ----------
     folder : Path
         The data set's folder, which exists.
+    plan : Plan
+        Its plan.
     index : int
         The shard.
-    samples : sequence of SampleRef
-        What the plan has for it, in order.
-    fingerprint : str
-        Of the plan.
     replace : bool
         Make a committed shard again; the old one stays until the new one is complete.
     confirm : callable
@@ -110,18 +109,17 @@ class ShardWriter:
     def __init__(
         self,
         folder: Path,
+        plan: Plan,
         index: int,
         *,
-        samples: Sequence[SampleRef],
-        fingerprint: str,
         replace: bool = False,
         confirm: Callable[[], None] = lambda: None,
         is_current: IsCurrent = lambda planned, entry: True,
     ) -> None:
         self._folder = folder
+        self._plan = plan
         self._index = index
-        self._samples = samples
-        self._fingerprint = fingerprint
+        self._samples = plan.samples_of(index)
         self._replace = replace
         self._confirm = confirm
         self._is_current = is_current
@@ -226,7 +224,13 @@ class ShardWriter:
             raise ValueError(f"{len(self.pending)} samples of the shard are still pending")
         size_bytes = self.size_bytes + len(END_OF_ARCHIVE)
         record = ShardRecord(
-            self._index, self._fingerprint, size_bytes, self.done, self.failed, dict(run)
+            self._index,
+            self._plan.fingerprint,
+            size_bytes,
+            self.done,
+            self.failed,
+            dict(run),
+            self._plan.version,
         )
         with disk.storage_errors(self._partial):
             disk.write_all(self._fd, END_OF_ARCHIVE, self.size_bytes)
@@ -296,7 +300,7 @@ class ShardWriter:
 
     def _go_on(self) -> None:
         """Open the files of the shard, with what is right of them."""
-        header = JournalHeader.of(self._index, self._fingerprint, self._samples)
+        header = JournalHeader.of(self._index, self._plan.fingerprint, self._samples)
         kept_bytes, lines = read_journal(self._journal_path, header)
         # Stopped while it was committed: what it was to replace may be half gone.
         is_complete = not self._replace and len(lines) == len(self._samples)

@@ -25,12 +25,14 @@ from ctgpu.sources.classes import LABEL_BYTES
 from ctgpu.sources.fetched import Fetched
 from ctgpu.spec import CT_RATE
 from ctgpu.volume.raw import RawVolume
+from ctgpu.volume.stored import numbers_of, numpy_dtype
 
 #: Members that may hold a sample's volume, best first.
 VOLUME_EXTENSIONS = ("bin", "npz", "nii.gz", "nii")
 
 SMALL_LIMIT_BYTES = 16 << 20
 LABEL_EXTENSIONS = ("labels", "cls")
+_DTYPE_NAMES = ("volume_dtype", "dtype")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,7 @@ def preprocessed_shape(sample: TarSample) -> tuple[int, ...] | None:
 
 
 def read_volume(sample: TarSample, pool: BufferPool) -> RawVolume:
-    """The volume of a sample.
+    """The volume of a sample; one that is stored as bfloat16, which NumPy lacks, as float32.
 
     Raises
     ------
@@ -222,6 +224,12 @@ def read_volume(sample: TarSample, pool: BufferPool) -> RawVolume:
     path = f"{sample.tar.name}/{sample.key}.{extension}"
     claimed = preprocessed_shape(sample) if extension == "bin" else None
     return fetch_volume(sample, path, pool.acquire, claimed, adopting=False).decode(pool)
+
+
+def stored_dtype(raw: RawVolume) -> str:
+    """The type that the voxels of :func:`read_volume` are stored as, by its name."""
+    stated = _first(raw.metadata, *_DTYPE_NAMES) if raw.format == "raw" else None
+    return "bfloat16" if stated == "bfloat16" else raw.voxels.dtype.name
 
 
 def fetch_volume(
@@ -281,7 +289,7 @@ class _FetchedBin(Fetched):
         with buffer.released_on_error():
             facts = self.sample.facts()
             shape = _first(facts, "volume_shape", "shape") or claimed
-            dtype = _first(facts, "volume_dtype", "dtype") or ("float16" if claimed else None)
+            dtype = _first(facts, *_DTYPE_NAMES) or ("float16" if claimed else None)
             if shape is None or dtype is None:
                 raise DecodeError(
                     f"{path} has no volume_shape and volume_dtype in its JSON; without them its "
@@ -289,7 +297,13 @@ class _FetchedBin(Fetched):
                 )
             if claimed is not None and self.adopting:
                 _check_adoptable(path, buffer, shape, str(dtype), claimed)
-        return decode_raw(buffer, shape, str(dtype), facts, file_name=path)
+        if claimed is None or dtype != "bfloat16":
+            return decode_raw(buffer, shape, str(dtype), facts, file_name=path)
+        raw = decode_raw(buffer, shape, str(numpy_dtype("bfloat16")), facts, file_name=path)
+        numbers = numbers_of(raw.voxels, "bfloat16")
+        raw.release()
+        raw.voxels = numbers
+        return raw
 
 
 def _first(facts: Mapping[str, Any], *names: str) -> Any:
@@ -306,7 +320,7 @@ def _check_adoptable(
     than voxels further apart, so the strides at which neighbours are found tell the two apart.
     """
     h, w, d = wanted
-    if np.dtype(dtype) != np.float16 or buffer.size_bytes != 2 * math.prod(wanted):
+    if not _is_float16(dtype) or buffer.size_bytes != 2 * math.prod(wanted):
         raise DecodeError(
             f"{path} holds {buffer.size_bytes:,} bytes of {dtype}; wanted float16 of shape "
             f"{wanted}: it was preprocessed to something else, so make it from its original"
@@ -329,3 +343,10 @@ def _check_adoptable(
         raise DecodeError(
             f"{path} has shape {tuple(shape)}; wanted {wanted}: make it from its original"
         )
+
+
+def _is_float16(dtype: str) -> bool:
+    try:
+        return bool(np.dtype(dtype) == np.float16)
+    except TypeError:  # bfloat16, among others
+        return False

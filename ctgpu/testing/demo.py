@@ -22,6 +22,7 @@ from ctgpu.testing.ctrate import (
     lay_out_ct_rate,
     write_tables,
 )
+from ctgpu.volume.stored import numbers_of, numpy_dtype
 
 #: Study id to shape (H, W, D), spacing (mm) and file format: up- and down-sampled, cropped, padded.
 SCANS: Mapping[str, tuple[tuple[int, int, int], tuple[float, float, float], VolumeFormat]] = {
@@ -95,8 +96,9 @@ def read_back(folder: Path) -> list[BuiltSample]:
         with ShardReader(path) as reader:
             for entry in reader.record.samples:
                 metadata = json.loads(reader.read(entry, "json"))
-                volume = np.empty(metadata["shape"], np.float16)
-                reader.read_into(entry, "bin", volume.data.cast("B"))
+                stored = np.empty(metadata["shape"], numpy_dtype(metadata["dtype"]))
+                reader.read_into(entry, "bin", stored.data.cast("B"))
+                volume = numbers_of(stored, metadata["dtype"])
                 samples.append(
                     BuiltSample(
                         entry.key,

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from ctgpu.arguments import shown
 from ctgpu.errors import UsageError
+from ctgpu.spec import Dtype
 from ctgpu.volume.raw import Spacing
+from ctgpu.volume.stored import numpy_dtype
 
 # Of memory that no engine can write to as it is, by the flag that is not set.
 _FAULTS: Mapping[Literal["C_CONTIGUOUS", "ALIGNED", "WRITEABLE"], str] = {
@@ -35,7 +37,7 @@ def voxels_of(value: Any) -> npt.NDArray[Any]:
     UsageError
         If it is something else, or its dtype is not an integer or floating one of at most 64 bits.
     """
-    voxels = _on_host(value, "the volume")
+    voxels = on_host(value, "the volume")
     if voxels.dtype.kind not in "iuf" or voxels.dtype.itemsize > 8:
         kind = "array" if isinstance(value, np.ndarray) else type(value).__name__
         hint = "" if voxels.ndim else ": pass the path of a file, or an array of its voxels"
@@ -59,7 +61,7 @@ def spacing_of(value: Any) -> Spacing:
     try:
         if isinstance(value, str | bytes | Mapping | Set):
             raise ValueError
-        numbers = _on_host(value, "spacing_mm")
+        numbers = on_host(value, "spacing_mm")
         if numbers.dtype.kind not in "iufO":
             raise ValueError
         h, w, d = numbers.astype(np.float64).tolist()
@@ -70,7 +72,7 @@ def spacing_of(value: Any) -> Spacing:
         ) from error
 
 
-def output_of(value: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
+def output_of(value: Any, shape: tuple[int, ...], dtype: Dtype) -> npt.NDArray[Any]:
     """The array to write a volume into: a NumPy one, or the memory of a torch tensor of the CPU.
 
     Parameters
@@ -78,33 +80,42 @@ def output_of(value: Any, shape: tuple[int, ...]) -> npt.NDArray[np.float16]:
     value : numpy.ndarray or torch.Tensor
         What the caller passes.
     shape : tuple of int
-        What it has to be, as float16.
+        What it has to be.
+    dtype : str
+        As ``Spec.dtype``; a NumPy array for bfloat16 is one of uint16.
 
     Raises
     ------
     UsageError
         If it is something else, or memory that an engine cannot write to as it is.
     """
-    wanted = f"wanted a NumPy array, or a torch tensor on the CPU, of float16 and shape {shape}"
+    of = f"{dtype} (in NumPy uint16)" if dtype == "bfloat16" else dtype
+    wanted = f"wanted a NumPy array, or a torch tensor on the CPU, of {of} and shape {shape}"
     torch, array = sys.modules.get("torch"), value
+    found = str(getattr(value, "dtype", "")).removeprefix("torch.")
     if torch is not None and isinstance(value, torch.Tensor):
         try:
-            array = value.numpy()
+            # NumPy has no bfloat16, but can look at its bits.
+            is_bfloat = value.dtype == torch.bfloat16
+            array = value.view(torch.int16).numpy().view("u2") if is_bfloat else value.numpy()
         except (TypeError, RuntimeError) as error:
             raise UsageError(
                 f"out is a tensor of {value.dtype} on {value.device} that NumPy cannot look at "
                 f"({_first_line(error)}); {wanted}"
             ) from error
+        fits = found == dtype
+    else:
+        fits = isinstance(value, np.ndarray) and value.dtype == numpy_dtype(dtype)
     if not isinstance(array, np.ndarray):
         raise UsageError(f"out is a {type(value).__name__}; {wanted}")
-    if array.shape != shape or array.dtype != np.float16:
-        raise UsageError(f"out is {array.dtype} {array.shape}; {wanted}")
+    if array.shape != shape or not fits:
+        raise UsageError(f"out is {found} {array.shape}; {wanted}")
     if faults := [what for name, what in _FAULTS.items() if not array.flags[name]]:
         raise UsageError(f"out is {' and '.join(faults)}; {wanted}, as numpy.empty makes one")
     return array
 
 
-def _on_host(value: Any, name: str) -> npt.NDArray[Any]:
+def on_host(value: Any, name: str) -> npt.NDArray[Any]:
     """A NumPy array of the same numbers; a library never imported can have made no array."""
     if isinstance(value, np.ndarray):
         return value

@@ -11,12 +11,13 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ctgpu.errors import GeometryError, UsageError
+from ctgpu.spec import STORED, is_orientation
 from ctgpu.volume.raw import RawVolume, Spacing
 
 #: ``checked``: as stored, but the third axis must be the patient's long one.  ``stored``: anything.
@@ -26,6 +27,8 @@ Axes = Literal["checked", "stored"]
 DEFAULT_MAX_TILT_DEGREES = 30.0
 #: Two statements about the same length that differ by no more are one.
 TOLERANCE = 0.01
+
+_T = TypeVar("_T")
 
 _DIRECTIONS = ("left", "right", "front", "back", "head", "feet")
 _NAMES = dict(zip("LRAPSI", _DIRECTIONS, strict=True))
@@ -78,10 +81,92 @@ class Orientation:
 
 
 def orientation_of(raw: RawVolume) -> Orientation | None:
-    """The orientation that a file states; None where it states none."""
-    if raw.affine is None or raw.affine_source != "header":
+    """The orientation that a file states, or that was assumed; None where there is neither."""
+    if raw.affine is None or raw.affine_source == "spacing":
         return None
     return Orientation.of(raw.affine)
+
+
+@dataclass(frozen=True, slots=True)
+class Reorientation:
+    """Which axes of a file the axes of the output are.
+
+    Attributes
+    ----------
+    axes : tuple of int
+        For H, W and D of the output the stored axis.
+    flips : tuple of bool
+        Whether it is walked from its end.
+    """
+
+    axes: tuple[int, int, int] = (0, 1, 2)
+    flips: tuple[bool, bool, bool] = (False, False, False)
+
+    @classmethod
+    def between(cls, stored: str, wanted: str) -> Reorientation:
+        """From one orientation to another, both as :attr:`Orientation.codes`."""
+        # A letter and its opposite stand beside each other.
+        of_stored = ["RLAPSI".index(code) // 2 for code in stored]
+        h, w, d = (of_stored.index("RLAPSI".index(code) // 2) for code in wanted)
+        axes = (h, w, d)
+        flip_h, flip_w, flip_d = (stored[k] != code for k, code in zip(axes, wanted, strict=True))
+        return cls(axes, (flip_h, flip_w, flip_d))
+
+    def view(self, voxels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Stored voxels along the axes of the output: a view."""
+        if self == AS_STORED:
+            return voxels
+        backwards = tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)
+        return voxels.transpose(self.axes)[backwards]
+
+    def along(self, stored: Sequence[_T]) -> tuple[_T, _T, _T]:
+        """What is so for each stored axis, for the axes of the output."""
+        h, w, d = (stored[k] for k in self.axes)
+        return h, w, d
+
+    def stored(self, along_output: Sequence[_T]) -> tuple[_T, ...]:
+        """What is so for each axis of the output, for the stored axes."""
+        return tuple(along_output[self.axes.index(k)] for k in range(3))
+
+    def oriented_affine(
+        self, affine: npt.NDArray[np.float64], shape: Sequence[int]
+    ) -> npt.NDArray[np.float64]:
+        """The affine of :meth:`view`, which has `shape`, for voxels with `affine`: 4 × 4."""
+        if self == AS_STORED:
+            return np.asarray(affine, np.float64)
+        to_stored = np.zeros((4, 4))
+        to_stored[3, 3] = 1
+        for k, (axis, flip) in enumerate(zip(self.axes, self.flips, strict=True)):
+            to_stored[axis, k] = -1 if flip else 1
+            to_stored[axis, 3] = shape[k] - 1 if flip else 0
+        result: npt.NDArray[np.float64] = np.asarray(affine, np.float64) @ to_stored
+        return result
+
+
+#: The axes of the output are those of the file.
+AS_STORED = Reorientation()
+
+
+def assumed_affine(codes: str, spacing_mm: Spacing) -> npt.NDArray[np.float64]:
+    """The affine of voxels that lie as `codes` say, the first one at the origin.
+
+    Parameters
+    ----------
+    codes : str
+        As :attr:`Orientation.codes`.
+    spacing_mm : tuple of float
+        Along the stored axes.
+
+    Returns
+    -------
+    numpy.ndarray
+        4 × 4 float64, stored index to RAS+ millimetres.
+    """
+    affine = np.zeros((4, 4))
+    affine[3, 3] = 1
+    for k, (code, spacing) in enumerate(zip(codes, spacing_mm, strict=True)):
+        affine["RLAPSI".index(code) // 2, k] = spacing if code in "RAS" else -spacing
+    return affine
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +180,8 @@ class AxisRules:
         not the one nearest to the patient's long axis: it would be resampled along the wrong axes.
     max_tilt_degrees : float
         A volume whose tilt or shear (:class:`Orientation`) is larger is refused; from 0 to 90.
+    assume_orientation : str, optional
+        How volumes lie that do not state it, as :attr:`Orientation.codes`.
 
     Raises
     ------
@@ -104,6 +191,7 @@ class AxisRules:
 
     axes: Axes = "checked"
     max_tilt_degrees: float = DEFAULT_MAX_TILT_DEGREES
+    assume_orientation: str | None = None
 
     def __post_init__(self) -> None:
         if self.axes not in get_args(Axes):
@@ -111,6 +199,15 @@ class AxisRules:
         value: Any = self.max_tilt_degrees
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 90:
             raise UsageError(f"max_tilt_degrees is {value!r}; it takes a number from 0 to 90")
+        assumed: Any = self.assume_orientation
+        if isinstance(assumed, str):
+            assumed = assumed.upper()
+            object.__setattr__(self, "assume_orientation", assumed)
+        if assumed is not None and not (isinstance(assumed, str) and is_orientation(assumed)):
+            raise UsageError(
+                f"assume_orientation is {assumed!r}; it is three letters for the stored axes, one "
+                "each of L or R, P or A and I or S, such as LPS"
+            )
 
     @classmethod
     def of_selection(cls, selection: Mapping[str, Any]) -> AxisRules:
@@ -124,22 +221,44 @@ class AxisRules:
         stated = {name: selection.get(name) for name in cls.__slots__}
         return cls(**{name: value for name, value in stated.items() if value is not None})
 
-    def check(self, raw: RawVolume, orientation: Orientation | None) -> None:
+    def assume(self, raw: RawVolume, spacing_mm: Spacing) -> None:
+        """Give a volume that states no orientation the one that is assumed, if one is."""
+        if self.assume_orientation is not None and orientation_of(raw) is None:
+            raw.affine = assumed_affine(self.assume_orientation, spacing_mm)
+            raw.affine_source = "assumed"
+
+    def check(self, raw: RawVolume, orientation: Orientation | None, wanted: str = STORED) -> None:
         """Refuse a volume that is not stored as these rules want it.
 
-        A volume that states no orientation is never refused.
+        A volume that states no orientation is refused only where it is to be reoriented.
+
+        Parameters
+        ----------
+        raw : RawVolume
+            The volume.
+        orientation : Orientation or None
+            Its own.
+        wanted : str
+            ``Spec.orientation``.
 
         Raises
         ------
         GeometryError
-            If the file states two orientations, or the third axis, tilt or shear are refused.
+            If the file states two orientations, or none and one is needed, or the third axis, tilt
+            or shear are refused.
         """
         if orientation is None:
+            if wanted != STORED:
+                raise GeometryError(
+                    f"the volume does not state how it lies in the patient, and is to be turned to "
+                    f"{wanted}: say how with assume_orientation (--assume-orientation), such as LPS"
+                )
             return
-        if self.axes == "checked":
+        # To turn a volume, its orientation has to be known.
+        if self.axes == "checked" or wanted != STORED:
             if raw.orientation_contradiction is not None:
                 raise GeometryError(raw.orientation_contradiction)
-            if orientation.codes[2] not in "SI":
+            if wanted == STORED and orientation.codes[2] not in "SI":
                 raise GeometryError(
                     f"the volume is stored as {orientation.codes}: its third axis leads to the "
                     f"patient's {_NAMES[orientation.codes[2]]}; wanted head or feet, as slices are "

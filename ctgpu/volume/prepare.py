@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ctgpu.errors import GeometryError
-from ctgpu.spec import Intensity, Spec
-from ctgpu.volume.geometry import VolumePlan, plan_volume
+from ctgpu.spec import STORED, Intensity, Spec
+from ctgpu.volume.geometry import VolumePlan, plan_volume, require_geometry
 from ctgpu.volume.intensity import HuGuard, check_finite, check_hu, resolve_rescale
-from ctgpu.volume.orientation import DEFAULT_RULES, AxisRules, Orientation, orientation_of
+from ctgpu.volume.orientation import (
+    AS_STORED,
+    DEFAULT_RULES,
+    AxisRules,
+    Orientation,
+    Reorientation,
+    orientation_of,
+)
 from ctgpu.volume.raw import RawVolume, Rescale, Spacing
 from ctgpu.volume.ref import Provenance
+from ctgpu.volume.statistics import Statistics, statistics_of
 
 
 @dataclass(slots=True)
@@ -34,6 +43,8 @@ class PreparedVolume:
         How the voxels are stored; None where the file does not state it.
     hu_finding : str or None
         What the voxels look like instead of HU, where they were taken all the same.
+    statistics : Statistics or None
+        Of the voxels, where the output depends on them.
     """
 
     raw: RawVolume
@@ -42,12 +53,19 @@ class PreparedVolume:
     spacing_source: str
     orientation: Orientation | None = None
     hu_finding: str | None = None
+    statistics: Statistics | None = None
+
+    @property
+    def voxels(self) -> npt.NDArray[Any]:
+        """The voxels along the axes of the output: a view."""
+        return self.plan.reorientation.view(self.raw.voxels)
 
     @property
     def source_affine(self) -> npt.NDArray[np.float64]:
         """The file's affine, or one made of the spacing alone where it has none."""
         if self.raw.affine is not None:
             return self.raw.affine
+        # Without an affine nothing was turned, so that these are the stored axes.
         return np.diag([*self.plan.spacing_mm, 1.0])
 
 
@@ -90,12 +108,26 @@ def prepare_volume(
     rescale = resolve_rescale(raw, intensity=intensity, provenance=provenance, csv_pair=csv_pair)
     if spacing_source == "header" and raw.spacing_contradiction is not None:
         raise GeometryError(raw.spacing_contradiction)
+    require_geometry(raw.voxels.shape, spacing_mm)
+    rules.assume(raw, spacing_mm)
     orientation = orientation_of(raw)
-    rules.check(raw, orientation)
-    plan = plan_volume(raw.voxels.shape, spacing_mm, spec)
+    rules.check(raw, orientation, spec.orientation)
+    turned = (
+        Reorientation.between(orientation.codes, spec.orientation)
+        if orientation is not None and spec.orientation != STORED
+        else AS_STORED
+    )
     finding = None
     if hu_guard is None:
         check_finite(raw.voxels)
     else:
         finding = check_hu(raw.voxels, rescale, guard=hu_guard)
-    return PreparedVolume(raw, rescale, plan, spacing_source, orientation, finding)
+    statistics = statistics_of(raw.voxels, rescale, spec) if spec.needs_statistics else None
+    plan = plan_volume(
+        turned.view(raw.voxels).shape,
+        turned.along(spacing_mm),
+        spec,
+        statistics=statistics,
+        reorientation=turned,
+    )
+    return PreparedVolume(raw, rescale, plan, spacing_source, orientation, finding, statistics)

@@ -33,7 +33,7 @@ std::ptrdiff_t item_bytes(Dtype dtype) {
 }
 
 bool is_contiguous(const Source &source, int axis) {
-    return source.strides[axis] == item_bytes(source.dtype);
+    return std::abs(source.strides[axis]) == item_bytes(source.dtype);
 }
 
 namespace {
@@ -46,9 +46,13 @@ struct TileSizes {
     int depths;  // outputs along D
 };
 constexpr int ANY = 1 << 16;
-constexpr TileSizes COLUMNS_TO_HWD{528, ANY, 256};
-constexpr TileSizes COLUMNS_TO_DHW{528, ANY, 32};
-constexpr TileSizes ROWS{ANY, 128, 256};
+constexpr TileSizes ALONG_H_TO_HWD{528, ANY, 256};
+constexpr TileSizes ALONG_H_TO_DHW{528, ANY, 32};
+constexpr TileSizes ALONG_W_TO_HWD{ANY, 256, 256};
+constexpr TileSizes ALONG_W_TO_DHW{ANY, ANY, 64};
+constexpr TileSizes ALONG_D{ANY, 128, 256};
+// Wider, since a tile's first and last cache lines in each row are mostly broken.
+constexpr TileSizes ALONG_D_TO_DHW_BYTES{ANY, 512, 256};
 
 // Padding is written in strips of this many outputs along H.
 constexpr int PADDED_HEIGHTS = 32;
@@ -137,11 +141,8 @@ struct Helpers {
 class Engine {
   public:
     Engine(const Task &task, const Variant &variant, int threads)
-        : task_(task), variant_(variant),
-          from_columns_(std::abs(task.source.strides[H]) < std::abs(task.source.strides[D])),
-          sizes_(!from_columns_ ? ROWS
-                 : task.dhw     ? COLUMNS_TO_DHW
-                                : COLUMNS_TO_HWD) {
+        : task_(task), variant_(variant), read_along_(nearest_axis(task.source)),
+          sizes_(sizes_of(task, read_along_)), turned_rows_(turned_rows(voxel_bytes(task.stored))) {
         const Axis &h = task.axes[H];
         add_cuts(heights_, 0, h.pad_before, PADDED_HEIGHTS, true);
         cut_valid_heights();
@@ -152,9 +153,9 @@ class Engine {
         int parts = cuts(width, sizes_.widths);
         if (threads > 1) {
             const int others = static_cast<int>(heights_.size() * depths_.size());
-            parts = std::max(parts, std::min(cuts(width, TURNED_ROWS), cuts(4 * threads, others)));
+            parts = std::max(parts, std::min(cuts(width, turned_rows_), cuts(4 * threads, others)));
         }
-        add_cuts(widths_, 0, width, round_up(cuts(width, parts), TURNED_ROWS), false);
+        add_cuts(widths_, 0, width, round_up(cuts(width, parts), turned_rows_), false);
     }
 
     void run(int threads) {
@@ -182,6 +183,23 @@ class Engine {
     }
 
   private:
+    // The axis whose voxels lie nearest to each other; D in doubt.
+    static int nearest_axis(const Source &source) {
+        int nearest = D;
+        for (int axis : {H, W})
+            if (std::abs(source.strides[axis]) < std::abs(source.strides[nearest]))
+                nearest = axis;
+        return nearest;
+    }
+
+    static const TileSizes &sizes_of(const Task &task, int read_along) {
+        if (read_along == H)
+            return task.dhw ? ALONG_H_TO_DHW : ALONG_H_TO_HWD;
+        if (read_along == W)
+            return task.dhw ? ALONG_W_TO_DHW : ALONG_W_TO_HWD;
+        return task.dhw && voxel_bytes(task.stored) == 1 ? ALONG_D_TO_DHW_BYTES : ALONG_D;
+    }
+
     static int cuts(int n, int size) { return (n + size - 1) / size; }
 
     static void add_cuts(std::vector<Range> &ranges, int begin, int end, int size, bool padding) {
@@ -219,60 +237,74 @@ class Engine {
         tile.d0 = depth.begin, tile.d1 = depth.end;
         const int d_begin = std::max(depth.begin, axis_d.pad_before);
         const int d_end = std::min(depth.end, axis_d.pad_before + axis_d.n_valid);
-        const std::size_t row = tile.d1 - tile.d0;
+        const std::size_t row = voxel_bytes(task_.stored) * (tile.d1 - tile.d0);
         if (height.is_padding || d_begin >= d_end) {
             tile.is_padding = true;
-            tile.staged = reinterpret_cast<std::uint16_t *>(
-                scratch.at_least(sizeof(std::uint16_t) *
-                                 std::max<std::size_t>(STAGED_ROWS * row, tile.w1 - tile.w0)));
+            tile.staged = scratch.at_least(std::max<std::size_t>(
+                STAGED_ROWS * row, voxel_bytes(task_.stored) * (tile.w1 - tile.w0)));
             return variant_.run(tile);
         }
         tile.d_begin = d_begin - depth.begin;
         tile.d_count = d_end - d_begin;
         tile.pitch = round_up(tile.d_count, LANES);
-        tile.from_columns = from_columns_;
-        tile.slices_adjoin = !from_columns_ && is_contiguous(task_.source, D);
+        tile.read_along = read_along_;
+        tile.slices_adjoin = read_along_ == D && is_contiguous(task_.source, D);
         Sampled slices(axis_d, d_begin - axis_d.pad_before, tile.d_count, tile.slices_adjoin);
         slices.extend(round_up(tile.d_count, LANES));
         tile.slices = slices.positions.data();
         tile.slices_used = static_cast<int>(slices.positions.size());
         tile.d = slices.blends();
 
-        // Floats of one plane, of one of `rows`, of `converted`; vectors may be read and written
+        // Floats of one plane, of each of `rows`, of `converted`; vectors may be read and written
         // up to the next multiple of LANES.
-        std::size_t plane, kept_row = 0, converted, staged_rows;
+        std::size_t plane = (tile.w1 - tile.w0) * tile.pitch, kept[2]{}, converted;
+        std::size_t staged_rows = task_.dhw ? turned_rows_ : STAGED_ROWS;
         Sampled rows;
-        if (from_columns_) {
+        if (read_along_ == H) {
             rows = Sampled(axis_h, height.begin - axis_h.pad_before, tile.h1 - tile.h0, true);
             tile.first_row = rows.positions.front();
             tile.row_count = static_cast<int>(rows.positions.size());
             tile.h = rows.blends();
-            plane = round_up(tile.row_count, LANES) * tile.pitch;
-            tile.converted_pitch = round_up(tile.row_count, LANES);
-            converted = RING_ROWS * tile.converted_pitch;
-            staged_rows = task_.dhw ? (tile.h1 - tile.h0) * TURNED_ROWS : STAGED_ROWS;
-        } else {
-            plane = (tile.w1 - tile.w0) * tile.pitch;
-            kept_row = tile.pitch;
-            converted = round_up(tile.slices_used, LANES) + LANES;
-            staged_rows = task_.dhw ? TURNED_ROWS : STAGED_ROWS;
+            if (task_.dhw)
+                staged_rows *= tile.h1 - tile.h0;
+        } else if (read_along_ == W) {
+            find_rows(tile);
         }
-        float *memory = reinterpret_cast<float *>(
-            scratch.at_least(sizeof(float) * (2 * plane + 2 * kept_row + converted) +
-                             sizeof(std::uint16_t) * staged_rows * row));
+        if (read_along_ == D) {
+            kept[0] = kept[1] = tile.pitch;
+            converted = round_up(tile.slices_used, LANES) + LANES;
+        } else {
+            tile.converted_pitch = round_up(tile.row_count, LANES);
+            (read_along_ == H ? plane : kept[0]) = tile.converted_pitch * tile.pitch;
+            converted = RING_ROWS * tile.converted_pitch;
+        }
+        float *memory = reinterpret_cast<float *>(scratch.at_least(
+            sizeof(float) * (2 * plane + kept[0] + kept[1] + converted) + staged_rows * row));
         for (float *&part : tile.planes)
             part = memory, memory += plane;
-        for (float *&part : tile.rows)
-            part = memory, memory += kept_row;
+        for (int part : {0, 1})
+            tile.rows[part] = memory, memory += kept[part];
         tile.converted = memory;
-        tile.staged = reinterpret_cast<std::uint16_t *>(memory + converted);
+        tile.staged = memory + converted;
         variant_.run(tile);
+    }
+
+    // Source positions along W that the tile's valid outputs blend, if it has any.
+    void find_rows(Tile &tile) const {
+        const Axis &axis = task_.axes[W];
+        const int begin = std::max(tile.w0 - axis.pad_before, 0);
+        const int end = std::min(tile.w1 - axis.pad_before, axis.n_valid);
+        if (begin >= end)
+            return;
+        tile.first_row = axis.i0[begin];
+        tile.row_count = axis.i1[end - 1] - tile.first_row + 1;
     }
 
     const Task &task_;
     const Variant &variant_;
-    const bool from_columns_;
-    const TileSizes sizes_;
+    const int read_along_;
+    const TileSizes &sizes_;
+    const int turned_rows_;
     std::vector<Range> heights_, widths_, depths_;
 };
 

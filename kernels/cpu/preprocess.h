@@ -1,4 +1,4 @@
-// The CPU engine: one volume, from strided source voxels to float16, in one fused pass.
+// The CPU engine: one volume, from strided source voxels to what is stored, in one fused pass.
 
 #ifndef CTGPU_CPU_PREPROCESS_H
 #define CTGPU_CPU_PREPROCESS_H
@@ -24,7 +24,7 @@ struct Source {
     std::ptrdiff_t strides[3];  // bytes, of H, W and D; any, zero and negative ones too
 };
 
-// Whether voxels that follow each other along an axis do so in memory.
+// Whether voxels that follow each other along an axis do so in memory, either way round.
 bool is_contiguous(const Source &source, int axis);
 
 // How one output axis is sampled: ctgpu.volume.geometry.AxisPlan.
@@ -36,13 +36,16 @@ struct Axis {
 
 enum { H, W, D };
 
+constexpr int voxel_bytes(Stored stored) { return stored == Stored::uint8 ? 1 : 2; }
+
 struct Task {
     Source source;
     Axis axes[3];  // H, W, D
     Intensity intensity;
-    float pad_value;
-    bool dhw;  // the output is stored D, H, W, and else H, W, D; the last is contiguous
-    std::uint16_t *out;
+    float pad;  // the number that is stored where there is no source, before it is rounded
+    Stored stored;
+    bool dhw;   // the output is stored D, H, W, and else H, W, D; the last is contiguous
+    void *out;  // voxels of voxel_bytes(stored)
 };
 
 struct Tile;
@@ -51,7 +54,7 @@ struct Tile;
 struct Variant {
     const char *name;
     void (*run)(const Tile &tile);
-    void (*to_half)(const float *in, std::uint16_t *out, std::size_t n);
+    void (*round_to)(Stored stored, const float *in, void *out, std::size_t n);
     void (*write_once)(std::uint16_t *out, std::size_t n);  // zeros; for benchmarks
 };
 

@@ -15,6 +15,7 @@
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <random>
 #include <stdexcept>
 
@@ -40,19 +41,23 @@ struct Case {
     std::ptrdiff_t strides[3]{};
     Table tables[3];
     Intensity intensity{};
-    float pad_value = 0;
+    float pad = 0;
+    Stored stored{};
     bool dhw = false;
 
-    std::vector<std::uint16_t> run(const std::string &variant, int threads) const {
-        std::vector<std::uint16_t> out(
-            static_cast<std::size_t>(tables[H].n_out) * tables[W].n_out * tables[D].n_out, 0xdead);
+    // The output's bytes.
+    std::vector<unsigned char> run(const std::string &variant, int threads) const {
+        const std::size_t n =
+            static_cast<std::size_t>(tables[H].n_out) * tables[W].n_out * tables[D].n_out;
+        std::vector<unsigned char> out(n * voxel_bytes(stored), 0xde);
         Task task{};
         task.source = {
             voxels.data() + origin, dtype, swapped, {strides[H], strides[W], strides[D]}};
         for (int axis = 0; axis < 3; ++axis)
             task.axes[axis] = tables[axis].axis();
         task.intensity = intensity;
-        task.pad_value = pad_value;
+        task.pad = pad;
+        task.stored = stored;
         task.dhw = dhw;
         task.out = out.data();
         preprocess(task, find_variant(variant), threads);
@@ -124,7 +129,17 @@ Case random_case(Random &random) {
             c.voxels[static_cast<std::size_t>(x)] = static_cast<char>(random.below(64));
     c.intensity = {0.5f + random.unit(), -100 * random.unit(), -900, 700, 1 / 800.0f, 0.125f,
                    random.below(2),      random.below(2)};
-    c.pad_value = -1;
+    if (random.below(4) == 0) {
+        c.intensity.clip_lo = -std::numeric_limits<float>::infinity();
+        c.intensity.clip_hi = std::numeric_limits<float>::infinity();
+    }
+    c.pad = -1;
+    c.stored = static_cast<Stored>(random.below(4));
+    if (c.stored == Stored::int16 || c.stored == Stored::uint8) {
+        // Beyond both ends too.
+        c.intensity.scale = c.stored == Stored::int16 ? 50.0f : 0.2f;
+        c.pad = 3.5f;
+    }
     c.dhw = random.below(2) != 0;
     return c;
 }
@@ -133,7 +148,7 @@ int compare_variants(int count, unsigned seed) {
     Random random(seed);
     for (int number = 0; number < count; ++number) {
         const Case c = random_case(random);
-        const std::vector<std::uint16_t> wanted = c.run("scalar", 1);
+        const std::vector<unsigned char> wanted = c.run("scalar", 1);
         for (const Variant *variant : usable_variants())
             for (int threads : {1, 3})
                 if (c.run(variant->name, threads) != wanted) {
@@ -185,14 +200,14 @@ Case read_case(const char *path) {
     c.dtype = static_cast<Dtype>(in.one<std::int64_t>());
     c.swapped = in.one<std::int64_t>() != 0;
     c.dhw = in.one<std::int64_t>() != 0;
+    c.stored = static_cast<Stored>(in.one<std::int64_t>());
     c.intensity.rescales = static_cast<int>(in.one<std::int64_t>());
     c.intensity.clips_before = static_cast<int>(in.one<std::int64_t>());
     for (std::ptrdiff_t &stride : c.strides)
         stride = in.one<std::int64_t>();
     c.origin = in.one<std::int64_t>();
-    for (float *value :
-         {&c.intensity.slope, &c.intensity.intercept, &c.intensity.clip_lo, &c.intensity.clip_hi,
-          &c.intensity.scale, &c.intensity.offset, &c.pad_value})
+    for (float *value : {&c.intensity.slope, &c.intensity.intercept, &c.intensity.clip_lo,
+                         &c.intensity.clip_hi, &c.intensity.scale, &c.intensity.offset, &c.pad})
         *value = in.one<float>();
     for (Table &table : c.tables) {
         const auto valid = static_cast<std::size_t>(in.one<std::int32_t>());
@@ -213,10 +228,10 @@ int main(int argc, char **argv) {
         if (argc == 4 && std::string(argv[1]) == "--random")
             return compare_variants(std::atoi(argv[2]), static_cast<unsigned>(std::atoi(argv[3])));
         if (argc == 4) {
-            const std::vector<std::uint16_t> out = read_case(argv[1]).run(argv[3], 1);
+            const std::vector<unsigned char> out = read_case(argv[1]).run(argv[3], 1);
             std::ofstream file(argv[2], std::ios::binary);
             file.write(reinterpret_cast<const char *>(out.data()),
-                       static_cast<std::streamsize>(out.size() * sizeof out[0]));
+                       static_cast<std::streamsize>(out.size()));
             return file.good() ? 0 : 1;
         }
         std::fprintf(stderr, "test_bits --random COUNT SEED | CASE RESULT VARIANT\n");

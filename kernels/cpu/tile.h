@@ -17,10 +17,10 @@ constexpr int RING_ROWS = 2 * LANES;
 // Output rows that are staged together when they are written as they lie.
 constexpr int STAGED_ROWS = 16;
 
-// Output positions along W that are staged together when D has to be turned away from the end.
-constexpr int TURNED_ROWS = 32;
-
 constexpr std::size_t LINE_BYTES = 64;
+
+// Output positions along W that are staged together when D has to be turned away from the end.
+constexpr int turned_rows(int voxel_bytes) { return static_cast<int>(LINE_BYTES) / voxel_bytes; }
 
 // Outputs as blends of two elements of a table or rows of a plane.
 struct Blends {
@@ -39,23 +39,23 @@ struct Tile {
     // Source positions along D, and d_count blends of them (padded to LANES).
     const std::int32_t *slices;
     int slices_used;
-    bool slices_adjoin;  // each is the next of the one before, and next in memory
+    bool slices_adjoin;  // each is the next of the one before, and beside it in memory
     Blends d;
 
-    // Where H is contiguous: row_count source rows along H from first_row, and the blends of
-    // them for [h0, h1).
-    bool from_columns;
+    // The axis that the source is read along.  Where that is H or W, row_count source positions on
+    // it from first_row; and for H the blends of them for [h0, h1).
+    int read_along;
     int first_row, row_count;
     Blends h;
 
-    // Scratch.  A plane is of `pitch` floats along D; its rows are source rows along H where H is
-    // contiguous, else outputs along W.
+    // Scratch.  A plane is of `pitch` floats along D; its rows are source positions along H where
+    // it is read along H, else outputs along W.
     float *planes[2];
-    float *rows[2];
+    float *rows[2];  // read along W a plane of source positions, along D two rows
     std::ptrdiff_t pitch;
-    float *converted;  // RING_ROWS rows along H, or one along D
+    float *converted;  // RING_ROWS rows along H or W, or one along D
     std::ptrdiff_t converted_pitch;
-    std::uint16_t *staged;
+    void *staged;  // voxels of voxel_bytes(task->stored)
 };
 
 }  // namespace ctgpu

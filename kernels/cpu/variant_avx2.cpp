@@ -6,5 +6,5 @@
 
 namespace ctgpu {
 extern const Variant avx2_variant;
-const Variant avx2_variant{"avx2", avx2::run, avx2::convert_to_half, avx2::write_once};
+const Variant avx2_variant{"avx2", avx2::run, avx2::round_all, avx2::write_once};
 }  // namespace ctgpu

@@ -6,5 +6,5 @@
 
 namespace ctgpu {
 extern const Variant avx512_variant;
-const Variant avx512_variant{"avx512", avx512::run, avx512::convert_to_half, avx512::write_once};
+const Variant avx512_variant{"avx512", avx512::run, avx512::round_all, avx512::write_once};
 }  // namespace ctgpu

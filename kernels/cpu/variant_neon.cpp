@@ -6,5 +6,5 @@
 
 namespace ctgpu {
 extern const Variant neon_variant;
-const Variant neon_variant{"neon", neon::run, neon::convert_to_half, neon::write_once};
+const Variant neon_variant{"neon", neon::run, neon::round_all, neon::write_once};
 }  // namespace ctgpu

@@ -6,5 +6,5 @@
 
 namespace ctgpu {
 extern const Variant scalar_variant;
-const Variant scalar_variant{"scalar", scalar::run, scalar::convert_to_half, scalar::write_once};
+const Variant scalar_variant{"scalar", scalar::run, scalar::round_all, scalar::write_once};
 }  // namespace ctgpu

@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "cpu/half_avx.h"
+#include "cpu/move_avx.h"
 
 namespace ctgpu {
 namespace CTGPU_VARIANT {
@@ -13,7 +13,7 @@ namespace {
 struct Vec {
     static constexpr int width = 8;
     static constexpr int unroll = 4;
-    static constexpr int half_block = 16;
+    static constexpr int block = 16;
 
     __m256 v;
 
@@ -22,18 +22,9 @@ struct Vec {
     template <class T>
     static Vec convert(const char *at);
     void store(float *at) const { _mm256_storeu_ps(at, v); }
-    void store_half(std::uint16_t *at) const {
-        _mm_storeu_si128(reinterpret_cast<__m128i *>(at), half());
+    Vec reversed() const {
+        return {_mm256_permutevar8x32_ps(v, _mm256_set_epi32(0, 1, 2, 3, 4, 5, 6, 7))};
     }
-    void store_half(std::uint16_t *at, int n) const {
-        std::uint16_t all_of_them[8];
-        store_half(all_of_them);
-        for (int x = 0; x < n; ++x)
-            at[x] = all_of_them[x];
-    }
-
-  private:
-    __m128i half() const { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 };
 
 template <>
@@ -58,6 +49,42 @@ inline Vec lerp(Vec a, Vec b, Vec w) {
 // The order of the operands is what makes equal values, and so zeros of either sign, come out as
 // in the scalar code.
 inline Vec clip(Vec v, Vec lo, Vec hi) { return {_mm256_min_ps(hi.v, _mm256_max_ps(lo.v, v.v))}; }
+
+inline __m128i low_half(__m256i x) { return _mm256_castsi256_si128(x); }
+inline __m128i high_half(__m256i x) { return _mm256_extracti128_si256(x, 1); }
+
+inline __m128i to_half(Vec x) { return _mm256_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT); }
+inline __m128i to_bfloat(Vec x) {
+    const __m256i bits = _mm256_castps_si256(x.v);
+    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+    const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    const __m256i top = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+    return _mm_packus_epi32(low_half(top), high_half(top));
+}
+// What is below the least int32 becomes it, and then, as what is below the least int16, that one.
+inline __m128i to_int16(Vec x) {
+    const __m256i whole = _mm256_cvtps_epi32(_mm256_min_ps(x.v, _mm256_set1_ps(32767)));
+    return _mm_packs_epi32(low_half(whole), high_half(whole));
+}
+// In the lower half.
+inline __m128i to_uint8(Vec x) {
+    const __m128i whole = to_int16(x);
+    return _mm_packus_epi16(whole, whole);
+}
+
+inline void save(__m128i x, std::uint16_t *at) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(at), x);
+}
+inline void save(__m128i x, std::uint8_t *at) {
+    _mm_storel_epi64(reinterpret_cast<__m128i *>(at), x);
+}
+template <class Voxel>
+void save(__m128i x, Voxel *at, int n) {
+    Voxel all_of_them[Vec::width];
+    save(x, all_of_them);
+    for (int i = 0; i < n; ++i)
+        at[i] = all_of_them[i];
+}
 
 inline void transpose(Vec (&block)[8]) {
     __m256 x[8], y[8];

@@ -4,7 +4,7 @@
 
 #include <immintrin.h>
 
-#include "cpu/half_avx.h"
+#include "cpu/move_avx.h"
 
 namespace ctgpu {
 namespace CTGPU_VARIANT {
@@ -13,7 +13,7 @@ namespace {
 struct Vec {
     static constexpr int width = 16;
     static constexpr int unroll = 5;
-    static constexpr int half_block = 16;
+    static constexpr int block = 16;
 
     __m512 v;
 
@@ -22,15 +22,10 @@ struct Vec {
     template <class T>
     static Vec convert(const char *at);
     void store(float *at) const { _mm512_storeu_ps(at, v); }
-    void store_half(std::uint16_t *at) const {
-        _mm256_storeu_si256(reinterpret_cast<__m256i *>(at), half());
+    Vec reversed() const {
+        const __m512i down = _mm512_set_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        return {_mm512_permutexvar_ps(down, v)};
     }
-    void store_half(std::uint16_t *at, int n) const {
-        _mm256_mask_storeu_epi16(at, static_cast<__mmask16>((1u << n) - 1), half());
-    }
-
-  private:
-    __m256i half() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 };
 
 template <>
@@ -55,6 +50,36 @@ inline Vec lerp(Vec a, Vec b, Vec w) {
 // The order of the operands is what makes equal values, and so zeros of either sign, come out as
 // in the scalar code.
 inline Vec clip(Vec v, Vec lo, Vec hi) { return {_mm512_min_ps(hi.v, _mm512_max_ps(lo.v, v.v))}; }
+
+inline __m256i to_half(Vec x) { return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT); }
+inline __m256i to_bfloat(Vec x) {
+    const __m512i bits = _mm512_castps_si512(x.v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_add_epi32(bits, half), 16));
+}
+// What is below the least int32 becomes it, and then, as what is below the least int16, that one.
+inline __m256i to_int16(Vec x) {
+    const __m512 low = _mm512_min_ps(x.v, _mm512_set1_ps(32767));
+    return _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(low));
+}
+inline __m128i to_uint8(Vec x) {
+    const Vec held = clip(x, Vec::all(0), Vec::all(255));
+    return _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(held.v));
+}
+
+inline void save(__m256i x, std::uint16_t *at) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i *>(at), x);
+}
+inline void save(__m256i x, std::uint16_t *at, int n) {
+    _mm256_mask_storeu_epi16(at, static_cast<__mmask16>((1u << n) - 1), x);
+}
+inline void save(__m128i x, std::uint8_t *at) {
+    _mm_storeu_si128(reinterpret_cast<__m128i *>(at), x);
+}
+inline void save(__m128i x, std::uint8_t *at, int n) {
+    _mm_mask_storeu_epi8(at, static_cast<__mmask16>((1u << n) - 1), x);
+}
 
 inline void transpose(Vec (&block)[16]) {
     __m512 x[16], y[16];

@@ -12,7 +12,7 @@ namespace {
 struct Vec {
     static constexpr int width = 4;
     static constexpr int unroll = 8;
-    static constexpr int half_block = 8;
+    static constexpr int block = 8;
 
     float32x4_t v;
 
@@ -21,16 +21,10 @@ struct Vec {
     template <class T>
     static Vec convert(const char *at);
     void store(float *at) const { vst1q_f32(at, v); }
-    void store_half(std::uint16_t *at) const { vst1_u16(at, half()); }
-    void store_half(std::uint16_t *at, int n) const {
-        std::uint16_t all_of_them[4];
-        store_half(all_of_them);
-        for (int x = 0; x < n; ++x)
-            at[x] = all_of_them[x];
+    Vec reversed() const {
+        const float32x4_t pairs = vrev64q_f32(v);
+        return {vextq_f32(pairs, pairs, 2)};
     }
-
-  private:
-    uint16x4_t half() const { return vreinterpret_u16_f16(vcvt_f16_f32(v)); }
 };
 
 template <>
@@ -60,6 +54,30 @@ inline Vec clip(Vec v, Vec lo, Vec hi) {
     return {vbslq_f32(vcgtq_f32(x, hi.v), hi.v, x)};
 }
 
+inline uint16x4_t to_half(Vec x) { return vreinterpret_u16_f16(vcvt_f16_f32(x.v)); }
+inline uint16x4_t to_bfloat(Vec x) {
+    const uint32x4_t bits = vreinterpretq_u32_f32(x.v);
+    const uint32x4_t odd = vandq_u32(vshrq_n_u32(bits, 16), vdupq_n_u32(1));
+    return vshrn_n_u32(vaddq_u32(bits, vaddq_u32(odd, vdupq_n_u32(0x7fff))), 16);
+}
+// Every step ends at the least and the largest value of its type.
+inline uint16x4_t to_int16(Vec x) { return vreinterpret_u16_s16(vqmovn_s32(vcvtnq_s32_f32(x.v))); }
+// In the lower half.
+inline uint8x8_t to_uint8(Vec x) {
+    const int16x4_t whole = vqmovn_s32(vcvtnq_s32_f32(x.v));
+    return vqmovun_s16(vcombine_s16(whole, whole));
+}
+
+inline void save(uint16x4_t x, std::uint16_t *at) { vst1_u16(at, x); }
+inline void save(uint8x8_t x, std::uint8_t *at) { std::memcpy(at, &x, Vec::width); }
+template <class Rounded, class Voxel>
+void save(Rounded x, Voxel *at, int n) {
+    Voxel all_of_them[Vec::width];
+    save(x, all_of_them);
+    for (int i = 0; i < n; ++i)
+        at[i] = all_of_them[i];
+}
+
 inline void transpose(Vec (&block)[4]) {
     const auto pairs = [](float32x4_t a) { return vreinterpretq_f64_f32(a); };
     const auto back = [](float64x2_t a) { return vreinterpretq_f32_f64(a); };
@@ -82,8 +100,8 @@ inline void pick(const float *row, const std::int32_t *first, const std::int32_t
 }
 
 // An 8 x 8 block of 16-bit voxels.
-inline void transpose_half(const std::uint16_t *in, std::ptrdiff_t in_pitch, std::uint16_t *out,
-                           std::ptrdiff_t out_pitch) {
+inline void turn_block(const std::uint16_t *in, std::ptrdiff_t in_pitch, std::uint16_t *out,
+                       std::ptrdiff_t out_pitch) {
     uint16x8_t x[8];
     uint32x4_t y[8];
     for (int r = 0; r < 8; ++r)
@@ -106,8 +124,26 @@ inline void transpose_half(const std::uint16_t *in, std::ptrdiff_t in_pitch, std
     }
 }
 
-inline void stream(std::uint16_t *out, const std::uint16_t *in, std::ptrdiff_t n) {
-    std::memcpy(out, in, static_cast<std::size_t>(n) * sizeof *out);
+// An 8 x 8 block of 8-bit voxels: each round deals the rows out like a deck of cards.
+inline void turn_block(const std::uint8_t *in, std::ptrdiff_t in_pitch, std::uint8_t *out,
+                       std::ptrdiff_t out_pitch) {
+    uint8x8_t x[8], y[8];
+    for (int r = 0; r < 8; ++r)
+        x[r] = vld1_u8(in + r * in_pitch);
+    for (int round = 0; round < 3; ++round) {
+        for (int r = 0; r < 4; ++r) {
+            y[2 * r] = vzip1_u8(x[r], x[r + 4]);
+            y[2 * r + 1] = vzip2_u8(x[r], x[r + 4]);
+        }
+        for (int r = 0; r < 8; ++r)
+            x[r] = y[r];
+    }
+    for (int c = 0; c < 8; ++c)
+        vst1_u8(out + c * out_pitch, x[c]);
+}
+
+inline void stream(void *out, const void *in, std::ptrdiff_t bytes) {
+    std::memcpy(out, in, static_cast<std::size_t>(bytes));
 }
 inline void finish_streams() {}
 

@@ -12,11 +12,27 @@ namespace {
 
 using namespace ctgpu;
 
+template <class Tile>
+void write(const Tile &tile, Stored stored, int thread, const float *shared) {
+    switch (stored) {
+    case Stored::float16:
+        return tile.template write<Stored::float16>(thread, shared);
+    case Stored::bfloat16:
+        return tile.template write<Stored::bfloat16>(thread, shared);
+    case Stored::int16:
+        return tile.template write<Stored::int16>(thread, shared);
+    case Stored::uint8:
+        return tile.template write<Stored::uint8>(thread, shared);
+    }
+}
+
 // Between the phases lies the barrier, so within one the order of threads must not matter: it can
 // be turned around.  Shared memory starts as NaN: what no thread stored shows in the output.
 template <class Voxel, bool SWAP, int FAST, int OUT>
-void run(const Volume *volumes, int count, bool backwards) {
+void run(const Volume *volumes, int count, Stored stored, bool backwards) {
     using Tile = Tile<Voxel, SWAP, FAST, OUT>;
+    // What is stored does not depend on what was read: compiled once for all types of voxels.
+    using Writer = ctgpu::Tile<short, false, FAST, OUT>;
     const auto turn = [backwards](int i, int n) { return backwards ? n - 1 - i : i; };
     std::vector<float> shared;
     for (int v = 0; v < count; ++v) {
@@ -28,35 +44,37 @@ void run(const Volume *volumes, int count, bool backwards) {
                 for (int thread = 0; thread < THREADS; ++thread)
                     tile.blend(turn(thread, THREADS), shared.data());
             for (int thread = 0; thread < THREADS; ++thread)
-                tile.write(turn(thread, THREADS), shared.data());
+                write(Writer(volumes[v], turn(t, tiles)), stored, turn(thread, THREADS),
+                      shared.data());
         }
     }
 }
 
 template <class Voxel, bool SWAP, int FAST>
-void run_to(int out, const Volume *volumes, int count, bool backwards) {
+void run_to(int out, const Volume *volumes, int count, Stored stored, bool backwards) {
     if (out == AXIS_W)
-        run<Voxel, SWAP, FAST, AXIS_W>(volumes, count, backwards);
+        run<Voxel, SWAP, FAST, AXIS_W>(volumes, count, stored, backwards);
     else
-        run<Voxel, SWAP, FAST, AXIS_D>(volumes, count, backwards);
+        run<Voxel, SWAP, FAST, AXIS_D>(volumes, count, stored, backwards);
 }
 
 template <class Voxel, bool SWAP>
-void run_along(int fast, int out, const Volume *volumes, int count, bool backwards) {
+void run_along(int fast, int out, const Volume *volumes, int count, Stored stored, bool backwards) {
     if (fast == AXIS_H)
-        run_to<Voxel, SWAP, AXIS_H>(out, volumes, count, backwards);
+        run_to<Voxel, SWAP, AXIS_H>(out, volumes, count, stored, backwards);
     else if (fast == AXIS_W)
-        run_to<Voxel, SWAP, AXIS_W>(out, volumes, count, backwards);
+        run_to<Voxel, SWAP, AXIS_W>(out, volumes, count, stored, backwards);
     else
-        run_to<Voxel, SWAP, AXIS_D>(out, volumes, count, backwards);
+        run_to<Voxel, SWAP, AXIS_D>(out, volumes, count, stored, backwards);
 }
 
 template <class Voxel>
-void run_type(bool swap, int fast, int out, const Volume *volumes, int count, bool backwards) {
+void run_type(bool swap, int fast, int out, const Volume *volumes, int count, Stored stored,
+              bool backwards) {
     if (swap)
-        run_along<Voxel, true>(fast, out, volumes, count, backwards);
+        run_along<Voxel, true>(fast, out, volumes, count, stored, backwards);
     else
-        run_along<Voxel, false>(fast, out, volumes, count, backwards);
+        run_along<Voxel, false>(fast, out, volumes, count, stored, backwards);
 }
 
 }  // namespace
@@ -80,11 +98,13 @@ int ctgpu_tiles(const Volume *volume, int fast, int out) {
     return -1;
 }
 
-// Does what a launch does.  `kind` and `size_bytes` are a NumPy dtype's.
+// Does what a launch does.  `kind` and `size_bytes` are a NumPy dtype's, `stored` is a place in
+// ctgpu::Stored.
 int ctgpu_emulate(const Volume *volumes, int count, char kind, int size_bytes, int swap, int fast,
-                  int out, int backwards) {
+                  int out, int stored, int backwards) {
     const auto with = [&](auto voxel) {
-        run_type<decltype(voxel)>(swap != 0, fast, out, volumes, count, backwards != 0);
+        run_type<decltype(voxel)>(swap != 0, fast, out, volumes, count, static_cast<Stored>(stored),
+                                  backwards != 0);
         return 0;
     };
     switch (kind << 8 | size_bytes) {

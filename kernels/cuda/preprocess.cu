@@ -8,6 +8,7 @@
 //   CTGPU_OUT            axis along which the output is: 2 (layout HWD) or 1 (DHW)
 //   CTGPU_RESCALES       1 where slope and intercept are applied
 //   CTGPU_CLIPS_BEFORE   1 where values are clipped before they are blended, 0 for after
+//   CTGPU_STORED         type of the output: one of ctgpu::Stored
 
 #include "tile.h"
 
@@ -26,5 +27,5 @@ extern "C" __global__ void __launch_bounds__(ctgpu::THREADS, 3)
         tile.blend(thread, shared);
         __syncthreads();
     }
-    tile.write(thread, shared);
+    tile.write<CTGPU_STORED>(thread, shared);
 }

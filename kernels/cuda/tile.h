@@ -6,7 +6,8 @@
 //   blend   source voxels → Y[slot][w][d] in shared memory: gather, rescale, clip, blend along D
 //           and W.  A slot is one source row (along H) that the tile needs, so that the last blend
 //           finds both of its rows in shared memory.
-//   write   Y → output: blend along H, normalise, round, 16-byte stores; padding needs no source.
+//   write   Y → output: blend along H, normalise, round, store eight voxels at once; padding needs
+//           no source.
 //
 // In `blend` neighbouring threads follow the source's contiguous axis, in `write` the output's:
 // shared memory is where the volume is transposed.  Each thread carries COLUMNS (slot, d) columns
@@ -21,32 +22,15 @@
 #ifndef CTGPU_CUDA_TILE_H
 #define CTGPU_CUDA_TILE_H
 
-#include "../preprocess_math.h"
-
-#ifdef __CUDACC__
-#define CTGPU_DEVICE __device__ __forceinline__
-#else
-#define CTGPU_DEVICE inline
-#endif
+#include "voxel.h"
 
 namespace ctgpu {
-
-// Nothing that is read through this changes while the kernel runs.
-template <class T>
-CTGPU_DEVICE T read_only(const T *address) {
-#ifdef __CUDACC__
-    return __ldg(address);
-#else
-    return *address;
-#endif
-}
 
 enum Axis { AXIS_H = 0, AXIS_W = 1, AXIS_D = 2 };
 
 constexpr int THREADS = 320;                        // of a block
 constexpr int WARP = 32;                            //
 constexpr int COLUMNS = 4;                          // (slot, d) columns of a thread in `blend`
-constexpr int VECTOR = 8;                           // halves of one 16-byte store
 constexpr int PLANE = WARP * VECTOR;                // TILE_W × TILE_D: one warp writes it in one go
 constexpr int SLOTS = 40;                           // source rows of a tile, at most
 constexpr int SLOT_FLOATS = PLANE + 1;              // odd: slots of a warp fall into distinct banks
@@ -70,18 +54,18 @@ struct AxisTable {
     int stride;         // of the source, in voxels; may be negative
 };
 
-// One volume of a batch.  ctgpu/engines/_batch.py fills the same struct.
+// One volume of a batch.  ctgpu/engines/batch.py fills the same struct.
 struct Volume {
-    const void *source;   // voxel (0, 0, 0)
-    unsigned short *out;  // float16 bits, C order, 16-byte aligned
-    AxisTable axes[3];    // H, W, D
+    const void *source;  // voxel (0, 0, 0)
+    void *out;           // C order, aligned to whole vectors
+    AxisTable axes[3];   // H, W, D
     Intensity intensity;
     int first_tile;  // tiles of the batch before this volume
     int tile_h;      // rows of a tile: such that none needs more than SLOTS slots
-    int pad_bits;    // float16 bits of padding
+    int pad_bits;    // a voxel of padding, as it is stored
     int reserved;
 };
-static_assert(sizeof(Volume) == 136, "ctgpu/engines/_batch.py packs 136 bytes");
+static_assert(sizeof(Volume) == 136, "ctgpu/engines/batch.py packs 136 bytes");
 
 CTGPU_DEVICE Intensity intensity_of(const Volume &volume) {
     Intensity intensity = volume.intensity;
@@ -95,112 +79,6 @@ CTGPU_DEVICE Intensity intensity_of(const Volume &volume) {
 CTGPU_DEVICE int smaller(int a, int b) { return a < b ? a : b; }
 CTGPU_DEVICE int larger(int a, int b) { return a > b ? a : b; }
 CTGPU_DEVICE int tiles_along(int n, int tile) { return (n + tile - 1) / tile; }
-
-// ---- One voxel ---------------------------------------------------------------------------------
-
-struct Half {};  // float16 as a voxel type; its values travel as bits
-
-template <int BYTES>
-struct BitsOf;
-template <>
-struct BitsOf<1> {
-    using type = unsigned char;
-};
-template <>
-struct BitsOf<2> {
-    using type = unsigned short;
-};
-template <>
-struct BitsOf<4> {
-    using type = unsigned int;
-};
-template <>
-struct BitsOf<8> {
-    using type = unsigned long long;
-};
-
-template <class Voxel>
-struct VoxelBits {
-    using type = typename BitsOf<sizeof(Voxel)>::type;
-};
-template <>
-struct VoxelBits<Half> {
-    using type = unsigned short;
-};
-
-CTGPU_DEVICE unsigned char swapped(unsigned char x) { return x; }
-CTGPU_DEVICE unsigned short swapped(unsigned short x) {
-    return static_cast<unsigned short>(x << 8 | x >> 8);
-}
-CTGPU_DEVICE unsigned int swapped(unsigned int x) {
-    return x << 24 | (x & 0xff00u) << 8 | (x >> 8 & 0xff00u) | x >> 24;
-}
-CTGPU_DEVICE unsigned long long swapped(unsigned long long x) {
-    return static_cast<unsigned long long>(swapped(static_cast<unsigned int>(x))) << 32 |
-           swapped(static_cast<unsigned int>(x >> 32));
-}
-
-// Step 1 of the contract: round to nearest even, which every conversion to float32 here does.
-template <class Voxel>
-struct ToFloat {
-    static CTGPU_DEVICE float from(typename VoxelBits<Voxel>::type bits) {
-        union {
-            typename VoxelBits<Voxel>::type bits;
-            Voxel value;
-        } voxel;
-        voxel.bits = bits;
-        return static_cast<float>(voxel.value);
-    }
-};
-
-#ifdef __CUDACC__
-template <>
-struct ToFloat<double> {
-    static CTGPU_DEVICE float from(unsigned long long bits) {
-        float value;  // PTX: see preprocess_math.h
-        asm("cvt.rn.f32.f64 %0, %1;" : "=f"(value) : "d"(__longlong_as_double(bits)));
-        return value;
-    }
-};
-
-template <>
-struct ToFloat<Half> {
-    static CTGPU_DEVICE float from(unsigned short bits) {
-        float value;
-        asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-        return value;
-    }
-};
-
-CTGPU_DEVICE unsigned int two_halves(float low, float high) {
-    unsigned int bits;
-#if __CUDA_ARCH__ >= 800
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(bits) : "f"(high), "f"(low));
-#else
-    asm("{.reg .b16 l, h; cvt.rn.f16.f32 l, %1; cvt.rn.f16.f32 h, %2; mov.b32 %0, {l, h};}"
-        : "=r"(bits)
-        : "f"(low), "f"(high));
-#endif
-    return bits;
-}
-
-CTGPU_DEVICE void store_vector(unsigned short *out, const unsigned int (&pairs)[VECTOR / 2]) {
-    *reinterpret_cast<uint4 *>(out) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-}
-#else
-template <>
-struct ToFloat<Half> {
-    static inline float from(unsigned short bits) { return from_half(bits); }
-};
-
-inline unsigned int two_halves(float low, float high) {
-    return to_half(low) | static_cast<unsigned int>(to_half(high)) << 16;
-}
-
-inline void store_vector(unsigned short *out, const unsigned int (&pairs)[VECTOR / 2]) {
-    std::memcpy(out, pairs, sizeof pairs);
-}
-#endif
 
 // ---- One tile ----------------------------------------------------------------------------------
 
@@ -361,7 +239,11 @@ struct Tile {
     }
 
     // Second phase.
+    template <Stored STORED>
     CTGPU_DEVICE void write(int thread, const float *shared) const {
+        using To = Output<STORED>;
+        constexpr int OF_WORD = 4 / sizeof(typename To::Bits), WORDS = VECTOR / OF_WORD;
+
         const AxisTable &axis_h = volume.axes[AXIS_H], &axis_out = volume.axes[OUT];
         const Range &out = OUT == AXIS_D ? d : w, &across = OUT == AXIS_D ? w : d;
         const bool sampled = is_sampled();
@@ -378,12 +260,12 @@ struct Tile {
             sampled && t_across >= across.step && t_across < across.step + across.steps;
         const int t_out = out.first + local_out - axis_out.pad_before;
         const unsigned int pad = static_cast<unsigned int>(volume.pad_bits);
-        // Where rows of the output are not whole vectors, they do not start on 16 bytes either.
+        // Where rows of the output are not whole vectors, they are not aligned to such either.
         const bool whole = axis_out.n_out % VECTOR == 0;
 
         const Slots slots = sampled ? Slots(axis_h, h) : Slots();
         for (int row = thread / WARP; row < h.size; row += THREADS / WARP) {
-            unsigned int pairs[VECTOR / 2];
+            unsigned int words[WORDS];
             const int t_h = h.first + row - axis_h.pad_before;
             if (has_source && t_h >= h.step && t_h < h.step + h.steps) {
                 const Step step = Step::read(&axis_h.steps[t_h]);
@@ -394,30 +276,26 @@ struct Tile {
                 for (int k = 0; k < VECTOR; ++k)
                     v[k] = normalise(lerp(y0[at(lane, k)], y1[at(lane, k)], step.w), intensity);
 #pragma unroll
-                for (int k = 0; k < VECTOR; k += 2) {
-                    const unsigned int both = two_halves(v[k], v[k + 1]);
-                    const bool low = t_out + k >= out.step && t_out + k < out.step + out.steps;
-                    const bool high =
-                        t_out + k + 1 >= out.step && t_out + k + 1 < out.step + out.steps;
-                    pairs[k / 2] =
-                        (low ? both & 0xffffu : pad) | (high ? both & 0xffff0000u : pad << 16);
-                }
+                for (int n = 0; n < WORDS; ++n)
+                    words[n] = To::within(out.step, out.step + out.steps, t_out + n * OF_WORD,
+                                          To::word(v + n * OF_WORD), pad);
             } else {
 #pragma unroll
-                for (int k = 0; k < VECTOR / 2; ++k)
-                    pairs[k] = pad | pad << 16;
+                for (int n = 0; n < WORDS; ++n)
+                    words[n] = To::filled(pad);
             }
 
-            unsigned short *const to = volume.out +
-                                       offset_of(h.first + row, across.first + local_across) +
-                                       out.first + local_out;
+            auto *const to = static_cast<typename To::Bits *>(volume.out) +
+                             offset_of(h.first + row, across.first + local_across) + out.first +
+                             local_out;
             if (whole) {
-                store_vector(to, pairs);
+                store_vector(to, words);
             } else {
 #pragma unroll
                 for (int k = 0; k < VECTOR; ++k)
                     if (local_out + k < out.size)
-                        to[k] = static_cast<unsigned short>(pairs[k / 2] >> k % 2 * 16);
+                        to[k] = static_cast<typename To::Bits>(words[k / OF_WORD] >>
+                                                               k % OF_WORD * (32 / OF_WORD));
             }
         }
     }
@@ -455,7 +333,9 @@ struct Tile {
     }
 
     // Where a voxel of the plane lies in its slot.  `write` reads element k of all lanes' vectors
-    // at once, `blend` stores 32 neighbours along FAST at once; this serves both without conflicts.
+    // at once, without bank conflicts; `blend` stores 32 neighbours along FAST at once, nearly
+    // without.  Where that is H, a warp reaches from one column's slots into the next one's, which
+    // meet them in some banks: docs/gpu.md has the counts.
     static CTGPU_DEVICE int at(int lane, int k) { return k * WARP + (lane + 4 * k) % WARP; }
     static CTGPU_DEVICE int place(int local_w, int local_d) {
         const int along = OUT == AXIS_D ? local_d : local_w,

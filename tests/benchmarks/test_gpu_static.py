@@ -12,8 +12,9 @@ import shutil
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -23,7 +24,7 @@ import run_gpu
 from common import REPOSITORY, RESULTS
 from ctgpu.engines.batch import KernelKey
 from ctgpu.machine import usable_cores
-from ctgpu.spec import Spec
+from ctgpu.spec import Dtype, Spec
 
 USUAL = gpu_static.USUAL
 
@@ -41,8 +42,17 @@ def value(numbers: dict[str, dict[str, list[int]]], name: str) -> int:
 
 def test_every_variant_has_a_name_of_its_own() -> None:
     keys = gpu_static.variants()
-    assert len(keys) == len(set(keys)) == len({gpu_static.name_of(key) for key in keys}) == 480
+    assert len(keys) == len(set(keys)) == len({gpu_static.name_of(key) for key in keys})
+    assert Counter(key.stored for key in keys) == {
+        "float16": 480,
+        "bfloat16": 2,
+        "int16": 2,
+        "uint8": 2,
+    }
     assert gpu_static.name_of(USUAL) == "i2, H to D, clips before"
+    assert gpu_static.name_of(replace(USUAL, stored="uint8")) == (
+        "i2, H to D, clips before, to uint8"
+    )
 
 
 def test_a_kernel_is_counted(compiler: gpu_static.Compiler) -> None:
@@ -148,12 +158,13 @@ def test_a_picture_of_what_was_not_measured_is_refused(
 
 # ---- The published result ----------------------------------------------------------------------
 
-#: Two for whom the documents have figures, and one of each kind beside them.
+#: Those for whom the documents have figures, and some of each kind beside them.
 RECOUNTED = (
     USUAL,
     gpu_static.USUAL_DHW,
     KernelKey("u1", swap=False, fast=2, out=2, rescales=True, clips_before=False),
     KernelKey("f8", swap=True, fast=1, out=1, rescales=False, clips_before=True),
+    *(replace(gpu_static.USUAL_DHW, stored=stored) for stored in get_args(Dtype)[1:]),
 )
 AGAIN = "run python benchmarks/run_gpu.py --static, and hold docs/gpu.md against it"
 
@@ -326,13 +337,24 @@ def test_the_documents_give_the_published_figures(published: dict[str, Any]) -> 
 def sentences(result: dict[str, Any]) -> list[str]:
     """What docs/gpu.md must say of a result."""
 
+    to_float16 = [gpu_static.name_of(k) for k in gpu_static.variants() if k.stored == "float16"]
+
     def all_of(name: str) -> Counter[int]:
-        return Counter(value(numbers, name) for numbers in result["variants"].values())
+        return Counter(value(result["variants"][variant], name) for variant in to_float16)
 
     def thousands(number: float) -> str:
         return f"{number / 1000:.1f}"
 
-    variants, registers = len(result["variants"]), all_of("registers")
+    def instructions_to(stored: Dtype) -> str:
+        hwd, dhw = (
+            value(
+                result["variants"][gpu_static.name_of(replace(key, stored=stored))], "instructions"
+            )
+            for key in (USUAL, gpu_static.USUAL_DHW)
+        )
+        return f"{hwd:,} to {stored} (DHW {dhw:,})"
+
+    registers = all_of("registers")
     (most, _), (fewer, those) = registers.most_common()
     (shared_bytes,) = all_of("shared memory")
     instructions, stores = all_of("instructions"), all_of("spill stores")
@@ -356,7 +378,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     (multiprocessors,) = {device.multiprocessors for device in gpu_static.DEVICES.values()}
     (clock_ghz,) = {device.clock_ghz for device in gpu_static.DEVICES.values()}
     return [
-        f"all {variants} kernels",
+        f"all {len(to_float16)} kernels to float16",
         f"With NVRTC {result['nvrtc']} for {result['architecture']}",
         f"{most} registers ({fewer} in {those}), {shared_bytes:,} bytes of shared memory and so "
         f"{in_words[hwd['blocks_of_a_multiprocessor']]} blocks a multiprocessor, "
@@ -364,6 +386,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
         f"{min(instructions):,} to {max(instructions):,} instructions. {stores[0]} kernels spill "
         f"nothing; the others store {min(spilled)} to {max(spilled)} bytes a thread",
         f"The usual one, int16 to HWD, spills {value(usual, 'spill stores')}",
+        f"Usual kernels have {', '.join(map(instructions_to, get_args(Dtype)))}",
         f"{thousands(ptx)} thousand PTX instructions a block ({thousands(ptx_dhw)} for DHW), about "
         f"{thousands(hwd['instructions_of_a_block'])} thousand of machine code "
         f"({thousands(dhw['instructions_of_a_block'])})",
@@ -396,4 +419,4 @@ def test_figures_that_the_documents_do_not_give_are_found(published: dict[str, A
     for numbers in published["variants"].values():
         numbers["instructions"]["runs"][0] += 1
     published["roofline"]["HWD"]["wavefronts_of_a_shared_store"] += 1
-    assert len(set(sentences(published)) - set(given)) == 2
+    assert len(set(sentences(published)) - set(given)) == 3

@@ -43,6 +43,8 @@ def test_a_volume_and_a_full_shard_take_what_they_take() -> None:
     assert storage.sample_bytes == 110_592_000
     assert storage.full_shard_bytes == 14_155_776_000
     assert f"{storage.full_shard_bytes / 1e9:.2f} GB" == "14.16 GB"
+    assert Storage.of(1, spec=Spec(dtype="int16")).sample_bytes == 110_592_000
+    assert Storage.of(1, spec=Spec(dtype="uint8")).sample_bytes == 55_296_000
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,14 +54,14 @@ def half_a_voxel_on(volume: Volume, spec: Spec) -> npt.NDArray[np.float16]:
     axis = plan.axes[2]
     position = np.clip(axis.i0 + axis.w.astype(np.float64) + 0.5, 0, axis.n_source - 1)
     i0 = position.astype(np.int32)
-    moved = type(axis)(
-        *(axis.n_source, axis.n_resized, axis.n_out, axis.crop_start, axis.pad_before),
-        i0,
-        np.minimum(i0 + 1, axis.n_source - 1).astype(np.int32),
-        (position - i0).astype(np.float32),
+    moved = replace(
+        axis,
+        i0=i0,
+        i1=np.minimum(i0 + 1, axis.n_source - 1).astype(np.int32),
+        w=(position - i0).astype(np.float32),
     )
     out = np.empty(spec.stored_shape, np.float16)
-    shifted = type(plan)(spec, plan.spacing_mm, (plan.axes[0], plan.axes[1], moved))
+    shifted = replace(plan, axes=(plan.axes[0], plan.axes[1], moved))
     open_engine("cpu").run([Job(volume.voxels, Rescale(), shifted, out)])
     return out
 

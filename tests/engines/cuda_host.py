@@ -9,16 +9,18 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from ctgpu.engines import Job
 from ctgpu.engines.batch import KernelKey
-from ctgpu.spec import Spec
+from ctgpu.spec import Dtype, Spec
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
+from ctgpu.volume.statistics import statistics_of
+from ctgpu.volume.stored import numpy_dtype
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels" / "cuda"
 
@@ -55,9 +57,9 @@ def lerp(a: np.ndarray, b: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 def expected(job: Job) -> np.ndarray:
     """What `job.out` must be."""
-    spec = job.plan.spec
+    spec, values = job.plan.spec, job.plan.values
     h, w, d = job.plan.axes
-    lo, hi = (np.float32(limit) for limit in spec.hu_window)
+    lo, hi = np.float32(values.clip_lo), np.float32(values.clip_hi)
     x = job.voxels.astype(np.float32)
     if not job.rescale.is_identity:
         x = fma(np.float32(job.rescale.slope), x, np.float32(job.rescale.intercept))
@@ -68,11 +70,32 @@ def expected(job: Job) -> np.ndarray:
     x = lerp(x[h.i0], x[h.i1], h.w[:, None, None])
     if spec.clip == "after":
         x = np.clip(x, lo, hi)
-    scale, offset = (np.float32(value) for value in spec.scale_offset)
-    out = np.full(spec.shape_hwd, np.float32(spec.pad_value).astype(np.float16))
+    out = np.full(spec.shape_hwd, np.float32(values.pad))
     valid = tuple(slice(a.pad_before, a.pad_before + a.n_valid) for a in job.plan.axes)
-    out[valid] = fma(x, scale, offset).astype(np.float16)
-    return out if spec.layout == "HWD" else out.transpose(2, 0, 1)
+    out[valid] = fma(x, np.float32(values.scale), np.float32(values.offset))
+    made = rounded(out, spec.dtype)
+    return made if spec.layout == "HWD" else made.transpose(2, 0, 1)
+
+
+def rounded(numbers: np.ndarray, dtype: Dtype) -> np.ndarray:
+    """float32 numbers as they are stored; for bfloat16 the bits."""
+    if dtype == "float16":
+        return numbers.astype(np.float16)
+    if dtype == "bfloat16":
+        # In float64 the eight digits that are kept, and of subnormals fewer, are whole numbers.
+        exponent = np.maximum(np.frexp(numbers)[1], -125) - 8
+        kept = np.ldexp(np.rint(np.ldexp(numbers.astype(np.float64), -exponent)), exponent)
+        bits = kept.astype(np.float32).view(np.uint32)
+        assert not (bits & 0xFFFF).any()
+        return (bits >> 16).astype(np.uint16)
+    ends = np.iinfo(dtype)
+    return np.rint(np.clip(numbers.astype(np.float64), ends.min, ends.max)).astype(dtype)
+
+
+def assert_same_bits(made: np.ndarray, wanted: np.ndarray) -> None:
+    assert made.dtype == wanted.dtype
+    bits = f"u{made.dtype.itemsize}"
+    np.testing.assert_array_equal(made.view(bits), wanted.view(bits))
 
 
 # ---- The kernel on the host ---------------------------------------------------------------------
@@ -107,11 +130,27 @@ def launch(
 ) -> None:
     """What a launch does, over the volumes described at `address`."""
     kind, size_bytes = ctypes.c_char(key.voxel[0].encode()), int(key.voxel[1:])
-    flags = key.swap, key.fast, key.out, backwards
+    flags = key.swap, key.fast, key.out, get_args(Dtype).index(key.stored), backwards
     assert library.ctgpu_emulate(ctypes.c_void_p(address), count, kind, size_bytes, *flags) == 0
 
 
 # ---- Jobs ---------------------------------------------------------------------------------------
+
+#: Contracts of every type of the output, whose clips, scales, offsets and paddings differ.
+CONTRACTS: dict[str, dict[str, Any]] = {
+    "float16": {},
+    "float16, by the z-score": {"hu_window": None, "normalise": "zscore"},
+    "bfloat16": {"dtype": "bfloat16", "output_range": (0.0, 1.0), "hu_window": (-150.0, 250.0)},
+    "int16": {"dtype": "int16"},
+    "int16 without a window": {"dtype": "int16", "hu_window": None},
+    "uint8": {"dtype": "uint8", "pad_value": 0.1},
+    "uint8, by percentiles": {
+        "dtype": "uint8",
+        "hu_window": None,
+        "normalise": "percentiles",
+        "percentiles": (20.0, 80.0),
+    },
+}
 
 
 def job(
@@ -120,8 +159,21 @@ def job(
     spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0),
     rescale: Rescale = Rescale(),  # noqa: B008
 ) -> Job:
-    plan = plan_volume(voxels.shape, spacing_mm, spec)
-    return Job(voxels, rescale, plan, np.full(spec.stored_shape, np.nan, np.float16))
+    statistics = statistics_of(voxels, rescale, spec) if spec.needs_statistics else None
+    plan = plan_volume(voxels.shape, spacing_mm, spec, statistics=statistics)
+    return Job(voxels, rescale, plan, blank(spec.stored_shape, numpy_dtype(spec.dtype)))
+
+
+def twin_of(made: Job) -> Job:
+    """The same job with memory of its own."""
+    return Job(made.voxels, made.rescale, made.plan, blank(made.out.shape, made.out.dtype))
+
+
+def blank(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    """What hardly any engine writes: NaN, or bits that are rare."""
+    if dtype == np.float16:
+        return np.full(shape, np.nan, dtype)
+    return np.full(shape, 0xA5A5A5A5 >> 32 - 8 * dtype.itemsize, f"u{dtype.itemsize}").view(dtype)
 
 
 def spec(shape: tuple[int, int, int], layout: Any = "HWD", **others: Any) -> Spec:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from ctgpu.engines import Engine, Job
-from ctgpu.spec import Spec
+from ctgpu.errors import IntensityError
+from ctgpu.spec import Dtype, Layout, Normalise, Spec
 from ctgpu.volume.geometry import VolumePlan, plan_volume
+from ctgpu.volume.orientation import AS_STORED, Reorientation
 from ctgpu.volume.raw import Rescale
+from ctgpu.volume.statistics import statistics_of
+from ctgpu.volume.stored import numbers_of, numpy_dtype
 
 DTYPES = (
     "int8",
@@ -54,15 +60,30 @@ def make_job(
     spacing_mm: tuple[float, float, float],
     spec: Spec,
     rescale: Rescale | None = None,
+    reorientation: Reorientation = AS_STORED,
 ) -> Job:
-    """A job whose output holds NaN wherever the engine writes nothing."""
-    out = np.full(spec.stored_shape, np.nan, np.float16)
-    return Job(voxels, rescale or Rescale(), plan_volume(voxels.shape, spacing_mm, spec), out)
+    """A job on the oriented view of the voxels of a file; spacing along the output's axes."""
+    rescale = rescale or Rescale()
+    turned = reorientation.view(voxels)
+    plan = plan_volume(
+        turned.shape,
+        spacing_mm,
+        spec,
+        statistics=statistics_of(voxels, rescale, spec) if spec.needs_statistics else None,
+        reorientation=reorientation,
+    )
+    return Job(turned, rescale, plan, poisoned(spec))
 
 
-def run(engine: Engine, job: Job, threads: int = 1) -> npt.NDArray[np.float16]:
+def poisoned(spec: Spec, byte: int = 0xFF) -> npt.NDArray[Any]:
+    """Memory for the output, whose every byte is this one; floats are NaN with the default."""
+    memory = np.full(spec.size_bytes, byte, np.uint8)
+    return memory.view(numpy_dtype(spec.dtype)).reshape(spec.stored_shape)
+
+
+def run(engine: Engine, job: Job, threads: int = 1) -> npt.NDArray[Any]:
     """The job's output, with fresh memory."""
-    fresh = Job(job.voxels, job.rescale, job.plan, np.full_like(job.out, np.nan))
+    fresh = Job(job.voxels, job.rescale, job.plan, poisoned(job.plan.spec))
     engine.run([fresh], threads=threads)
     return fresh.out
 
@@ -80,21 +101,57 @@ def random_voxels(seed: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[
 
 @st.composite
 def jobs(draw: st.DrawFn) -> Job:
-    """Any shape, spacing, strides, byte order, dtype and spec."""
+    """Any shape, spacing, strides, byte order, dtype, orientation and spec."""
     shape = tuple(draw(st.tuples(*[st.integers(1, 40)] * 3)))
-    out_shape = tuple(draw(st.tuples(*[st.integers(1, 48)] * 3)))
-    target = (0.75, 0.75, 1.5)
-    spacing = tuple(t * 2 ** draw(st.floats(-2, 2)) for t in target)
-    spec = Spec(
-        shape_hwd=out_shape,
-        target_spacing_mm=target,
-        layout=draw(st.sampled_from(["HWD", "DHW"])),
-        clip=draw(st.sampled_from(["before", "after"])),
-        hu_window=draw(st.sampled_from([(-1000.0, 1000.0), (-150.5, 250.0), (0.0, 3.0)])),
-        pad_value=draw(st.sampled_from([-1.0, 0.25])),
-    )
+    spec = draw(specs())
+    spacing = tuple(t * 2 ** draw(st.floats(-2, 2)) for t in spec.target_spacing_mm)
     rescale = draw(st.sampled_from([Rescale(), Rescale(1.5, -1024.0, "csv")]))
-    return make_job(draw(arrays(shape)), (spacing[0], spacing[1], spacing[2]), spec, rescale)
+    h, w, d = draw(st.permutations(range(3)))
+    turned = Reorientation((h, w, d), draw(st.tuples(*[st.booleans()] * 3)))
+    voxels = draw(arrays(shape))
+    try:
+        return make_job(voxels, (spacing[0], spacing[1], spacing[2]), spec, rescale, turned)
+    except IntensityError:
+        # A volume of one value has no scale of its own.
+        reject()
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Spec:
+    """Any contract that does not contradict itself, for a small output."""
+
+    def one_of(*values: Any) -> Any:
+        return draw(st.sampled_from(values))
+
+    dtype: Dtype = one_of(*get_args(Dtype))
+    normalise: Normalise = "window"
+    if dtype != "int16" and draw(st.booleans()):
+        normalise = one_of("percentiles", "minmax", *(["zscore"] if dtype != "uint8" else []))
+    windows: list[tuple[float, float] | None] = [(-1000.0, 1000.0), (-150.5, 250.0), (0.0, 3.0)]
+    if normalise == "percentiles":
+        windows = [None]
+    elif normalise != "window" or dtype == "int16":
+        windows.append(None)
+    window = one_of(*windows)
+    clips = window is not None or normalise == "percentiles"
+    has_range = dtype != "int16" and normalise != "zscore"
+    output_range = one_of((-1.0, 1.0), (0.0, 1.0), (-0.5, 2.25)) if has_range else (-1.0, 1.0)
+    pads = {"int16": -1024.0, "uint8": output_range[1]}
+    grid = one_of("extent", "origin")
+    return Spec(
+        shape_hwd=tuple(draw(st.tuples(*[st.integers(1, 48)] * 3))),
+        layout=one_of(*get_args(Layout)),
+        dtype=dtype,
+        hu_window=window,
+        clip=one_of("before", "after") if clips else "before",
+        grid=grid,
+        fit="spacing" if grid == "origin" else one_of("spacing", "stretch", "contain"),
+        normalise=normalise,
+        percentiles=one_of((0.0, 100.0), (0.5, 99.5)) if normalise == "percentiles" else None,
+        output_range=output_range,
+        standardise=one_of(None, (0.45, 0.22)) if has_range and dtype != "uint8" else None,
+        pad_value=one_of(None, pads.get(dtype, 0.25)),
+    )
 
 
 @st.composite
@@ -118,27 +175,78 @@ def arrays(draw: st.DrawFn, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     return view
 
 
-def ulps(values: npt.NDArray[np.float16]) -> npt.NDArray[np.int32]:
-    """Whole numbers in the order of the float16 values, adjacent for adjacent values."""
-    bits = values.view(np.int16).astype(np.int32)
-    return np.where(bits < 0, -(bits & 0x7FFF), bits)
+def places(stored: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Whole numbers in the order of the stored ones, adjacent for adjacent ones.
+
+    Of floats, float16 or the bits of bfloat16, the sign and then the magnitude; integers as such.
+    """
+    if stored.dtype.kind == "f" or stored.dtype == np.uint16:
+        bits = stored.view(np.int16).astype(np.int32)
+        return np.where(bits < 0, -(bits & 0x7FFF), bits)
+    return stored.astype(np.int32)
 
 
 def check_against_reference(
-    got: npt.NDArray[np.float16],
-    wanted: npt.NDArray[np.float16],
+    got: npt.NDArray[Any],
+    wanted: npt.NDArray[Any],
     *,
+    dtype: Dtype = "float16",
     absolute: float = 2.4e-7,
     differing: float | None = None,
 ) -> None:
-    """At most one float16 ulp or `absolute` anywhere, and few voxels that differ at all."""
+    """At most one place of the stored type or `absolute` anywhere, and few voxels that differ."""
     assert got.shape == wanted.shape
-    assert np.isfinite(got).all()
-    distance = np.abs(ulps(got) - ulps(wanted))
-    apart = np.abs(got.astype(np.float64) - wanted.astype(np.float64))
+    assert got.dtype == wanted.dtype == numpy_dtype(dtype)
+    numbers = numbers_of(got, dtype).astype(np.float64)
+    assert np.isfinite(numbers).all()
+    distance = np.abs(places(got) - places(wanted))
+    apart = np.abs(numbers - numbers_of(wanted, dtype))
     assert not ((distance > 1) & (apart > absolute)).any()
     limit = max(1, got.size / 1000) if differing is None else differing
     assert np.count_nonzero(distance) <= limit
+
+
+def allowed_difference(job: Job) -> dict[str, Any]:
+    """What :func:`check_against_reference` allows an engine for any job that :func:`jobs` makes.
+
+    float32 rounds every step, in proportion to the largest number that the step sees.
+    """
+    spec, values = job.plan.spec, job.plan.values
+    hu = job.voxels.astype(np.float64) * job.rescale.slope + job.rescale.intercept
+    if spec.clip == "before":
+        hu = np.clip(hu, values.clip_lo, values.clip_hi)
+    largest = float(np.abs(hu).max())
+    if math.isfinite(values.clip_hi):
+        largest = max(largest, abs(values.clip_lo), abs(values.clip_hi))
+    # The reference normalises step by step, the engine at once.
+    absolute = 2.4e-7 * max(largest * values.scale, abs(values.offset), 1.0)
+    if spec.standardise is not None:
+        absolute *= 2
+    if job.voxels.dtype.kind == "f" and not job.rescale.is_identity:
+        # The reference rounds the product before it adds the intercept; the engine does not.
+        product = np.abs(job.voxels.astype(np.float32)).max() * np.float32(job.rescale.slope)
+        absolute += float(np.spacing(product)) * values.scale
+    if spec.grid == "origin":
+        # Tables hold positions in float32, the reference in float64: half a place of the largest
+        # is what weights differ by, on each axis.
+        for axis in job.plan.axes:
+            weight = float(np.spacing(np.float32(axis.n_source))) / 2
+            absolute += weight * float(np.ptp(hu)) * values.scale
+    # Of a few hundred voxels, more than one in a thousand may differ by chance; and most, where
+    # what is blended is large beside what is stored.
+    lo, hi = (-1.0, 1.0) if spec.normalise == "zscore" else spec.output_range
+    _, std = spec.standardise or (0.0, 1.0)
+    half = 127.5 if spec.dtype == "uint8" else (hi - lo) / 2 / std
+    narrow = not spec.stores_hu and half / values.scale < largest
+    many = narrow or spec.grid == "origin" or spec.standardise is not None
+    # Where one voxel becomes many, they differ together.
+    copies = math.prod(max(1.0, axis.n_valid / axis.n_source) for axis in job.plan.axes)
+    size = job.out.size
+    return {
+        "dtype": spec.dtype,
+        "absolute": absolute,
+        "differing": size if many else 4 * copies + size / 500,
+    }
 
 
 def ramp(shape: tuple[int, ...], slopes: tuple[float, float, float]) -> npt.NDArray[np.float64]:

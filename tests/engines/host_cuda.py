@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host import emulation, expected, job, launch, spec
+from cuda_host import assert_same_bits, emulation, expected, job, launch, spec
 
 from ctgpu.engines import Job, cupy_runtime
 from ctgpu.engines.batch import VOLUME, VOXEL_TYPES, KernelKey
@@ -131,7 +131,8 @@ class HostCuda:
         voxel = next(kind for kind, name in VOXEL_TYPES.items() if name == defines["VOXEL"])
         flags = (defines["RESCALES"] == "1", defines["CLIPS_BEFORE"] == "1")
         axes = (int(defines["FAST"]), int(defines["OUT"]))
-        key = KernelKey(voxel, defines["SWAP"] == "1", *axes, *flags)
+        stored: Any = defines["STORED"].removeprefix("ctgpu::Stored::")
+        key = KernelKey(voxel, defines["SWAP"] == "1", *axes, *flags, stored)
         return types.SimpleNamespace(get_function=lambda name: self.kernel(key))
 
     def kernel(self, key: KernelKey) -> Callable[..., None]:
@@ -244,14 +245,17 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> HostCuda:
     return host
 
 
-def some_jobs(count: int, layout: str = "HWD") -> list[Job]:
+def some_jobs(count: int, layout: str = "HWD", **others: Any) -> list[Job]:
     orders = MEMORY_ORDERS * count
     return [
-        job(random_voxels(n, (37 + n, 29, 41 - n), order=orders[n]), spec((48, 40, 56), layout))
+        job(
+            random_voxels(n, (37 + n, 29, 41 - n), order=orders[n]),
+            spec((48, 40, 56), layout, **others),
+        )
         for n in range(count)
     ]
 
 
 def check(jobs: list[Job]) -> None:
     for made in jobs:
-        np.testing.assert_array_equal(made.out.view(np.uint16), expected(made).view(np.uint16))
+        assert_same_bits(made.out, expected(made))

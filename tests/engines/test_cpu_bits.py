@@ -6,27 +6,27 @@ import shutil
 import struct
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from engine_cases import DTYPES, jobs, make_job, random_voxels
+from engine_cases import DTYPES, jobs, make_job, poisoned, random_voxels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ctgpu import _native
 from ctgpu.engines import Job
 from ctgpu.engines.cpu import preprocess
-from ctgpu.spec import Spec
+from ctgpu.spec import Dtype, Spec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def bits_of(job: Job, variant: str, threads: int) -> npt.NDArray[np.uint16]:
-    fresh = Job(job.voxels, job.rescale, job.plan, np.full_like(job.out, np.nan))
+def bits_of(job: Job, variant: str, threads: int, poison: int = 0xFF) -> npt.NDArray[Any]:
+    fresh = Job(job.voxels, job.rescale, job.plan, poisoned(job.plan.spec, poison))
     preprocess(_native, fresh, variant=variant, threads=threads)
-    return fresh.out.view(np.uint16)
+    return fresh.out.view(f"u{fresh.out.itemsize}")
 
 
 def test_scalar_is_always_there() -> None:
@@ -38,10 +38,11 @@ def test_scalar_is_always_there() -> None:
 @given(jobs(), st.integers(2, 5))
 def test_variants_and_threads_give_the_same_bits(job: Job, threads: int) -> None:
     wanted = bits_of(job, "scalar", 1)
-    assert np.isfinite(wanted.view(np.float16)).all()
     for variant in _native.cpu_variants():
         for count in (1, threads):
-            assert np.array_equal(bits_of(job, variant, count), wanted), (variant, count)
+            # Into other bytes, so that it shows where nothing is written.
+            got = bits_of(job, variant, count, poison=0x55)
+            assert np.array_equal(got, wanted), (variant, count)
 
 
 @settings(deadline=None, max_examples=100)
@@ -53,22 +54,37 @@ def test_strides_and_byte_order_do_not_matter(job: Job) -> None:
         assert np.array_equal(bits_of(job, variant, 1), wanted), variant
 
 
-# Long axes are cut into tiles: rows along H, columns along W for threads, slices along D.
+# Long axes are cut into tiles: rows along H, columns along W for threads, slices along D.  Lines of
+# the cache are no whole number of rows of the output, and longer in voxels of one byte.
+@pytest.mark.parametrize("dtype", ["float16", "uint8"])
 @pytest.mark.parametrize("layout", ["HWD", "DHW"])
-@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("flipped", [False, True], ids=["as it lies", "flipped"])
+@pytest.mark.parametrize("order", ["HWD", "DHW", "DWH"])
 @pytest.mark.parametrize(
     ("shape", "out"),
     [((1300, 6, 5), (1210, 5, 7)), ((5, 700, 6), (7, 650, 9)), ((6, 5, 800), (5, 6, 790))],
 )
 def test_tiles_leave_no_seams(
-    shape: tuple[int, ...], out: tuple[int, int, int], order: Any, layout: Any
+    shape: tuple[int, ...],
+    out: tuple[int, int, int],
+    order: str,
+    flipped: bool,
+    layout: Any,
+    dtype: Any,
 ) -> None:
-    voxels = np.asarray(random_voxels(1, shape, "int16"), order=order)
-    job = make_job(voxels, (0.74, 0.72, 1.49), Spec(shape_hwd=out, layout=layout))
+    voxels = in_memory_order(random_voxels(1, shape, "int16"), order)
+    spec = Spec(shape_hwd=out, layout=layout, dtype=dtype)
+    job = make_job(voxels[::-1, ::-1, ::-1] if flipped else voxels, (0.74, 0.72, 1.49), spec)
     wanted = bits_of(job, "scalar", 1)
     for variant in _native.cpu_variants():
         for threads in (1, 2, 7):
             assert np.array_equal(bits_of(job, variant, threads), wanted)
+
+
+def in_memory_order(voxels: npt.NDArray[Any], order: str) -> npt.NDArray[Any]:
+    """The same voxels with their axes in this order of memory, the last one fastest."""
+    axes = ["HWD".index(axis) for axis in order]
+    return np.ascontiguousarray(voxels.transpose(axes)).transpose(np.argsort(axes))
 
 
 # Every exponent, with mantissas at, just below and just above every rounding boundary.
@@ -88,14 +104,40 @@ def half_test_values() -> npt.NDArray[np.float32]:
     return np.concatenate([positive, -positive, np.float32([np.inf, -np.inf])])
 
 
+# Beside them halves, and the ends of the whole numbers and what lies just beyond.
+def whole_test_values() -> npt.NDArray[np.float32]:
+    ends = np.float32([-32768.5, -32768, -1.5, -0.5, 0, 0.5, 254.5, 255, 255.5, 32766.5, 32767.5])
+    ends = np.concatenate([ends, np.float32([2**15, -(2**31), 2**31, 2**32, 3e38, -3e38])])
+    halves = np.arange(-600, 600, dtype=np.float32) / 2
+    up, down = (np.nextafter(ends, np.float32(to)) for to in (np.inf, -np.inf))
+    return np.concatenate([half_test_values(), halves, ends, up, down])
+
+
 @pytest.mark.parametrize("variant", _native.cpu_variants())
-def test_to_half_rounds_as_ieee_says(variant: str) -> None:
-    values = half_test_values()
-    got = np.empty(len(values), np.uint16)
-    _native.to_half(values, got, variant)
-    with np.errstate(over="ignore"):
-        wanted = values.astype(np.float16).view(np.uint16)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int16", "uint8"])
+def test_rounds_to_the_nearest_and_of_two_to_the_even(dtype: Any, variant: str) -> None:
+    values = whole_test_values()
+    if dtype == "bfloat16":
+        torch = pytest.importorskip("torch")
+        wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
+    elif dtype == "float16":
+        with np.errstate(over="ignore"):
+            wanted = values.astype(np.float16)
+    else:
+        ends = np.iinfo(dtype)
+        wanted = np.clip(np.rint(values.astype(np.float64)), ends.min, ends.max).astype(dtype)
+    wanted = wanted.view(f"u{wanted.itemsize}")
+    got = np.empty_like(wanted)
+    _native.round_to(dtype, values, got, variant)
     assert np.array_equal(got, wanted)
+
+
+def test_refuses_memory_of_another_size() -> None:
+    for dtype, memory in (("uint8", np.uint16), ("int16", np.uint8), ("float16", np.float16)):
+        with pytest.raises(ValueError, match="out is not unsigned"):
+            _native.round_to(dtype, np.zeros(4, np.float32), np.zeros(4, memory), "")
+    with pytest.raises(ValueError, match="float64"):
+        _native.round_to("float64", np.zeros(4, np.float32), np.zeros(4, np.uint16), "")
 
 
 def test_to_half_keeps_nans_as_the_hardware_does() -> None:
@@ -104,7 +146,7 @@ def test_to_half_keeps_nans_as_the_hardware_does() -> None:
     for variant in _native.cpu_variants():
         # Enough of them for whole vectors.
         got = np.empty(32, np.uint16)
-        _native.to_half(np.tile(values, 8).view(np.float32), got, variant)
+        _native.round_to("float16", np.tile(values, 8).view(np.float32), got, variant)
         outputs.append(got)
         assert np.isnan(got.view(np.float16)).all()
     assert all(np.array_equal(got, outputs[0]) for got in outputs)
@@ -138,30 +180,32 @@ def neon_test_bits(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def write_case(path: Path, job: Job) -> None:
-    """The file that read_case of kernels/cpu/test_bits.cpp reads, for contiguous voxels."""
-    spec, voxels = job.plan.spec, job.voxels
-    memory = voxels.tobytes(order="A")
-    dtype = DTYPES.index(voxels.dtype.newbyteorder("=").name)
-    scale, offset = spec.scale_offset
+    """The file that read_case of kernels/cpu/test_bits.cpp reads, for voxels without gaps."""
+    spec, values, voxels = job.plan.spec, job.plan.values, job.voxels
+    upwards = voxels[tuple(slice(None, None, -1 if s < 0 else 1) for s in voxels.strides)]
+    memory = upwards.ravel(order="K").tobytes()
+    origin = sum(-s * (n - 1) for s, n in zip(voxels.strides, voxels.shape, strict=True) if s < 0)
     parts = [
         struct.pack(
-            "=9q",
-            dtype,
+            "=10q",
+            DTYPES.index(voxels.dtype.newbyteorder("=").name),
             not voxels.dtype.isnative,
             spec.layout == "DHW",
+            get_args(Dtype).index(spec.dtype),
             not job.rescale.is_identity,
             spec.clip == "before",
             *voxels.strides,
-            0,
+            origin,
         ),
         struct.pack(
             "=7f",
             job.rescale.slope,
             job.rescale.intercept,
-            *spec.hu_window,
-            scale,
-            offset,
-            spec.pad_value,
+            values.clip_lo,
+            values.clip_hi,
+            values.scale,
+            values.offset,
+            values.pad,
         ),
     ]
     for axis in job.plan.axes:
@@ -181,16 +225,20 @@ def test_neon_gives_the_same_bits(neon_test_bits: list[str], tmp_path: Path) -> 
             shape_hwd=(out[0], out[1], out[2]),
             layout=("HWD", "DHW")[number % 2],
             clip=("before", "after")[number // 2 % 2],
+            dtype=get_args(Dtype)[number // 3 % 4],
         )
         voxels = random_voxels(number, shape, DTYPES[number % len(DTYPES)])
-        voxels = np.asarray(voxels, order="CF"[number // 4 % 2])
+        voxels = in_memory_order(voxels, ("HWD", "DWH", "DHW")[number // 4 % 3])
+        if number % 5 == 0:
+            voxels = voxels[::-1, ::-1, ::-1]
         spacing = tuple(np.array((0.75, 0.75, 1.5)) * 2 ** random.uniform(-1.5, 1.5, 3))
         job = make_job(voxels, (spacing[0], spacing[1], spacing[2]), spec)
         case, result = tmp_path / "case", tmp_path / "result"
         write_case(case, job)
         subprocess.run([*neon_test_bits, case, result, "neon"], check=True)
-        got = np.fromfile(result, np.uint16).reshape(job.out.shape)
-        assert np.array_equal(got, bits_of(job, "scalar", 1)), number
+        wanted = bits_of(job, "scalar", 1)
+        got = np.fromfile(result, wanted.dtype).reshape(wanted.shape)
+        assert np.array_equal(got, wanted), number
 
 
 @pytest.mark.slow

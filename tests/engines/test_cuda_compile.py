@@ -6,12 +6,15 @@ import itertools
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from ctgpu.engines.batch import KernelKey
 from ctgpu.engines.nvrtc import KERNEL_NAME, kernel_folder, kernel_options, kernel_source
+from ctgpu.spec import Dtype
 from support.nvrtc import CUPY_OPTIONS, Nvrtc
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
@@ -24,12 +27,19 @@ def nvrtc(request: pytest.FixtureRequest) -> Nvrtc:
 
 
 def all_kernels() -> list[KernelKey]:
-    """Every voxel type and every pair of axes at least once, with both values of each flag."""
+    """Every voxel type, every pair of axes and every type of the output at least once, with both
+    values of each flag."""
     dtypes = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
     axes = list(itertools.product((0, 1, 2), (1, 2)))
     return [
         KernelKey(
-            dtype, swap=n % 2 > 0, fast=fast, out=out, rescales=n % 3 > 0, clips_before=n % 5 > 0
+            dtype,
+            swap=n % 2 > 0,
+            fast=fast,
+            out=out,
+            rescales=n % 3 > 0,
+            clips_before=n % 5 > 0,
+            stored=get_args(Dtype)[n % 7 % 4],
         )
         for n, (dtype, (fast, out)) in enumerate(
             zip(dtypes * 2, itertools.islice(itertools.cycle(axes), 2 * len(dtypes)), strict=True)
@@ -37,11 +47,13 @@ def all_kernels() -> list[KernelKey]:
     ]
 
 
+@pytest.mark.parametrize("stored", get_args(Dtype))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nvrtc_compiles_for_every_architecture(nvrtc: Nvrtc, architecture: int) -> None:
-    ptx = nvrtc.compile(
-        kernel_source(), (f"-arch=compute_{architecture}", *kernel_options(USUAL), *CUPY_OPTIONS)
-    )
+def test_nvrtc_compiles_for_every_architecture(
+    nvrtc: Nvrtc, architecture: int, stored: Dtype
+) -> None:
+    options = kernel_options(replace(USUAL, stored=stored))
+    ptx = nvrtc.compile(kernel_source(), (f"-arch=compute_{architecture}", *options, *CUPY_OPTIONS))
     assert f".entry {KERNEL_NAME}" in ptx
 
 
@@ -53,8 +65,9 @@ def test_nvrtc_compiles_every_kernel_to_exact_arithmetic(nvrtc: Nvrtc, key: Kern
     # Every fma is one that preprocess_math.h writes: all are rounded to nearest, none contracted.
     assert set(re.findall(r"\bfma\.\S+", ptx)) == {"fma.rn.f32"}
     assert not re.findall(r"\b(?:mul|mad|add)\.(?:rn\.)?f32", ptx)
-    # 16 bytes at a time are written.
-    assert re.search(r"\bst(?:\.global)?\.v4\.u32", ptx)
+    # Eight voxels at a time are written.
+    words = 2 if key.stored == "uint8" else 4
+    assert re.search(rf"\bst(?:\.global)?\.v{words}\.u32", ptx)
 
 
 def test_the_hash_of_the_sources_is_among_the_options() -> None:

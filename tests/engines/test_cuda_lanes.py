@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_host import expected, job
+from cuda_host import assert_same_bits, expected, job
 from host_cuda import DeviceArray, HostCuda, check, installed, some_jobs
 
 import ctgpu
@@ -35,16 +35,19 @@ def test_a_batch_is_one_launch_for_each_kind(host: HostCuda, layout: str) -> Non
     engine = CudaEngine((1,))
     jobs = some_jobs(4, layout)
     jobs += [job(made.voxels.astype(">f4"), made.plan.spec) for made in jobs]
+    jobs += some_jobs(4, layout, dtype="uint8")
     engine.run(jobs)
     check(jobs)
-    assert len(host.launches) == len(set(host.launches)) == 2 * 3  # dtypes × contiguous axes
+    # Types of source and output × contiguous axes.
+    assert len(host.launches) == len(set(host.launches)) == 3 * 3
     assert engine.name == "cuda:1"
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int16", "uint8"])
 @pytest.mark.parametrize("layout", ["HWD", "DHW"])
-def test_slabs_land_where_they_belong(host: HostCuda, layout: str) -> None:
+def test_slabs_land_where_they_belong(host: HostCuda, layout: str, dtype: str) -> None:
     engine = CudaEngine((0,), memory_limit_bytes=3 * 120_000)
-    jobs = some_jobs(3, layout)
+    jobs = some_jobs(3, layout, dtype=dtype)
     engine.run(jobs)
     check(jobs)
     assert host.largest <= 120_000
@@ -154,14 +157,15 @@ def test_what_a_caller_gets_is_not_pinned(host: HostCuda) -> None:
     assert child.sees() == got.tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int16", "uint8"])
 @pytest.mark.parametrize("layout", ["HWD", "DHW"])
 def test_a_result_that_stays_on_the_device(
-    host: HostCuda, monkeypatch: pytest.MonkeyPatch, layout: str
+    host: HostCuda, monkeypatch: pytest.MonkeyPatch, layout: str, dtype: str
 ) -> None:
     engine = CudaEngine((0,))
     for most_voxels in (2**31 - 1, 20_000):  # the second: a source beyond 32-bit offsets
         monkeypatch.setattr(batch, "MOST_SOURCE_VOXELS", most_voxels)
-        for made in some_jobs(3, layout):
+        for made in some_jobs(3, layout, dtype=dtype):
             there = Job(made.voxels.view(DeviceArray), made.rescale, made.plan, made.out)
             flipped = Job(there.voxels[::-1, :, ::3], made.rescale, made.plan, made.out)
             flipped.plan = plan_volume(flipped.voxels.shape, (1.0, 1.0, 3.0), made.plan.spec)
@@ -169,4 +173,4 @@ def test_a_result_that_stays_on_the_device(
                 result = engine.preprocess_on_device(on_device, stream=0)
                 assert isinstance(result, DeviceArray)
                 wanted = expected(on_device)
-                np.testing.assert_array_equal(result.view(np.uint16), wanted.view(np.uint16))
+                assert_same_bits(np.asarray(result), wanted)

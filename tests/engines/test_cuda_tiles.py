@@ -13,18 +13,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import engine_cases
 import nibabel
 import numpy as np
 import pytest
-from cuda_host import KERNELS, build, compiler, expected, fma, job, launch, spec
+from cuda_host import (
+    CONTRACTS,
+    KERNELS,
+    assert_same_bits,
+    blank,
+    build,
+    compiler,
+    expected,
+    fma,
+    job,
+    launch,
+    rounded,
+    spec,
+    twin_of,
+)
 from cuda_host import emulation as build_emulation
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctgpu.engines import Job, open_engine
-from ctgpu.engines.batch import VOLUME, Axis, Piece, Placed, Span, pack, plan_batches, readable
+from ctgpu.engines.batch import (
+    VOLUME,
+    Axis,
+    Piece,
+    Placed,
+    Span,
+    pack,
+    plan_batches,
+    readable,
+    stored_bits,
+)
 from ctgpu.errors import DeviceError
-from ctgpu.spec import Spec
+from ctgpu.spec import Dtype, Spec
 from ctgpu.testing.voxels import DTYPES, MEMORY_ORDERS, random_voxels
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
@@ -57,7 +82,7 @@ def run_batch(library: ctypes.CDLL, batch: Sequence[Piece], backwards: bool) -> 
     placed, sources, outs = [], [], []
     for piece in batch:
         voxels = readable(piece.voxels) if piece.voxels.size else piece.voxels
-        out = np.full(piece.out_shape, np.nan, np.float16)
+        out = blank(piece.out_shape, piece.out_dtype)
         address = 0
         if voxels.size:
             span = Span.of(voxels)
@@ -87,7 +112,7 @@ def run_batch(library: ctypes.CDLL, batch: Sequence[Piece], backwards: bool) -> 
 def check(library: ctypes.CDLL, jobs: Sequence[Job], **options: Any) -> int:
     batches = emulate(library, jobs, **options)
     for made in jobs:
-        np.testing.assert_array_equal(made.out.view(np.uint16), expected(made).view(np.uint16))
+        assert_same_bits(made.out, expected(made))
     return batches
 
 
@@ -107,8 +132,38 @@ def test_every_memory_order(emulation: ctypes.CDLL, dtype: str, order: str, layo
     voxels = random_voxels(1, (37, 29, 41), dtype, order)
     made = job(voxels, spec((72, 40, 88), layout), (1.9, 1.2, 2.3))
     check(emulation, [made])
-    emulate(emulation, [again := job(voxels, made.plan.spec, (1.9, 1.2, 2.3))], backwards=True)
-    np.testing.assert_array_equal(again.out.view(np.uint16), made.out.view(np.uint16))
+    emulate(emulation, [again := twin_of(made)], backwards=True)
+    assert_same_bits(again.out, made.out)
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+@pytest.mark.parametrize("contract", CONTRACTS)
+def test_every_type_of_the_output(emulation: ctypes.CDLL, contract: str, layout: str) -> None:
+    """In whole vectors with padding, and coarse, cropped, with a rest on every axis."""
+    cases = (
+        ((37, 29, 41), (72, 40, 88), (1.9, 1.2, 2.3), Rescale()),
+        ((80, 9, 70), (33, 13, 27), (0.48, 1.7, 0.3), Rescale(30.5, -9000.0, "header")),
+    )
+    for clip in ("before", "after"):
+        if clip == "after" and contract in ("float16, by the z-score", "int16 without a window"):
+            continue  # nothing is clipped
+        for n, (source, out, spacing_mm, rescale) in enumerate(cases):
+            voxels = random_voxels(n, source, "<i2", MEMORY_ORDERS[n])
+            chosen = spec(out, layout, clip=clip, **CONTRACTS[contract])
+            made = job(voxels, chosen, spacing_mm, rescale)
+            check(emulation, [made])
+            emulate(emulation, [again := twin_of(made)], backwards=True)
+            assert_same_bits(again.out, made.out)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int16", "uint8"])
+def test_padding_is_rounded_as_every_voxel(dtype: Dtype) -> None:
+    values = [0.0, -0.0, 0.1, -1.0, 0.5, 1.5, 2.5, -2.5, 254.5, 300.0, 4e4, -4e4, 7e4, 1e-41]
+    values += [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-11, -3e38]
+    made = [stored_bits(value, dtype) for value in values]
+    with np.errstate(over="ignore"):
+        wanted = rounded(np.float32(values), dtype)
+    assert made == wanted.view(f"u{wanted.dtype.itemsize}").tolist()
 
 
 @pytest.mark.parametrize("swap", ["<", ">"])
@@ -155,7 +210,18 @@ def test_random_volumes(emulation: ctypes.CDLL, data: st.DataObject) -> None:
         data.draw(st.sampled_from(["HWD", "DHW"])),
         clip=data.draw(st.sampled_from(["before", "after"])),
         hu_window=data.draw(st.sampled_from([(-1000.0, 1000.0), (-150.0, 250.0), (0.0, 80.0)])),
-        pad_value=data.draw(st.sampled_from([-1.0, 0.1, -0.0])),
+        **data.draw(
+            st.sampled_from(
+                [
+                    {"pad_value": -1.0},
+                    {"pad_value": 0.1},
+                    {"pad_value": -0.0},
+                    {"dtype": "bfloat16", "standardise": (0.1, 0.3)},
+                    {"dtype": "int16"},
+                    {"dtype": "uint8", "output_range": (0.0, 1.0)},
+                ]
+            )
+        ),
     )
     jobs = [one() for _ in range(data.draw(st.integers(1, 3)))]
     largest = max(piece.device_bytes for made in jobs for piece in [whole(made)])
@@ -167,12 +233,17 @@ def whole(made: Job) -> Piece:
     return Piece.of(made, 0, made.plan.axes[2].n_out)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int16", "uint8"])
 @pytest.mark.parametrize("layout", ["HWD", "DHW"])
-def test_a_volume_is_split_where_it_does_not_fit(emulation: ctypes.CDLL, layout: str) -> None:
-    made = job(random_voxels(5, (40, 40, 60)), spec((48, 48, 100), layout), (1.0, 1.0, 1.4))
+def test_a_volume_is_split_where_it_does_not_fit(
+    emulation: ctypes.CDLL, layout: str, dtype: Dtype
+) -> None:
+    chosen = spec((48, 48, 100), layout, dtype=dtype)
+    made = job(random_voxels(5, (40, 40, 60)), chosen, (1.0, 1.0, 1.4))
+    assert whole(made).out_bytes == chosen.size_bytes == made.out.nbytes
     assert check(emulation, [made]) == 1
-    made = job(made.voxels, made.plan.spec, (1.0, 1.0, 1.4))
-    assert check(emulation, [made], limit_bytes=whole(made).device_bytes // 3) > 3
+    again = twin_of(made)
+    assert check(emulation, [again], limit_bytes=whole(made).device_bytes // 3) > 3
 
 
 def test_a_volume_that_never_fits_is_refused() -> None:
@@ -233,9 +304,21 @@ def test_the_same_bits_as_the_cpu_engine(emulation: ctypes.CDLL) -> None:
             voxels = random_voxels(seed, (70, 66, 50), "<i2", order)
             made = job(voxels, spec((96, 80, 64), layout), (1.3, 0.7, 1.1))
             emulate(emulation, [made])
-            twin = job(voxels, made.plan.spec, (1.3, 0.7, 1.1))
-            engine.run([twin])
-            np.testing.assert_array_equal(made.out.view(np.uint16), twin.out.view(np.uint16))
+            engine.run([twin := twin_of(made)])
+            assert_same_bits(made.out, twin.out)
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(made=engine_cases.jobs())
+def test_the_bits_of_the_cpu_engine_for_random_specs(emulation: ctypes.CDLL, made: Job) -> None:
+    emulate(emulation, [made])
+    open_engine("cpu").run([twin := twin_of(made)])
+    assert_same_bits(made.out, twin.out)
 
 
 @pytest.mark.slow
@@ -265,7 +348,7 @@ def test_no_access_beside_any_memory(tmp_path: Path) -> None:
 
 
 def sanitized(library: ctypes.CDLL) -> int:
-    """Every order and layout, at sizes that leave a rest on every axis, fine and coarse."""
+    """Every order, layout and contract, at sizes that leave a rest on every axis."""
     cases = [
         ((37, 29, 41), (61, 43, 59), (1.0, 1.0, 1.0)),
         ((80, 9, 70), (33, 16, 24), (0.48, 1.7, 0.3)),
@@ -275,7 +358,8 @@ def sanitized(library: ctypes.CDLL) -> int:
         for order in MEMORY_ORDERS:
             for layout in ("HWD", "DHW"):
                 voxels = random_voxels(done, source, "<i2", order, flipped=(done % 3,))
-                check(library, [job(voxels, spec(out, layout), spacing_mm)])
+                contract = list(CONTRACTS.values())[done % len(CONTRACTS)]
+                check(library, [job(voxels, spec(out, layout, **contract), spacing_mm)])
                 done += 1
     return done
 
@@ -297,6 +381,5 @@ def test_64_bit_integers_give_the_bits_of_the_cpu_engine(
         made = job(voxels, spec((32, 24, 40), "HWD"), (1.1, 0.9, 1.3), rescale)
         emulate(emulation, [made])
         with contextlib.closing(open_engine("cpu")) as cpu:
-            twin = Job(voxels, rescale, made.plan, np.full_like(made.out, np.nan))
-            cpu.run([twin])
-        assert np.array_equal(made.out.view(np.uint16), twin.out.view(np.uint16))
+            cpu.run([twin := twin_of(made)])
+        assert_same_bits(made.out, twin.out)

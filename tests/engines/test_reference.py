@@ -47,3 +47,11 @@ def test_voxels_that_may_not_be_written_to_are_taken_without_a_warning() -> None
     wanted = run(ReferenceEngine(), job)
     voxels.flags.writeable = False
     assert np.array_equal(run(ReferenceEngine(), job), wanted)
+
+
+def test_an_axis_of_one_voxel_may_be_flipped() -> None:
+    voxels = random_voxels(1, (6, 5, 1), "float32")
+    spec = Spec(shape_hwd=(6, 5, 1))
+    wanted = run(ReferenceEngine(), make_job(voxels, (1.0, 1.0, 1.5), spec))
+    flipped = make_job(voxels[:, :, ::-1], (1.0, 1.0, 1.5), spec)
+    assert np.array_equal(run(ReferenceEngine(), flipped), wanted)

@@ -271,7 +271,7 @@ TYPES: dict[str, list[tuple[tuple[str | int, ...], object]]] = {
     "manifest.json": [
         (("fingerprint",), None),
         (("class_names",), [None]),
-        (("spec", "pad_value"), None),
+        (("spec", "pad_value"), "0"),
         (("planned_shards",), "3"),
     ],
 }

@@ -34,7 +34,10 @@ HERE = Path(__file__).resolve().parent
 #: Where a command is cut off after ten minutes, this leaves time to hand the results over.
 DEFAULT_LIMIT_S = 560.0
 #: Under a sanitizer everything takes many times as long: one test for each way through the kernel.
-SANITIZED = "every_memory_order or shapes_that_leave_a_rest or batch_of_everything"
+SANITIZED = (
+    "every_memory_order or every_type_of_the_output or shapes_that_leave_a_rest "
+    "or batch_of_everything"
+)
 #: With these words ncu says that it cannot work on this machine, whatever it was asked.
 PROFILER_REFUSES = (
     "==ERROR== ERR_NVGPUCTRPERM",

@@ -21,15 +21,17 @@ from ctgpu.engines.base import Engine
 from ctgpu.engines.batch import KernelKey
 from ctgpu.engines.cuda import CudaEngine
 from ctgpu.errors import DeviceError
-from ctgpu.spec import Spec
+from ctgpu.spec import Dtype, Layout, Spec
 from ctgpu.testing.voxels import DTYPES, MEMORY_ORDERS, random_voxels
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
+from ctgpu.volume.stored import numpy_dtype
 
 pytestmark = pytest.mark.usefixtures("device")
 
 SMALL = Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=(64, 48, 40))
 SMALL_DHW = Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=(64, 48, 40), layout="DHW")
+SMALL_UINT8 = Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=(64, 48, 40), dtype="uint8")
 SPACING_MM = (1.3, 0.7, 1.1)
 
 
@@ -52,7 +54,13 @@ def job(
     rescale: Rescale = Rescale(),  # noqa: B008
 ) -> Job:
     plan = plan_volume(voxels.shape, spacing_mm, spec)
-    return Job(voxels, rescale, plan, np.full(spec.stored_shape, np.nan, np.float16))
+    return Job(voxels, rescale, plan, blank(spec))
+
+
+def blank(spec: Spec) -> np.ndarray:
+    """Room for an output, that holds what hardly any voxel is."""
+    memory = np.full(spec.size_bytes, 0xA5, np.uint8)
+    return memory.view(numpy_dtype(spec.dtype)).reshape(spec.stored_shape)
 
 
 def check(engine: Engine, cpu: Engine, jobs: list[Job]) -> None:
@@ -62,9 +70,11 @@ def check(engine: Engine, cpu: Engine, jobs: list[Job]) -> None:
 
 
 def assert_bits(result: np.ndarray, made: Job, cpu: Engine) -> None:
-    twin = Job(made.voxels, made.rescale, made.plan, np.full_like(made.out, np.nan))
+    twin = Job(made.voxels, made.rescale, made.plan, blank(made.plan.spec))
     cpu.run([twin])
-    np.testing.assert_array_equal(result.view(np.uint16), twin.out.view(np.uint16))
+    assert result.dtype == twin.out.dtype
+    bits = f"u{result.itemsize}"
+    np.testing.assert_array_equal(result.view(bits), twin.out.view(bits))
 
 
 @pytest.mark.parametrize("spec", [SMALL, SMALL_DHW], ids=["HWD", "DHW"])
@@ -82,6 +92,19 @@ def test_every_dtype(cuda: CudaEngine, cpu: Engine, dtype: str, byte_order: str)
     for n, (order, spec) in enumerate((("DWH", SMALL), ("HWD", SMALL), ("HDW", SMALL_DHW))):
         voxels = random_voxels(n, (70, 66, 50), byte_order + dtype, order)
         check(cuda, cpu, [job(voxels, spec, rescale=Rescale(0.75, -100.5, "header"))])
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int16", "uint8"])
+def test_every_type_of_the_output(
+    cuda: CudaEngine, cpu: Engine, dtype: Dtype, layout: Layout
+) -> None:
+    cupy = pytest.importorskip("cupy")
+    for shape in ((64, 48, 40), (33, 13, 27)):  # whole vectors, and a rest
+        spec = Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=shape, layout=layout, dtype=dtype)
+        made = job(random_voxels(9, (70, 66, 50), "<i2", "DWH"), spec)
+        check(cuda, cpu, [made])
+        assert_bits(cupy.asnumpy(cuda.preprocess_on_device(made)), made, cpu)
 
 
 @pytest.mark.parametrize("clip", ["before", "after"])
@@ -134,6 +157,7 @@ def test_a_batch_of_everything(cuda: CudaEngine, cpu: Engine) -> None:
                 ("<i2", "DWH", SMALL),
                 ("<u1", "WHD", SMALL),
                 ("<i2", "DWH", SMALL),
+                ("<i2", "DWH", SMALL_UINT8),
             ]
         )
     ]
@@ -154,7 +178,7 @@ def test_every_lane_at_once(cuda: CudaEngine, cpu: Engine) -> None:
         assert_bits(made.out, made, cpu)
 
 
-@pytest.mark.parametrize("spec", [SMALL, SMALL_DHW], ids=["HWD", "DHW"])
+@pytest.mark.parametrize("spec", [SMALL, SMALL_DHW, SMALL_UINT8], ids=["HWD", "DHW", "uint8"])
 def test_a_volume_larger_than_its_share(cpu: Engine, spec: Spec) -> None:
     engine = CudaEngine((0,), memory_limit_bytes=3 * 500_000)
     check(engine, cpu, [job(random_voxels(5, (70, 66, 50)), spec) for _ in range(3)])

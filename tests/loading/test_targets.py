@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 
 from ctgpu.loading.targets import CudaTarget, HostTarget
+from ctgpu.loading.window import rewindow
+from ctgpu.spec import Spec
+from ctgpu.volume.stored import numpy_dtype, tensor_of
 from forking import Child
 
 torch = pytest.importorskip("torch")
@@ -40,6 +43,14 @@ class Runtime:
         return 0
 
 
+class Uploads:
+    """What was sent, and what was waited for."""
+
+    def __init__(self) -> None:
+        self.copies: list[Any] = []
+        self.waits: list[Any] = []
+
+
 @pytest.fixture
 def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
     runtime = Runtime()
@@ -56,7 +67,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 
 def target() -> Any:
-    return CudaTarget(torch.device("cuda"), "HWD", None)
+    return CudaTarget(torch.device("cuda"), Spec(), None)
 
 
 def test_memory_for_a_gpu_is_registered_while_it_is_used(runtime: Runtime) -> None:
@@ -91,7 +102,7 @@ def test_memory_for_a_gpu_stays_out_of_forked_children(runtime: Runtime) -> None
 
 def test_batches_on_the_host_are_inherited() -> None:
     """A consumer that forks while it holds a batch finds the batch in its child."""
-    memory = HostTarget("HWD", None, copy=False).allocate(5 * MIB)
+    memory = HostTarget(Spec(), None, copy=False).allocate(5 * MIB)
     memory[:] = 1
     child = Child(lambda: bytes([memory.min(), memory.max()]))
     memory[:] = 2
@@ -121,9 +132,9 @@ def test_memory_that_cannot_be_registered_serves_with_a_warning(
     assert runtime.registered == {}
 
 
-def test_uploads_are_waited_for_asleep(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To wait for the stream, or within a copy that is not asynchronous, keeps a core busy."""
-    waits: list[Any] = []
+@pytest.fixture
+def uploads(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Uploads:
+    uploads = Uploads()
 
     class Event:
         def __init__(self, *, blocking: bool) -> None:
@@ -133,22 +144,62 @@ def test_uploads_are_waited_for_asleep(runtime: Runtime, monkeypatch: pytest.Mon
             self._stream = stream
 
         def synchronize(self) -> None:
-            waits.append((self._blocking, self._stream))
+            uploads.waits.append((self._blocking, self._stream))
 
-    copies: list[bool] = []
     to = torch.Tensor.to
 
     def to_host(tensor: Any, device: Any, *, non_blocking: bool = False) -> Any:
-        copies.append(non_blocking)
-        return to(tensor, "cpu")
+        uploads.copies.append((tensor.dtype, non_blocking))
+        return to(tensor, "cpu").clone()
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.Tensor, "to", to_host)
+    return uploads
+
+
+def test_uploads_are_waited_for_asleep(uploads: Uploads) -> None:
+    """To wait for the stream, or within a copy that is not asynchronous, keeps a core busy."""
     stored = np.arange(24, dtype="<f2").reshape(1, 2, 3, 4)
-    volume, labels = target().place(stored, np.ones((1, 18), np.float32))
-    assert waits == [(True, "the loader's stream")]
-    assert copies == [True, True]
+    volume, labels = target().place(stored, stored, np.ones((1, 18), np.float32))
+    assert uploads.waits == [(True, "the loader's stream")]
+    assert uploads.copies == [(torch.float16, True), (torch.float32, True)]
     assert volume.shape == (1, 1, 4, 2, 3)
     assert (volume[0, 0].numpy() == stored[0].transpose(2, 0, 1)).all()
     assert labels.shape == (1, 18)
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+@pytest.mark.parametrize(
+    ("dtype", "hu_per_number", "hu_of_zero"),
+    [("float16", 1000, 0), ("bfloat16", 1000, 0), ("int16", 1, 0), ("uint8", 2000 / 255, -1000)],
+    ids=["float16", "bfloat16", "int16", "uint8"],
+)
+def test_a_gpu_is_sent_what_is_stored_and_windows_it(
+    uploads: Uploads, dtype: Any, hu_per_number: float, hu_of_zero: float, layout: Any
+) -> None:
+    spec = Spec(dtype=dtype, layout=layout)
+    hu = np.linspace(-990, 990, 2 * 24).reshape(2, 2, 3, 4)
+    numbers = torch.from_numpy((hu - hu_of_zero) / hu_per_number)
+    kept = numbers.round() if dtype in ("int16", "uint8") else numbers
+    kept = kept.type(getattr(torch, dtype))
+    bits = kept.view(torch.int16 if dtype == "bfloat16" else kept.dtype).numpy()
+    stored = bits.view(numpy_dtype(dtype))
+    axes = (0, 3, 1, 2) if layout == "HWD" else (0, 1, 2, 3)
+    for scaling in (None, rewindow(spec, (-500.0, 700.0))):
+        uploads.copies.clear()
+        place = CudaTarget(torch.device("cuda"), spec, scaling)
+        assert place.dtype == dtype
+        volume, _ = place.place(stored, stored, np.ones((2, 18), np.float32))
+        assert uploads.copies[0] == (kept.dtype, True)
+        assert volume.is_contiguous()
+        expected = kept.permute(axes).unsqueeze(1)
+        if scaling is None:
+            assert volume.dtype == kept.dtype
+            assert torch.equal(volume, expected)
+        else:
+            assert volume.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float16)
+            exact = (expected.double() * hu_per_number + hu_of_zero - 100) / 600
+            half_step = 2**-9 if dtype == "bfloat16" else 2**-12
+            assert (volume.double() - exact.clamp(-1, 1)).abs().max() <= half_step + 1e-6
+    assert torch.equal(tensor_of(stored, dtype), kept)  # what was read is left as it is

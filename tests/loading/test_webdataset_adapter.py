@@ -95,6 +95,10 @@ def test_what_is_not_a_sample_is_refused(hwd: Path, change: dict[str, Any]) -> N
     assert decoder(good)["study_id"] == "valid_1_a_1"
     with pytest.raises(DecodeError, match=r"valid_1_a_1 is not a sample of ctgpu.*decode"):
         decoder(good | change)
+    for dtype in ("float64", "<f2", ["float16"], None):
+        stated = json.dumps(sample.metadata | {"dtype": dtype}).encode()
+        with pytest.raises(DecodeError, match=r"valid_1_a_1 is not a sample.*\(it is .*HWD"):
+            decoder(good | {"json": stated})
     del good["cls"]
     with pytest.raises(DecodeError, match="valid_1_a_1 lacks cls"):
         decoder(good)

@@ -71,9 +71,8 @@ def write_shard(
     """Write, or go on writing, one shard."""
     writer = ShardWriter(
         folder,
+        plan,
         index,
-        samples=plan.samples_of(index),
-        fingerprint=plan.fingerprint,
         replace=replacing,
     )
     try:

@@ -64,9 +64,8 @@ def write(
     """Write shard 0, as a process that holds its lease."""
     shard = ShardWriter(
         folder,
+        plan,
         0,
-        samples=plan.samples_of(0),
-        fingerprint=plan.fingerprint,
         replace=replace,
         confirm=confirm,
     )
@@ -178,9 +177,7 @@ def test_a_successor_that_is_not_done_yet_finishes_whole(
         def take_over(folder: Path = folder, began: list[ShardWriter] = began) -> None:
             if is_committed(folder, 0):
                 return
-            successor = ShardWriter(
-                folder, 0, samples=plan.samples_of(0), fingerprint=plan.fingerprint
-            )
+            successor = ShardWriter(folder, plan, 0)
             began.append(successor)
             if successor.pending:
                 successor.append(pack(plan, plan.samples[len(successor.done + successor.failed)]))
@@ -197,10 +194,10 @@ def test_a_successor_that_is_not_done_yet_finishes_whole(
 
 def test_the_file_that_the_late_one_has_open_is_not_gone_on_in(tmp_path: Path) -> None:
     plan = make_plan()
-    late = ShardWriter(tmp_path, 0, samples=plan.samples_of(0), fingerprint=plan.fingerprint)
+    late = ShardWriter(tmp_path, plan, 0)
     late.append(pack(plan, plan.samples[0]))
     before = (tmp_path / "shard-000000.tar.partial").stat().st_ino
-    successor = ShardWriter(tmp_path, 0, samples=plan.samples_of(0), fingerprint=plan.fingerprint)
+    successor = ShardWriter(tmp_path, plan, 0)
     assert [entry.key for entry in successor.done] == ["scan_0"]
     assert (tmp_path / "shard-000000.tar.partial").stat().st_ino != before
     late.append(pack(plan, plan.samples[1]))
@@ -221,7 +218,7 @@ def test_what_ended_in_order_is_gone_on_in_place(tmp_path: Path) -> None:
     plan = make_plan()
     write(plan, tmp_path, ready, stop_after=2)
     before = (tmp_path / "shard-000000.tar.partial").stat().st_ino
-    again = ShardWriter(tmp_path, 0, samples=plan.samples_of(0), fingerprint=plan.fingerprint)
+    again = ShardWriter(tmp_path, plan, 0)
     assert (tmp_path / "shard-000000.tar.partial").stat().st_ino == before
     again.abandon()
 
@@ -245,7 +242,7 @@ def test_a_copy_has_every_byte(
 def test_what_a_killed_successor_left_is_gone_on_with(tmp_path: Path) -> None:
     """It had taken over a writer that may still write, and died before it had copied."""
     plan = make_plan()
-    late = ShardWriter(tmp_path, 0, samples=plan.samples_of(0), fingerprint=plan.fingerprint)
+    late = ShardWriter(tmp_path, plan, 0)
     late.append(pack(plan, plan.samples[0]))
     before = (tmp_path / "shard-000000.tar.partial").stat().st_ino
     killed = Fence(tmp_path, 0, ready)
@@ -254,7 +251,7 @@ def test_what_a_killed_successor_left_is_gone_on_with(tmp_path: Path) -> None:
     # As if its process had ended: another start time than any process of this host has.
     owner = killed.path("owner.json")
     owner.write_text(owner.read_text().replace('"started": "', '"started": "9'))
-    third = ShardWriter(tmp_path, 0, samples=plan.samples_of(0), fingerprint=plan.fingerprint)
+    third = ShardWriter(tmp_path, plan, 0)
     assert [entry.key for entry in third.done] == ["scan_0"]
     assert (tmp_path / "shard-000000.tar.partial").stat().st_ino != before
     third.abandon()

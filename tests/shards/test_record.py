@@ -118,7 +118,7 @@ def _swap(content: bytes) -> bytes:
         lambda content: b"\xff" * 100,
         lambda content: content.replace(b'"num_samples":3', b'"num_samples":2'),
         lambda content: content.replace(b'"end":', b'"end":1'),
-        lambda content: content.replace(b"ctgpu-shard-1", b"ctgpu-shard-9"),
+        lambda content: content.replace(b"ctgpu-shard-1", b"ctgpu-plan-1"),
         lambda content: content.replace(b'"attempts":1', b'"attempts":"1"'),
         _swap,
     ],

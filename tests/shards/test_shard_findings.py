@@ -120,7 +120,7 @@ def test_what_is_not_built_yet_is_not_damaged(tmp_path: Path) -> None:
     plan = make_plan(6, samples_per_shard=2)
     Plan.create(tmp_path, plan)
     write_shard(tmp_path, plan, 0)
-    writer = ShardWriter(tmp_path, 1, samples=plan.samples_of(1), fingerprint=plan.fingerprint)
+    writer = ShardWriter(tmp_path, plan, 1)
     writer.append(pack(plan, plan.samples_of(1)[0]))
     writer.abandon()
     write_manifest(tmp_path)

@@ -22,9 +22,7 @@ from ctgpu.shards.writer import ShardWriter
 
 
 def _open(folder: Path, plan: Plan, **options: Any) -> ShardWriter:
-    return ShardWriter(
-        folder, 0, samples=plan.samples_of(0), fingerprint=plan.fingerprint, **options
-    )
+    return ShardWriter(folder, plan, 0, **options)
 
 
 def _files(folder: Path) -> dict[str, bytes]:

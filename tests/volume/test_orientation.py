@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nibabel.orientations import (
+    apply_orientation,
+    axcodes2ornt,
+    inv_ornt_aff,
+    io_orientation,
+    ornt_transform,
+)
 
 from ctgpu.errors import GeometryError, UsageError
 from ctgpu.volume.orientation import (
+    AS_STORED,
     AxisRules,
     Orientation,
+    Reorientation,
+    assumed_affine,
     axis_lengths_mm,
     is_usable,
     orientation_of,
@@ -23,6 +33,12 @@ from ctgpu.volume.raw import RawVolume
 from stored import rotated
 
 ALIGNED = np.diag([-0.7, -0.7, 1.5, 1.0])
+#: Every way to store a volume.
+ALL_CODES = [
+    "".join(letters)
+    for pairs in itertools.permutations(("RL", "AP", "SI"))
+    for letters in itertools.product(*pairs)
+]
 
 
 def raw(affine: np.ndarray | None, **facts: object) -> RawVolume:
@@ -37,12 +53,8 @@ def affine_of(codes: str) -> np.ndarray:
     return affine
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(("RL", "AP", "SI"))))
-@pytest.mark.parametrize("ends", list(itertools.product((0, 1), repeat=3)))
-def test_every_aligned_orientation_has_its_codes(
-    order: tuple[str, ...], ends: tuple[int, ...]
-) -> None:
-    codes = "".join(pair[end] for pair, end in zip(order, ends, strict=True))
+@pytest.mark.parametrize("codes", ALL_CODES)
+def test_every_aligned_orientation_has_its_codes(codes: str) -> None:
     orientation = Orientation.of(affine_of(codes))
     assert orientation == Orientation(codes, 0.0, 0.0)
     assert codes == "".join(nibabel.aff2axcodes(affine_of(codes)))
@@ -214,3 +226,86 @@ def test_the_distance_between_sheared_slices_is_no_contradiction() -> None:
     # Spacing is the distance along the axes.
     assert spacing_mm == tuple(axis_lengths_mm(affine))
     assert spacing_mm[2] == pytest.approx(3.0 / np.cos(np.radians(20)))
+
+
+@pytest.mark.parametrize("wanted", ["LPS", "RAS", "PLS", "SLP", "IAR"])
+def test_every_orientation_is_turned_as_nibabel_turns_it(wanted: str) -> None:
+    voxels = np.arange(4 * 5 * 6).reshape(4, 5, 6)
+    for stored in ALL_CODES:
+        # Askew, sheared, and away from the origin.
+        affine = rotated(9) @ rotated(-6, 2) @ affine_of(stored)
+        affine[:3, 2] *= 1.1
+        affine[:3, :] += np.reshape([0.05, 0, -0.1], (3, 1)) * [1, 0, 0, 300]
+        assert nibabel.aff2axcodes(affine) == tuple(stored)
+        turn = ornt_transform(io_orientation(affine), axcodes2ornt(tuple(wanted)))
+        expected_affine = affine @ inv_ornt_aff(turn, voxels.shape)
+
+        turned = Reorientation.between(stored, wanted)
+        view = turned.view(voxels)
+        assert np.array_equal(view, apply_orientation(voxels, turn))
+        assert np.shares_memory(view, voxels)
+        np.testing.assert_allclose(
+            turned.oriented_affine(affine, view.shape), expected_affine, rtol=0, atol=1e-10
+        )
+        assert turned.along(voxels.shape) == view.shape
+        assert turned.stored(view.shape) == voxels.shape
+        assert Orientation.of(expected_affine).codes == wanted
+
+
+@pytest.mark.parametrize("codes", ALL_CODES)
+def test_a_volume_that_lies_right_is_left_alone(codes: str) -> None:
+    assert Reorientation.between(codes, codes) == AS_STORED
+
+
+@pytest.mark.parametrize("codes", ALL_CODES)
+def test_an_assumed_affine_leads_where_it_is_assumed_to(codes: str) -> None:
+    affine = assumed_affine(codes, (0.7, 0.8, 1.5))
+    assert nibabel.aff2axcodes(affine) == tuple(codes)
+    assert tuple(axis_lengths_mm(affine)) == (0.7, 0.8, 1.5)
+    assert not affine[:3, 3].any()
+
+
+@pytest.mark.parametrize("facts", [{"affine": None}, {"affine": ALIGNED, "bare": True}])
+def test_an_orientation_is_assumed_where_none_is_stated(facts: dict[str, object]) -> None:
+    bare = {"affine_source": "spacing"} if facts.pop("bare", False) else {}
+    volume = raw(facts["affine"], **bare)  # type: ignore[arg-type]
+    AxisRules().assume(volume, (0.7, 0.8, 1.5))
+    assert orientation_of(volume) is None
+    AxisRules(assume_orientation="PLI").assume(volume, (0.7, 0.8, 1.5))
+    assert orientation_of(volume) == Orientation("PLI", 0.0, 0.0)
+    assert volume.affine_source == "assumed"
+
+
+def test_a_stated_orientation_is_not_assumed_to_be_another() -> None:
+    volume = raw(ALIGNED)
+    AxisRules(assume_orientation="RAS").assume(volume, (0.7, 0.7, 1.5))
+    assert (volume.affine is ALIGNED, volume.affine_source) == (True, "header")
+
+
+def test_what_states_no_orientation_cannot_be_turned() -> None:
+    with pytest.raises(GeometryError, match=r"to be turned to RAS.*--assume-orientation"):
+        AxisRules().check(raw(None), None, "RAS")
+
+
+@pytest.mark.parametrize("axes", ["checked", "stored"])
+def test_two_orientations_cannot_be_turned(axes: str) -> None:
+    volume = raw(ALIGNED, orientation_contradiction="a.nii is both")
+    with pytest.raises(GeometryError, match="is both"):
+        AxisRules(axes).check(volume, Orientation.of(ALIGNED), "RAS")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("codes", ["SLP", "PSR", "LSA"])
+def test_a_volume_that_is_turned_may_be_stored_with_any_axis_last(codes: str) -> None:
+    AxisRules().check(raw(affine_of(codes)), Orientation.of(affine_of(codes)), "LPS")
+
+
+def test_an_angle_beyond_the_limit_is_refused_of_what_is_turned_too() -> None:
+    affine = rotated(20) @ ALIGNED
+    with pytest.raises(GeometryError, match=r"up to 20°.*at most 19°"):
+        AxisRules(max_tilt_degrees=19).check(raw(affine), Orientation.of(affine), "RAS")
+
+
+@pytest.mark.parametrize("assumed", ["LPX", "LLS", "LP", "stored", 3])
+def test_an_assumption_that_is_no_orientation_is_refused(assumed: object) -> None:
+    with pytest.raises(UsageError, match=r"assume_orientation is .*such as LPS"):
+        AxisRules(assume_orientation=assumed)  # type: ignore[arg-type]

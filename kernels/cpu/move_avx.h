@@ -1,4 +1,4 @@
-// What the AVX2 and the AVX-512 variant share: moving finished float16 voxels.
+// What the AVX2 and the AVX-512 variant share: moving finished voxels.
 
 #include "cpu/tile.h"
 
@@ -10,8 +10,8 @@ namespace CTGPU_VARIANT {
 namespace {
 
 // A 16 x 16 block of 16-bit voxels.
-inline void transpose_half(const std::uint16_t *in, std::ptrdiff_t in_pitch, std::uint16_t *out,
-                           std::ptrdiff_t out_pitch) {
+inline void turn_block(const std::uint16_t *in, std::ptrdiff_t in_pitch, std::uint16_t *out,
+                       std::ptrdiff_t out_pitch) {
     __m256i x[16], y[16];
     // Rows r and r + 8 share a register, so that no step crosses its 128-bit lanes.
     for (int r = 0; r < 8; ++r) {
@@ -42,36 +42,62 @@ inline void transpose_half(const std::uint16_t *in, std::ptrdiff_t in_pitch, std
     }
 }
 
-// Half a line is what rows of 16 times an odd number of voxels leave.
-inline void copy_part(std::uint16_t *out, const std::uint16_t *in, std::ptrdiff_t n) {
-    if (n == 16)
+// A 16 x 16 block of 8-bit voxels: each round deals the rows out like a deck of cards.
+inline void turn_block(const std::uint8_t *in, std::ptrdiff_t in_pitch, std::uint8_t *out,
+                       std::ptrdiff_t out_pitch) {
+    __m128i x[16], y[16];
+    for (int r = 0; r < 16; ++r)
+        x[r] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(in + r * in_pitch));
+    const auto deal = [](const __m128i *from, __m128i *to) {
+        for (int r = 0; r < 8; ++r) {
+            to[2 * r] = _mm_unpacklo_epi8(from[r], from[r + 8]);
+            to[2 * r + 1] = _mm_unpackhi_epi8(from[r], from[r + 8]);
+        }
+    };
+    deal(x, y), deal(y, x), deal(x, y), deal(y, x);
+    for (int c = 0; c < 16; ++c)
+        _mm_storeu_si128(reinterpret_cast<__m128i *>(out + c * out_pitch), x[c]);
+}
+
+constexpr auto LINE = static_cast<std::ptrdiff_t>(LINE_BYTES);
+
+// Less than a line.
+inline void copy_part(char *out, const char *in, std::ptrdiff_t bytes) {
+#ifdef __AVX512F__
+    const __mmask64 part = (__mmask64{1} << bytes) - 1;
+    _mm512_mask_storeu_epi8(out, part, _mm512_maskz_loadu_epi8(part, in));
+#else
+    // Half a line is what rows of it times an odd number leave.
+    if (bytes == LINE / 2)
         _mm256_storeu_si256(reinterpret_cast<__m256i *>(out),
                             _mm256_loadu_si256(reinterpret_cast<const __m256i *>(in)));
     else
-        std::memcpy(out, in, static_cast<std::size_t>(n) * sizeof *out);
+        std::memcpy(out, in, static_cast<std::size_t>(bytes));
+#endif
 }
 
 // A copy that goes past the cache in whole lines.  The broken lines at both ends are stored as
 // usual, for a neighbour writes the rest of them.
-inline void stream(std::uint16_t *out, const std::uint16_t *in, std::ptrdiff_t n) {
-    constexpr std::ptrdiff_t LINE = LINE_BYTES / sizeof *out;
-    const auto skip = static_cast<std::ptrdiff_t>(-reinterpret_cast<std::uintptr_t>(out) %
-                                                  LINE_BYTES / sizeof *out);
-    std::ptrdiff_t x = skip < n ? skip : n;
+inline void stream(void *to, const void *from, std::ptrdiff_t bytes) {
+    char *const out = static_cast<char *>(to);
+    const char *const in = static_cast<const char *>(from);
+    const auto skip =
+        static_cast<std::ptrdiff_t>(-reinterpret_cast<std::uintptr_t>(out) % LINE_BYTES);
+    std::ptrdiff_t x = skip < bytes ? skip : bytes;
     if (x > 0)
         copy_part(out, in, x);
-    for (; x + LINE <= n; x += LINE) {
+    for (; x + LINE <= bytes; x += LINE) {
 #ifdef __AVX512F__
         _mm512_stream_si512(reinterpret_cast<__m512i *>(out + x), _mm512_loadu_si512(in + x));
 #else
-        for (int side = 0; side < LINE; side += 16)
+        for (std::ptrdiff_t side = 0; side < LINE; side += LINE / 2)
             _mm256_stream_si256(
                 reinterpret_cast<__m256i *>(out + x + side),
                 _mm256_loadu_si256(reinterpret_cast<const __m256i *>(in + x + side)));
 #endif
     }
-    if (x < n)
-        copy_part(out + x, in + x, n - x);
+    if (x < bytes)
+        copy_part(out + x, in + x, bytes - x);
 }
 
 inline void finish_streams() { _mm_sfence(); }
