@@ -306,11 +306,13 @@ class ShardMaker:
 
     def _stages(self) -> Stages[_Task, _Fetched, _Decoded, _Made]:
         size_bytes = self._plan.spec.size_bytes
+        # Percentiles of anything but 8 and 16 bit voxels sort a copy of them.
+        copies = 1 if self._plan.spec.percentiles is None else 2
         return Stages(
             footprint=self._expected_footprint,
             fetch=self._fetch,
             fetched_footprint=lambda task, fetched: (
-                fetched.volume.size_bytes + fetched.volume.inflated_bytes + size_bytes
+                fetched.volume.size_bytes + copies * fetched.volume.inflated_bytes + size_bytes
             ),
             decode=self._decode,
             decoded_footprint=lambda task, decoded: decoded.prepared.raw.size_bytes + size_bytes,
