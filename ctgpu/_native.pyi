@@ -62,7 +62,6 @@ def touch_memory(
     run_bytes: int,
     out: npt.NDArray[Any],
 ) -> int: ...
-
 def count_words(data: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64]) -> None: ...
 
 # Only where CMake found libdeflate.
