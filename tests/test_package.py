@@ -82,9 +82,9 @@ PARAMETERS = {
     "ctgpu.relabel": "output_dir source token endpoint looked_at",
     "ctgpu.save_on_scan": "array geometry path order layout outside",
     "ctgpu.loading.VolumeDataset": "dir_or_pattern verify",
-    "ctgpu.loading.make_loader": "dataset batch_size shuffle seed shuffle_window_bytes drop_last "
-    "device prefetch_bytes num_threads copy labelled_only on_error window random_crop_hwd "
-    "transform rank world_size",
+    "ctgpu.loading.make_loader": "dataset batch_size shuffle seed shuffle_window_bytes "
+    "sample_weights class_balanced drop_last device prefetch_bytes num_threads copy labelled_only "
+    "on_error window random_crop_hwd transform rank world_size",
     "ctgpu.loading.webdataset.decoder": "sample",
     "ctgpu.loading.dali.pipeline": "dataset batch_size device_id num_threads shuffle seed "
     "shuffle_bytes rank world_size prefetch_queue_depth",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import operator
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, repeat
 from os import PathLike
 from typing import Any, Literal, get_args
 
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctgpu.buffers import BufferPool
-from ctgpu.errors import DecodeError, StorageError, UsageError
+from ctgpu.errors import DecodeError, FetchError, StorageError, UsageError
 from ctgpu.loading.catalogue import Named, Shard, find_shards
 from ctgpu.loading.region import read_region, to_dhw
 from ctgpu.loading.selection import Indices, Predicate, Wanted, check_numbers, select_numbers
@@ -26,6 +28,8 @@ from ctgpu.shards.record import SampleEntry
 from ctgpu.spec import Spec
 from ctgpu.volume.ref import normal_form
 from ctgpu.volume.stored import numpy_dtype
+
+log = logging.getLogger(__name__)
 
 Verify = Literal["first", "always", "off"]
 #: Of the type that is stored, as :func:`ctgpu.volume.stored.numpy_dtype` has it.
@@ -92,9 +96,10 @@ class VolumeDataset:
         self._forget()
 
     def _forget(self) -> None:
-        """What belongs to this object alone: what it has verified, and memory to verify boxes."""
+        """What belongs to this object alone: what it read and verified, memory to verify boxes."""
         self._verified = bytearray(len(self))
         self._scratch = BufferPool()
+        self._labels: Labels | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The entries travel (0.3 KB a sample, 15 MB for 50,000): records that are read again may
@@ -211,7 +216,8 @@ class VolumeDataset:
         UsageError
             If there is no such sample, or it is not a number.
         """
-        places = self._places[check_numbers(numbers, len(self), self._named)]
+        checked = check_numbers(numbers, len(self), self._named)
+        places = self._places[checked]
         kept, renumbered = np.unique(places, return_inverse=True)
         shards, first = [], 0
         for shard, end in zip(self._shards, self._ends, strict=True):
@@ -223,6 +229,8 @@ class VolumeDataset:
             first = end
         taken = copy.copy(self)
         taken._hold(shards, renumbered)
+        if self._labels is not None:
+            taken._labels = self._labels[checked]
         return taken
 
     def locate(self, index: int) -> tuple[Shard, SampleEntry]:
@@ -302,6 +310,42 @@ class VolumeDataset:
                 "checksum; build or convert the sample again"
             ) from error
 
+    def read_labels(self, *, threads: int = 8, skip_damaged: bool = False) -> Labels:
+        """The labels of all samples: read from the tars once, then kept.
+
+        Of each labelled sample its few bytes are read, and held against their checksum.
+
+        Parameters
+        ----------
+        threads : int
+            Readers, of a shard each.
+        skip_damaged : bool
+            Give labels that are damaged as NaN, with a warning in the log, instead of raising
+            FetchError; they are tried again the next time.
+
+        Returns
+        -------
+        numpy.ndarray
+            Shape (samples, classes), float32, the caller's own; NaN where a label is not known.
+
+        Raises
+        ------
+        FetchError
+            If a tar is damaged.
+        StorageError
+            If a shard is gone.
+        """
+        if self._labels is not None:
+            return self._labels.copy()
+        stored = np.full((self._ends[-1], len(self.class_names)), np.nan, np.float32)
+        parts = np.split(stored, self._ends[:-1])  # views
+        with ThreadPoolExecutor(threads, "ctgpu-read") as readers:
+            damaged = sum(readers.map(_read_labels, self._shards, parts, repeat(skip_damaged)))
+        labels = stored[self._places]
+        if not damaged:
+            self._labels = labels.copy()
+        return labels
+
     def read_into(
         self, index: int, out: Volume, start: tuple[int, int, int] = (0, 0, 0)
     ) -> tuple[Labels, str]:
@@ -357,6 +401,25 @@ class VolumeDataset:
         if verify:
             self._verified[index] = 1
         return labels, report
+
+
+def _read_labels(shard: Shard, out: Labels, skip_damaged: bool) -> int:
+    """Read the labels that a shard has into `out`, NaN so far; how many are damaged."""
+    labelled = [
+        (entry, row) for entry, row in zip(shard.samples, out, strict=True) if entry.labelled
+    ]
+    damaged = 0
+    if labelled:
+        with _open_shard(shard) as reader:
+            for entry, row in labelled:
+                try:
+                    row[:] = np.frombuffer(reader.read(entry, "cls"), "<f4")
+                except FetchError as error:
+                    if not skip_damaged:
+                        raise
+                    log.warning("%s; it counts as a sample without labels", error)
+                    damaged += 1
+    return damaged
 
 
 def _open_shard(shard: Shard) -> ShardReader:

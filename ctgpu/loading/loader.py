@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from ctgpu.arguments import require_choice, shown
@@ -16,12 +17,13 @@ from ctgpu.installation import install_command
 from ctgpu.loading.catalogue import Named
 from ctgpu.loading.dataset import VolumeDataset
 from ctgpu.loading.iteration import Iteration, Progress
-from ctgpu.loading.opening import open_samples
+from ctgpu.loading.opening import open_samples, samples_to_load
 from ctgpu.loading.order import EpochOrder, Share
 from ctgpu.loading.ranks import distributed_place, given_place
 from ctgpu.loading.reading import Batch, BatchReader
 from ctgpu.loading.region import stored_order
 from ctgpu.loading.targets import CudaTarget, HostTarget, Target
+from ctgpu.loading.weights import balanced_weights, given_weights, require_mode
 from ctgpu.loading.window import rewindow
 from ctgpu.machine import usable_cores
 from ctgpu.volume.stored import numpy_dtype
@@ -202,12 +204,15 @@ class VolumeLoader:
     def _identity(self) -> dict[str, Any]:
         keys = "\n".join(self.dataset.study_ids)
         places = [len(self.dataset.shards), *self.dataset.shard_of]
+        weights = self._order.weights
         return {
             "samples": xxhash.xxh3_128_hexdigest(keys.encode()),
-            _SHARDS: xxhash.xxh3_128_hexdigest(np.array(places, "<i8").tobytes()),
+            _SHARDS: _digest(np.array(places, "<i8")),
             "shuffle": self._order.shuffle,
             "seed": self._order.seed,
             "shuffle_window_bytes": self._order.window_bytes,
+            # None too where a state of before there were weights says nothing.
+            "sample_weights": None if weights is None else _digest(weights.astype("<f8")),
         }
 
 
@@ -218,6 +223,12 @@ def make_loader(
     shuffle: bool = False,
     seed: int = 0,
     shuffle_window_bytes: int | None = None,
+    sample_weights: Mapping[str, float]
+    | Sequence[float]
+    | npt.NDArray[Any]
+    | torch.Tensor
+    | None = None,
+    class_balanced: bool = False,
     drop_last: bool = False,
     device: str | torch.device = "cpu",
     prefetch_bytes: int | None = None,
@@ -257,6 +268,14 @@ def make_loader(
     shuffle_window_bytes : int, optional
         Mix only samples of shards, drawn at random, that have this many bytes together, so that
         reads stay near each other.  Shuffling itself takes no memory; default: mix all.
+    sample_weights : mapping or array-like, optional
+        Draw as many samples as there are in each epoch, with replacement, each time by these
+        weights: one number for each sample of `dataset`, in its order, or by study id; 0 or above.
+        With ``shuffle=True`` alone, and without `shuffle_window_bytes`.
+    class_balanced : bool
+        Likewise, by weights that are made of the labels: the rarer the labels of a sample, the
+        more often it comes (docs/loading.md).  All labels are read from the tars for it, when the
+        loader is made; a data set keeps them.
     drop_last : bool
         Leave out, in each epoch, what does not fill a step of all ranks.  Otherwise the last
         batches are smaller, and where the ranks could not have equal ones, as few samples as
@@ -286,8 +305,9 @@ def make_loader(
         built with ``normalise="window"``, as each volume has a scale of its own then.
     random_crop_hwd : tuple of int, optional
         A random box of this many voxels (H, W, D) instead of the whole volume; it depends on the
-        seed, the epoch and the sample's number in the data set alone.  Once a volume is
-        verified, only the rows of the box are read.
+        seed, the epoch and the sample's number in the data set alone, and of a sample that weights
+        draw again on how often it came before.  Once a volume is verified, only the rows of the
+        box are read.
     transform : callable, optional
         Takes each batch and returns what the consumer gets; on a GPU it runs there, on the
         consumer's stream.
@@ -300,9 +320,12 @@ def make_loader(
     UsageError, DeviceError, MismatchError, StorageError
         If an argument is outside its domain, torch or its CUDA device is missing, or the data set
         cannot be opened.
+    FetchError
+        If `class_balanced` finds labels damaged; with ``on_error="skip"`` they count as not known.
     """
     torch = _import_torch()
-    dataset = open_samples(dataset, labelled_only=labelled_only)
+    opened = open_samples(dataset)
+    dataset = samples_to_load(opened, labelled_only=labelled_only)
     for name, value, least in (
         ("batch_size", batch_size, 1),
         ("seed", seed, 0),
@@ -313,6 +336,9 @@ def make_loader(
         if value is not None and (not isinstance(value, numbers.Integral) or value < least):
             raise UsageError(f"{name} is {shown(value)}; it takes a whole number, {least} at least")
     require_choice("on_error", on_error, ("raise", "skip"))
+    require_mode(sample_weights, class_balanced, shuffle=shuffle, window_bytes=shuffle_window_bytes)
+    threads = num_threads or min(_MOST_THREADS, usable_cores())
+    skip_bad = on_error == "skip"
     spec = dataset.spec
     box = None
     if random_crop_hwd is not None:
@@ -334,6 +360,12 @@ def make_loader(
     )
     voxels = batch_size * int(np.prod(box or spec.stored_shape))
     batch_bytes = numpy_dtype(target.dtype).itemsize * voxels
+    weights = None
+    if class_balanced:
+        labels = dataset.read_labels(threads=threads, skip_damaged=skip_bad)
+        weights = balanced_weights(labels)
+    elif sample_weights is not None:
+        weights = given_weights(sample_weights, opened, dataset, labelled_only=labelled_only)
     order = EpochOrder(
         np.bincount(dataset.shard_of, minlength=len(dataset.shards)).tolist(),
         spec.size_bytes,
@@ -341,6 +373,7 @@ def make_loader(
         seed,
         shuffle_window_bytes,
         np.argsort(dataset.shard_of, kind="stable"),
+        weights,
     )
     reader = BatchReader(
         dataset,
@@ -348,8 +381,8 @@ def make_loader(
         target,
         batch_size=batch_size,
         prefetch_batches=2 if prefetch_bytes is None else max(1, prefetch_bytes // batch_bytes),
-        threads=num_threads or min(_MOST_THREADS, usable_cores()),
-        skip_bad=on_error == "skip",
+        threads=threads,
+        skip_bad=skip_bad,
         box=box,
     )
     return VolumeLoader(
@@ -362,6 +395,10 @@ def make_loader(
         transform=transform,
         place=given_place(rank, world_size),
     )
+
+
+def _digest(numbers: npt.NDArray[Any]) -> str:
+    return xxhash.xxh3_128_hexdigest(numbers.tobytes())
 
 
 def _import_torch() -> Any:

@@ -17,19 +17,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def open_samples(
-    source: VolumeDataset | Subset[Any] | Named | Sequence[Named], *, labelled_only: bool
-) -> VolumeDataset:
+def samples_to_load(dataset: VolumeDataset, *, labelled_only: bool) -> VolumeDataset:
     """The samples to load; one warning in the log says how many of them lack labels.
 
     Raises
     ------
     UsageError
-        If there are none, or the source is none that a loader can read.
-    MismatchError, StorageError
-        As :class:`VolumeDataset`, which opens paths.
+        If there are none.
     """
-    dataset = _as_dataset(source)
     if len(dataset) == 0:
         raise UsageError(f"{dataset!r} has no samples to load")
     if labelled_only:
@@ -64,9 +59,18 @@ def _warn_of_nan(dataset: VolumeDataset) -> None:
         )
 
 
-def _as_dataset(
+def open_samples(
     source: VolumeDataset | Subset[Any] | Named | Sequence[Named],
 ) -> VolumeDataset:
+    """What a loader is given, as a data set.
+
+    Raises
+    ------
+    UsageError
+        If it is none that a loader can read.
+    MismatchError, StorageError
+        As :class:`VolumeDataset`, which opens paths.
+    """
     from torch.utils.data import Subset
 
     if isinstance(source, VolumeDataset):
@@ -78,7 +82,7 @@ def _as_dataset(
                 f"{kind.__name__} changes the samples of a Subset, and the loader reads "
                 "volumes itself; give make_loader the Subset, and the change as transform="
             )
-        return _as_dataset(source.dataset).take(source.indices)  # type: ignore[arg-type]
+        return open_samples(source.dataset).take(source.indices)  # type: ignore[arg-type]
     if isinstance(source, str | PathLike | list | tuple):
         return VolumeDataset(source)
     raise UsageError(

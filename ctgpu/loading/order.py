@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Indices = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,9 @@ class EpochOrder:
         one at least, and the samples of these are mixed.  None mixes the whole data set.
     numbers : array of int, optional
         Number of each sample, shard by shard; default those that count them in that order.
+    weights : array of float, optional
+        Of each sample, by its number.  If it shuffles, an epoch then draws as many samples as there
+        are, with replacement, from the whole data set.
     """
 
     shard_samples: Sequence[int]
@@ -39,12 +43,15 @@ class EpochOrder:
     seed: int
     window_bytes: int | None
     numbers: Indices | None = None
+    weights: Weights | None = None
 
     def of(self, epoch: int) -> Indices:
-        """Numbers of all samples, each once, in the order of `epoch`."""
+        """Numbers of the samples of `epoch`, in its order: each once, or drawn by weight."""
         total = sum(self.shard_samples)
         if not self.shuffle:
             return np.arange(total)
+        if self.weights is not None:
+            return _drawn(self.weights, self.seed, epoch)
         # Raw draws of a counter-based generator: the same in every version of NumPy.
         draws = np.random.Philox(key=[self.seed, epoch])
         ends = np.cumsum(self.shard_samples)
@@ -70,6 +77,17 @@ class EpochOrder:
             if room is not None:
                 room -= size_bytes
         yield group
+
+
+def _drawn(weights: Weights, seed: int, epoch: int) -> Indices:
+    """As many numbers as there are weights, each drawn by them."""
+    draws = np.random.Philox(key=[seed, epoch], counter=[0, 0, 2, 0]).random_raw(len(weights))
+    # Divided first, so that no sum overflows; and added up one after the other, as anywhere.
+    ends = np.cumsum(weights / weights.max())
+    # 53 bits, below 1, so their product is below the sum; a weight of 0 has no room before its end.
+    places = (draws >> np.uint64(11)) * 2.0**-53 * ends[-1]
+    drawn: Indices = np.searchsorted(ends, places, side="right")
+    return drawn
 
 
 @dataclass(frozen=True, slots=True)

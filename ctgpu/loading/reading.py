@@ -166,7 +166,8 @@ class BatchReader:
         """Read the sample at `position`, or the next good one of the order."""
         attempts = len(order) if self._skip_bad else 1
         for step in range(attempts):
-            index = int(order[(position + step) % len(order)])
+            place = (position + step) % len(order)
+            index = int(order[place])
             start = (
                 random_start(
                     self._dataset.spec.stored_shape,
@@ -174,6 +175,8 @@ class BatchReader:
                     seed=self._order.seed,
                     epoch=epoch,
                     index=index,
+                    # Of what is drawn several times, each has a box of its own.
+                    repeat=int(np.count_nonzero(order[:place] == index)),
                 )
                 if self._box
                 else (0, 0, 0)

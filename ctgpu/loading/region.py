@@ -31,11 +31,14 @@ def stored_order(shape_hwd: Shape, layout: Layout) -> Shape:
 
 
 def random_start(
-    stored: Shape, box: Shape, *, seed: int, epoch: int, index: int
+    stored: Shape, box: Shape, *, seed: int, epoch: int, index: int, repeat: int = 0
 ) -> tuple[int, int, int]:
-    """First voxel of a random box, in stored order; a function of its arguments alone."""
+    """First voxel of a random box, in stored order; a function of its arguments alone.
+
+    `repeat` is how often the sample came before in its epoch.
+    """
     # Raw draws of a counter-based generator: the same in every version of NumPy.
-    draws = np.random.Philox(key=[seed, epoch], counter=[0, index, 1, 0]).random_raw(3)
+    draws = np.random.Philox(key=[seed, epoch], counter=[0, index, 1, repeat]).random_raw(3)
     first, second, third = (
         int(draw) % (n - k + 1) for draw, n, k in zip(draws, stored, box, strict=True)
     )
