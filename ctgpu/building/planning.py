@@ -224,6 +224,8 @@ def make_plan(
         seed=chosen["seed"],
         limit=chosen["limit"],
         keep_no_chest=chosen["keep_no_chest"],
+        include=chosen.get("include"),
+        exclude=chosen.get("exclude"),
     )
     identity: dict[str, Any] = dict(source.identity())
     if source.missing_folders:

@@ -191,6 +191,8 @@ class Request(Common):
     part : Part
         This process is one of several with the same request: it does its part of the shards (or
         `shards`), and keeps to its part of the Hub's quotas and of the machine's memory.
+    include, exclude : str, optional
+        Globs of paths, as :func:`ctgpu.sources.selection.fitting` takes them.
     limit, recon, order, seed, keep_no_chest, spacing_fallback : optional
         Which samples and in which order: first N, ``"all"`` or ``"first"`` reconstruction,
         ``"path"`` or ``"shuffled"`` with a seed, volumes listed as no chest, ``"header"`` to take
@@ -209,6 +211,14 @@ class Request(Common):
         written="path", help="Spool downloads here instead of holding them in memory."
     )
     part: Part = Part()
+    include: str | None = option(
+        selects=WHERE_GIVEN,
+        help="Take only volumes whose paths fit a glob; several with commas between them, such as "
+        "'chest/*,*_thin.nii.gz'.",
+    )
+    exclude: str | None = option(
+        selects=WHERE_GIVEN, help="Leave out volumes whose paths fit a glob; several likewise."
+    )
     limit: int | None = option(selects=None, help="A trial plan of the first N samples.")
     recon: str | None = option(
         selects="all",

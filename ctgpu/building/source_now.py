@@ -17,7 +17,7 @@ from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import SampleEntry, ShardRecord
 from ctgpu.sources.base import Source
 from ctgpu.sources.folder import FolderSource
-from ctgpu.sources.selection import eligible
+from ctgpu.sources.selection import eligible, fitting
 from ctgpu.sources.tables import no_chest_of
 from ctgpu.sources.tars import TarSource
 from ctgpu.volume.ref import SampleRef, Spelling, Split, normal_form
@@ -104,11 +104,12 @@ def _new(
     """
     if plan.selection.get("limit") is not None or all(ref.path in planned for ref in refs):
         return []
+    fit = fitting(refs, plan.selection.get("include"), plan.selection.get("exclude"))
     if isinstance(source, TarSource):
-        found = refs
+        found = fit
     else:
         found = eligible(
-            refs,
+            fit,
             no_chest_of(source, split),
             split=split,
             recon=plan.selection.get("recon", "all"),

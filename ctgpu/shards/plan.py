@@ -320,6 +320,8 @@ class _Selection(TypedDict, total=False):
     axes: str | None
     max_tilt_degrees: float | None
     assume_orientation: str | None
+    include: str | None
+    exclude: str | None
     hu_guard: str | None
 
 

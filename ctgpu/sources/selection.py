@@ -5,6 +5,7 @@ Pure functions of the listing, the CSVs and the user's choices: the same on ever
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import logging
 import re
@@ -51,6 +52,8 @@ def select(
     seed: int = 0,
     limit: int | None = None,
     keep_no_chest: bool = False,
+    include: str | None = None,
+    exclude: str | None = None,
 ) -> Selection:
     """Choose and order the samples of a build.
 
@@ -73,21 +76,35 @@ def select(
         Keep so many samples, the first ones of the order.
     keep_no_chest : bool
         Keep volumes that the source's ``no_chest`` list names.
+    include, exclude : str, optional
+        As :func:`fitting` takes them.
 
     Raises
     ------
     UsageError
-        If two volumes would have the same name in the shards, a name is not UTF-8, or all volumes
-        belong to the other split.
+        If no path fits, or two volumes would have the same name in the shards, a name is not UTF-8,
+        or all volumes belong to the other split.
     """
-    own = _of_split(refs, split) if split is not None else refs
+    fit = fitting(refs, include, exclude)
+    if refs and not fit:
+        asked = " and ".join(
+            f"{name} {globs!r}"
+            for name, globs in (("include", include), ("exclude", exclude))
+            if globs is not None
+        )
+        raise UsageError(
+            f"{asked} leaves none of the {len(refs)} volumes, such as {refs[0].path}; globs are "
+            "held against the whole path below the source, and * stands for slashes too"
+        )
+    own = _of_split(fit, split) if split is not None else fit
     refuse_bad_names(own)
     kept = _with_chest(own, tables.no_chest, keep_no_chest)
     scans = _first_recons(kept) if recon == "first" else kept
     chosen = sorted(scans, key=_shuffled(seed) if order == "shuffled" else _by_path)[:limit]
     counts = {
         "listed": len(refs),
-        "of the other split": len(refs) - len(own),
+        **({} if include is exclude is None else {"left out by their paths": len(refs) - len(fit)}),
+        "of the other split": len(fit) - len(own),
         "without a chest": len(own) - len(kept),
         "other reconstructions": len(kept) - len(scans),
         "beyond the limit": len(scans) - len(chosen),
@@ -98,6 +115,34 @@ def select(
         "without a byte": sum(ref.size_bytes == 0 for ref in chosen),
     }
     return Selection(chosen, counts)
+
+
+def fitting(refs: Iterable[SampleRef], include: str | None, exclude: str | None) -> list[SampleRef]:
+    """The volumes whose paths fit some globs.
+
+    Parameters
+    ----------
+    refs : iterable of SampleRef
+        What the source lists.
+    include, exclude : str, optional
+        Globs with commas between them, held against the path relative to the source, in which
+        ``*`` stands for slashes too: keep only what one of `include` fits, and of that nothing
+        that one of `exclude` fits.
+    """
+    wanted, unwanted = _globs(include), _globs(exclude)
+    return [
+        ref
+        for ref in refs
+        if (wanted is None or wanted(ref.path)) and not (unwanted and unwanted(ref.path))
+    ]
+
+
+def _globs(text: str | None) -> Callable[[str], bool] | None:
+    """Whether a path fits one of some globs; in NFC, as macOS writes names in NFD."""
+    if text is None:
+        return None
+    globs = [normal_form(glob.strip()) for glob in text.split(",")]
+    return lambda path: any(fnmatch.fnmatchcase(normal_form(path), glob) for glob in globs)
 
 
 def eligible(

@@ -18,7 +18,7 @@ from ctgpu.building.request import Request
 from ctgpu.checking.compare import compare_samples
 from ctgpu.checking.verify import verify_folder
 from ctgpu.engines import arithmetic_of
-from ctgpu.errors import UsageError
+from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards.plan import Plan
 from ctgpu.sources import open_source
 from ctgpu.sources.tables import LABEL_NAMES
@@ -283,3 +283,25 @@ def test_a_table_of_labels_gives_an_ordinary_folder_its_classes(
     assert report.manifest["class_names"] == list(LABEL_NAMES)
     assert report.manifest["unlabelled_samples"] == 1
     assert [s.labels.size for s in read_samples(tmp_path / "out").values()] == [18, 18]
+
+
+def test_only_volumes_whose_paths_fit_are_planned(
+    tmp_path: Path, plain: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    globs = {"include": "abdomen*", "exclude": "*0.nii*"}
+    report = ctgpu.build(tmp_path / "shards", source=plain, spec=SPEC, device="cpu", **globs)
+    assert report.written == 1
+    plan = Plan.load(tmp_path / "shards")
+    assert [sample.study_id for sample in plan.samples] == ["abdomen 1"]
+    assert {name: plan.selection[name] for name in globs} == globs
+    # What does not fit is not missed when the source is listed again.
+    caplog.clear()
+    ctgpu.build(tmp_path / "shards", source=plain, device="cpu", force=True)
+    assert not [record for record in caplog.records if "abdomen" in record.getMessage()]
+    with pytest.raises(MismatchError, match=r"selection\.include: found 'abdomen\*'"):
+        ctgpu.build(tmp_path / "shards", source=plain, device="cpu", include="*")
+
+
+def test_a_plan_without_globs_does_not_state_any(tmp_path: Path, plain: Path) -> None:
+    ctgpu.build(tmp_path / "shards", source=plain, spec=SPEC, device="cpu")
+    assert Plan.load(tmp_path / "shards").selection.keys().isdisjoint(("include", "exclude"))

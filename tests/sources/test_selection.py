@@ -46,6 +46,45 @@ def test_first_keeps_the_lowest_reconstruction_of_each_scan() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({"include": "*_a_1.nii.gz"}, ["train_1_a_1", "train_10_a_1"]),
+        ({"include": "*/train_2_*, *_b_1.nii.gz"}, ["train_1_b_1", "train_2_a_2", "train_2_a_10"]),
+        ({"exclude": "dataset/*/train_1_*"}, ["train_2_a_2", "train_2_a_10", "train_10_a_1"]),
+        ({"include": "*_1_*", "exclude": "*_a_[12].nii*"}, ["train_1_b_1"]),
+        ({"include": "dataset*", "exclude": "TRAIN*"}, NAMES),
+    ],
+)
+def test_paths_fit_globs(options: dict[str, str], wanted: list[str]) -> None:
+    assert chosen(*NAMES, **options) == wanted
+    left_out = select(refs(*NAMES), Tables(), **options).counts["left out by their paths"]  # type: ignore[arg-type]
+    assert left_out == len(NAMES) - len(wanted)
+
+
+def test_globs_and_paths_are_compared_in_one_normal_form() -> None:
+    composed = unicodedata.normalize("NFC", "thorax_é")
+    given = refs(unicodedata.normalize("NFD", composed), "thorax_e")
+    found = select(given, Tables(), include=f"*{composed}*").samples
+    assert [ref.path for ref in found] == [given[0].path]
+
+
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        (
+            {"include": "train_1_a_1"},
+            "include 'train_1_a_1' leaves none of the 6 volumes, such as ",
+        ),
+        ({"exclude": "*"}, r"exclude '\*' leaves none of the 6 volumes"),
+        ({"include": "*", "exclude": "d*"}, r"include '\*' and exclude 'd\*' leaves none"),
+    ],
+)
+def test_globs_that_leave_nothing_are_refused(options: dict[str, str], asked: str) -> None:
+    with pytest.raises(UsageError, match=asked):
+        chosen(*NAMES, **options)
+
+
 def test_first_is_chosen_among_those_that_show_a_chest() -> None:
     tables = Tables(no_chest=frozenset({"train_1_a_1"}))
     assert chosen("train_1_a_1", "train_1_a_2", recon="first", tables=tables) == ["train_1_a_2"]
