@@ -16,9 +16,11 @@ help:  ## this list
 demo: $(VENV)/.installed  ## make a small CT-RATE-like source, build it, show what came out
 	$(BIN)/ctgpu demo --output-dir demo
 
-# A file's tests stay together, for they share what they build.
+# A file's tests stay together, for they share what they build.  One worker more than cores, as much of
+# their time is spent waiting for other processes.
 test: $(VENV)/.developer  ## every test that needs no GPU, on up to four cores
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --dist loadfile \
+	  -n $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 exhaustive: $(VENV)/.developer  ## every variant of the CUDA kernel and full volumes, as PTX on the CPU
 	$(BIN)/python -m pytest -m exhaustive
