@@ -19,7 +19,7 @@ import pytest
 import ctgpu
 from built import read_samples, tar_bytes
 from ctgpu.building.events import Event, SampleWritten
-from ctgpu.sources.tables import report_text
+from ctgpu.sources.columns import report_text
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 
@@ -207,9 +207,13 @@ def test_defect_12_large_voxels_are_not_rounded_before_they_are_rescaled(tmp_pat
 
 @pytest.mark.parametrize("absent", ["", "nan", "NaN", "Not given."])
 def test_defect_14_a_report_is_joined_one_way_and_never_says_nan(absent: str) -> None:
-    assert report_text({"Findings_EN": "Clear.", "Impressions_EN": "Normal."}) == "Clear.\nNormal."
-    assert report_text({"Findings_EN": "Clear.", "Impressions_EN": absent}) == "Clear."
-    assert report_text({"Findings_EN": absent, "Impressions_EN": absent}) == ""
+    columns = ("Findings_EN", "Impressions_EN")
+    assert (
+        report_text({"Findings_EN": "Clear.", "Impressions_EN": "Normal."}, columns)
+        == "Clear.\nNormal."
+    )
+    assert report_text({"Findings_EN": "Clear.", "Impressions_EN": absent}, columns) == "Clear."
+    assert report_text({"Findings_EN": absent, "Impressions_EN": absent}, columns) == ""
 
 
 def test_defects_02_and_08_together_tars_are_reproducible(tmp_path: Path, source: Path) -> None:

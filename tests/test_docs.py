@@ -22,6 +22,7 @@ from common import REAL_CT_NAME
 from ctgpu.building.convert import convert_tars
 from ctgpu.cli.commands import app
 from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD
+from ctgpu.sources.patients import PatientSplit
 from ctgpu.spec import CT_RATE
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 from ctgpu.testing.hub import LocalHub
@@ -52,8 +53,9 @@ ELSEWHERE = re.compile(
     # Members of a sample, and kinds of files.
     r"|(<key>)?(\.\w+)+|nii\.gz|\*\.tar"
     # What the reader has or writes, what a source holds, what a wheel has in it.
-    r"|(train|valid)_\w+\.nii\.gz|(scan(-\d+)?|pred)\.(npz|nii\.gz)|ctgpu\.sbatch|(OLD|NEW)\.json|(\.gpu-check/)?result\.json"
-    r"|dataset/metadata/\w+\.csv|ctgpu/kernels"
+    r"|ctgpu\.sbatch|(OLD|NEW)\.json|(\.gpu-check/)?result\.json|ctgpu/kernels"
+    # Volumes, tables, lists and descriptions that are a source's.
+    r"|.*\.(npz|gz|csv)|(tables/motion|no_chest_\w+)\.txt|(FILE|mine)\.toml"
     # What a page says where to get.
     rf"|{re.escape(REAL_CT_NAME)}"
 )
@@ -212,10 +214,26 @@ def test_old_flags_keep_their_names(subcommand: str) -> None:
     assert known.issuperset(OLD_FLAGS[subcommand].split())
 
 
+def lay_out_scans(root: Path) -> None:
+    """A data set of the reader's own, as docs/data_sets.md has it, with a patient in each split."""
+    named = (f"P{n}" for n in range(1000))
+    held_out = next(name for name in named if PatientSplit("valid", (0.9, 0.1), 1).takes(name))
+    others = next(name for name in named if PatientSplit("train", (0.9, 0.1), 1).takes(name))
+    for seed, name in enumerate("ab"):
+        volume = Volume(chest_phantom((60, 56, 40), SPACING_MM, seed), SPACING_MM)
+        made = lay_out_ct_rate(root / "elsewhere", {name: volume}, tables=())
+        (root / "scans").mkdir(exist_ok=True)
+        made[name].rename(root / "scans" / f"{name}.nii.gz")
+    (root / "labels.csv").write_text(f"file,patient,nodule\na,{held_out},1\nb,{others},0\n")
+    (root / "reports.csv").write_text("file,findings\na,A nodule.\n")
+    (root / "mine.toml").write_text('name = "mine"\n')
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What the documents take for granted: originals, data sets, old shards, and a Hub."""
+    """What the documents take for granted: originals, data sets, old shards, scans, and a Hub."""
     root = tmp_path_factory.mktemp("made")
+    lay_out_scans(root)
     voxels = chest_phantom((90, 80, 60), SPACING_MM)
     lay_out_ct_rate(root / "CT-RATE", {STUDY: Volume(voxels, SPACING_MM)})
     ctgpu.build(root / "shards/valid", source=root / "CT-RATE", device="cpu")
@@ -231,8 +249,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def sandbox(made: Path, place: Path) -> None:
     """A copy without the bytes: files here are replaced, never changed in place."""
-    for name in ("shards", "old", "CT-RATE"):
+    for name in ("shards", "old", "CT-RATE", "scans"):
         shutil.copytree(made / name, place / name, copy_function=os.link)
+    for name in ("labels.csv", "reports.csv", "mine.toml"):
+        os.link(made / name, place / name)
 
 
 def environment(made: Path, home: Path) -> dict[str, str]:
@@ -266,6 +286,8 @@ def test_every_shown_command_runs(tmp_path: Path, made: Path, document: str, lin
         target = tmp_path / words[words.index("--output-dir") + 1]
         if target.exists() and {"--split", "--input-pattern"} & set(words):
             shutil.rmtree(target)  # shown as the first command of a new data set
+    if words[1] == "describe" and "--output" in words:
+        (tmp_path / words[words.index("--output") + 1]).unlink()  # likewise of a new description
     result = subprocess.run(
         [sys.executable, "-m", "ctgpu.cli", *words[1:]],
         capture_output=True,

@@ -21,7 +21,9 @@ from ctgpu.shards.record import ShardRecord, checksum
 GOLDEN = Path(__file__).parent / "golden"
 #: What says what only the second version of the format can say.
 SECOND = "version-2"
-WRITERS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir() and path.name != SECOND)
+#: What describes its data set, which only plans of the third version do.
+THIRD = "version-3"
+WRITERS = sorted({path.name for path in GOLDEN.iterdir() if path.is_dir()} - {SECOND, THIRD})
 
 
 @pytest.fixture(params=WRITERS)
@@ -157,3 +159,25 @@ def test_a_finished_folder_of_the_second_version_has_its_bytes(second: Path) -> 
         checksum(sample["volume"].transpose(0, 2, 3, 1).tobytes())
         == (expected(second)["percentiles"]["scan-0"]["bin"])
     )
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_a_folder_of_a_described_data_set_is_gone_on_with(tmp_path: Path, stated: bool) -> None:
+    third = Path(shutil.copytree(GOLDEN / THIRD, tmp_path / "golden"))
+    folder, source = third / "described/shards", third / "described/source"
+    before = tar_bytes(folder)
+    assert len(before) == 1
+    plan = (folder / "plan.json").read_bytes()
+    report = ctgpu.build(
+        folder,
+        source=source,
+        dataset=third / "described/mine.toml" if stated else None,
+        device="cpu",
+    )
+    assert (report.exit_code, report.data_set) == (0, "Mine")
+    assert {n: b for n, b in tar_bytes(folder).items() if n in before} == before
+    assert (folder / "plan.json").read_bytes() == plan == Plan.load(folder).to_json()
+    assert_samples(folder, expected(third)["described"])
+    assert verify_folder(folder).findings == []
+    assert ctgpu.relabel(folder, source=source).relabelled == []
+    assert report.manifest["class_names"] == ["nodule", "effusion"]

@@ -57,7 +57,8 @@ PUBLIC = {
     "ctgpu.errors": "AccessError CtgpuError DecodeError DeviceError EnvironmentFailure FetchError "
     "GeometryError IntensityError MismatchError NewerFormatError SampleError SourceError "
     "StorageError TableError UsageError",
-    "ctgpu.testing.ctrate": "RESCALE_PAIR Volume chest_phantom lay_out_ct_rate write_tables",
+    "ctgpu.testing.ctrate": "CT_RATE_DATA LABEL_NAMES RESCALE_PAIR TABLES Volume "
+    "chest_phantom lay_out_ct_rate table_names write_tables",
     "ctgpu.testing.hub": "LocalHub Request main",
     "ctgpu.testing.voxels": "DTYPES MEMORY_ORDERS random_voxels",
 }
@@ -68,7 +69,8 @@ PARAMETERS = {
     "ctgpu.build": "output_dir split source repo_id revision spec device num_workers "
     "memory_limit_bytes temp_dir samples_per_shard shards part limit recon order seed "
     "keep_no_chest spacing_fallback axes max_tilt_degrees hu_guard force retry_failed token "
-    "endpoint executor watch",
+    "endpoint executor watch dataset labels reports key_column text_columns split_by fractions "
+    "include exclude assume_orientation",
     "ctgpu.compare_samples": "preprocessed source num_samples spec",
     "ctgpu.convert_tars": "input_pattern output_dir split spec device num_workers "
     "memory_limit_bytes samples_per_shard shards axes max_tilt_degrees hu_guard force "
@@ -100,18 +102,20 @@ PARAMETERS = {
 }
 #: Flags that stay, by command.
 FLAGS = {
-    "build": "axes clip debug device force hu-guard hu-window intensity keep-no-chest layout "
-    "limit log-format max-tilt-degrees memory-limit num-workers order output-dir preset ray "
-    "recon repo-id retry-failed revision samples-per-shard seed shape shards source spacing "
-    "spacing-fallback split temp-dir",
+    "build": "assume-orientation axes clip dataset debug device exclude force fractions hu-guard "
+    "hu-window include intensity keep-no-chest key-column labels layout limit log-format "
+    "max-tilt-degrees memory-limit num-workers order output-dir preset ray recon repo-id reports "
+    "retry-failed revision samples-per-shard seed shape shards source spacing spacing-fallback "
+    "split split-by temp-dir text-columns",
     "convert": "axes debug delete-after device dry-run force hu-guard input-pattern intensity "
     "log-format max-tilt-degrees memory-limit num-workers output-dir preset retry-failed "
     "samples-per-shard shards split",
     "demo": "debug device output-dir",
+    "describe": "debug output repo-id revision",
     "doctor": "debug device json output-dir",
     "inspect": "debug json num-samples preview source",
     "manifest": "debug",
-    "plan": "axes calibrate debug device hu-guard json limit max-tilt-degrees memory-limit "
+    "plan": "axes calibrate dataset debug device hu-guard json limit max-tilt-degrees memory-limit "
     "num-workers output-dir preset recon repo-id revision samples-per-shard source split",
     "relabel": "debug source",
     "verify": "debug json num-samples original-pattern preprocessed-pattern source",

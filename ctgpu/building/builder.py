@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 
 from ctgpu.arguments import path_of, require_kind, shown
+from ctgpu.building.described import JoinedTable, name_in
 from ctgpu.building.events import Planned, Watcher, ignore
 from ctgpu.building.executor import BuildJob, Executor, LocalExecutor
 from ctgpu.building.planning import adopt_plan, device_for, make_plan, open_planned_source
@@ -136,7 +137,8 @@ def unforeseen_os_errors(folder: Path) -> Iterator[None]:
 def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
     folder, request = job.folder, job.request
     shards = request.shards
-    plan, source, counts = _settle(job, watch)
+    made = _settle(job, watch)
+    plan, source = made.plan, made.source
     turned = plan.spec.orientation != STORED
     watch = tally = OrientationTally(folder, watch, turned=turned)
     written, report = 0, None
@@ -154,7 +156,9 @@ def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
             require_free_space(folder, _bytes_to_write(folder, plan, together))
         watch(
             Planned(
-                counts,
+                made.counts,
+                data_set=made.data_set,
+                tables=made.tables,
                 samples=len(plan.samples),
                 shards=plan.shards,
                 pending_shards=len(todo),
@@ -192,23 +196,36 @@ def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
         written * plan.spec.size_bytes,
         [json.loads(line) for line in ledger],
         report,
+        made.data_set,
+        made.tables,
     )
 
 
-def _settle(job: BuildJob, watch: Watcher) -> tuple[Plan, Source | None, Mapping[str, int]]:
+@dataclass(frozen=True, slots=True)
+class _Settled:
+    """The plan of a build; with what it was made of, if that was now."""
+
+    plan: Plan
+    source: Source | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    data_set: str = ""
+    tables: tuple[JoinedTable, ...] = ()
+
+
+def _settle(job: BuildJob, watch: Watcher) -> _Settled:
     """Adopt the folder's plan, or make and save one; then its source is open already."""
     arithmetic = arithmetic_of(job.request.device)
     adopted = adopt_plan(job.folder, job.request, arithmetic)
     if adopted is not None:
-        return adopted, None, {}
-    plan, source, counts = make_plan(job.request, arithmetic, watch)
+        return _Settled(adopted, data_set=name_in(adopted))
+    made = make_plan(job.request, arithmetic, watch)
     with disk.storage_errors(job.folder):
         job.folder.mkdir(parents=True, exist_ok=True)
-    saved = Plan.create(job.folder, plan)
-    if saved is not plan:
+    saved = Plan.create(job.folder, made.plan)
+    if saved is not made.plan:
         # Another process was first; it must have been asked for the same.
-        saved.require(job.folder, plan)
-    return saved, source, counts
+        saved.require(job.folder, made.plan)
+    return _Settled(saved, made.source, made.counts, made.data_set, made.tables)
 
 
 def _look_at_finished(job: BuildJob, plan: Plan) -> None:

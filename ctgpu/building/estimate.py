@@ -11,6 +11,7 @@ from typing import Any
 
 from ctgpu.arguments import path_of, require_whole_number
 from ctgpu.building.builder import make_shards
+from ctgpu.building.described import JoinedTable
 from ctgpu.building.events import Event, SampleWritten, Watcher, ignore
 from ctgpu.building.executor import MOST_DEFAULT_WORKERS, LocalExecutor, default_workers
 from ctgpu.building.pipeline import STAGES, Workers
@@ -101,6 +102,10 @@ class Estimate:
     ----------
     counts : dict of str to int
         Volumes listed, left out and why.
+    data_set : str
+        Name of the description that it goes by.
+    tables : tuple of JoinedTable
+        What would be joined to the samples.
     storage : Storage
         On disk.
     source_bytes : int
@@ -120,6 +125,8 @@ class Estimate:
     """
 
     counts: dict[str, int]
+    data_set: str
+    tables: tuple[JoinedTable, ...]
     storage: Storage
     source_bytes: int
     free_bytes: int | None
@@ -207,8 +214,9 @@ def estimate(
     device = request.device
     engine = device if isinstance(device, Engine) else open_engine(device)
     with contextlib.closing(engine):
-        plan, source, counts = make_plan(request, engine.arithmetic, watch)
-        source.close()
+        made = make_plan(request, engine.arithmetic, watch)
+        made.source.close()
+    plan = made.plan
     home = next(p for p in (folder.resolve(), *folder.resolve().parents) if p.is_dir())
     memory_bytes = request.memory_limit_bytes or default_memory_limit_bytes()
     work = _Work({}, engine.concurrency, engine.name in ("cpu", "reference"))
@@ -227,7 +235,9 @@ def estimate(
             work.thread_s.update({name: busy[name] * scale[name] for name in STAGES})
     workers = request.num_workers or work.suggest()
     return Estimate(
-        counts,
+        made.counts,
+        made.data_set,
+        made.tables,
         Storage.of(len(plan.samples), plan.samples_per_shard, plan.spec),
         source_bytes,
         free_space_bytes(home),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from ctgpu.building.described import JoinedTable
 from ctgpu.building.pipeline import Failure
 
 
@@ -29,6 +30,10 @@ class Planned:
         Not finished yet, of those that this run was asked for.
     pending_samples : int
         Of those shards, the kept ones of interrupted shards included.
+    data_set : str
+        Name of the description that it goes by.
+    tables : tuple of JoinedTable
+        What was joined to the samples; empty where the plan was made by an earlier run.
     """
 
     counts: Mapping[str, int]
@@ -36,6 +41,8 @@ class Planned:
     shards: int
     pending_shards: int
     pending_samples: int
+    data_set: str = ""
+    tables: tuple[JoinedTable, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

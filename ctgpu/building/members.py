@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ctgpu.shards.record import SampleEntry, checksum
-from ctgpu.sources.tables import SampleRow, report_text
+from ctgpu.sources.tables import SampleRow
 from ctgpu.spec import STORED
 from ctgpu.volume.prepare import PreparedVolume
 
@@ -20,6 +20,7 @@ def sample_metadata(
     source_path: str,
     source_revision: str,
     report: Mapping[str, str],
+    carried: Mapping[str, str] | None = None,
     fingerprint: str,
     payload_xxh3_128: str,
     stated_rescale: tuple[float, float] | None = None,
@@ -35,6 +36,8 @@ def sample_metadata(
         What was decided about the volume.
     study_id, source_path, source_revision, report, fingerprint, payload_xxh3_128
         Recorded as they are.
+    carried : mapping, optional
+        Cells of the tables that are to go along, by column.
     stated_rescale : tuple of float, optional
         Slope and intercept that its tables state, used or not.
     read_xxh3_128 : mapping, optional
@@ -82,6 +85,7 @@ def sample_metadata(
             **_if_known("members", read_xxh3_128),
         },
         "report": dict(report),
+        **_if_known("columns", carried or None),
         "fingerprint": fingerprint,
         "xxh3_128": payload_xxh3_128,
     }
@@ -107,7 +111,7 @@ def label_bytes(row: SampleRow) -> bytes:
 
 def report_bytes(row: SampleRow) -> bytes:
     """The ``.txt`` member."""
-    return report_text(row.report).encode()
+    return row.text.encode()
 
 
 def says_the_same(entry: SampleEntry, row: SampleRow) -> bool:
@@ -119,7 +123,12 @@ def says_the_same(entry: SampleEntry, row: SampleRow) -> bool:
 
 
 def relabelled_metadata(
-    metadata: Mapping[str, Any], row: SampleRow, *, report: bool, stated_rescale: bool
+    metadata: Mapping[str, Any],
+    row: SampleRow,
+    *,
+    report: bool,
+    stated_rescale: bool,
+    carried: bool,
 ) -> dict[str, Any]:
     """A ``.json`` member with what tables say now; what describes the voxels stays.
 
@@ -129,7 +138,7 @@ def relabelled_metadata(
         As :func:`sample_metadata` made it.
     row : SampleRow
         What the tables say.
-    report, stated_rescale : bool
+    report, stated_rescale, carried : bool
         Take these from the row.
     """
     source = dict(metadata["source"])
@@ -139,9 +148,10 @@ def relabelled_metadata(
     if row.read_xxh3_128 is not None and "members" in source:
         source["members"] = source["members"] | row.read_xxh3_128
     return {
-        **metadata,
+        **{name: value for name, value in metadata.items() if name != "columns" or not carried},
         "source": source,
         "report": dict(row.report) if report else metadata["report"],
+        **_if_known("columns", row.carried or None),
     }
 
 

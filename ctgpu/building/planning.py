@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ctgpu.arguments import WHERE_GIVEN
+from ctgpu.building.described import (
+    JoinedTable,
+    asked_for,
+    joined_tables,
+    of_plan,
+    require_same,
+    settle,
+    to_record,
+)
 from ctgpu.building.events import Listing, Watcher
 from ctgpu.building.request import Request, selection_defaults
 from ctgpu.building.source_now import SourceNow, look_again, shortened
+from ctgpu.data_sets import DEFAULT_SPLIT, PLAIN, Description, built_in
+from ctgpu.data_sets.layout import SplitFolders
 from ctgpu.engines import Engine, arithmetic_of
 from ctgpu.errors import UsageError
 from ctgpu.printable import printable
 from ctgpu.shards.names import PLAN_NAME
 from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD, Plan
-from ctgpu.sources import DEFAULT_REPO_ID, open_source, source_kind
+from ctgpu.sources import open_source, source_kind
 from ctgpu.sources.base import Source
-from ctgpu.sources.ct_rate import split_of_folders, split_of_name
+from ctgpu.sources.duplicates import duplicates
 from ctgpu.sources.folder import FolderSource
+from ctgpu.sources.patients import PatientSplit
 from ctgpu.sources.selection import select
+from ctgpu.sources.tables import Tables
 from ctgpu.sources.tars import TarSource
 from ctgpu.spec import CT_RATE
-from ctgpu.volume.ref import Split
+from ctgpu.volume.ref import SampleRef
 
 _log = logging.getLogger(__name__)
 
@@ -66,6 +80,7 @@ def adopt_plan(folder: Path, request: Request, arithmetic: str) -> Plan | None:
         wanted["samples_per_shard"] = request.samples_per_shard
     if request.spec is not None:
         wanted["spec"] = request.spec.facts()
+    require_same(plan, folder, request)
     plan.require(folder, wanted | {"source": _wanted_source(plan, request)})
     return plan
 
@@ -111,7 +126,11 @@ def open_planned_source(plan: Plan, request: Request) -> SourceNow:
     if plan.source["kind"] == "hub":
         return SourceNow(_open_hub(plan, request))
     _warn_of_mixed_splits(plan)
-    source = open_source(source=path_of_source(plan, request), only_top=of_top_alone(plan))
+    source = open_source(
+        source=path_of_source(plan, request),
+        only_top=of_top_alone(plan),
+        data_set=of_plan(plan),
+    )
     return look_again(plan, source)
 
 
@@ -139,10 +158,14 @@ def open_named_source(plan: Plan, source: Path | None, request: Request) -> Sour
         As the source's constructor.
     """
     if source is not None:
-        return open_source(source=source, only_top=is_old_top(source, plan))
+        return open_source(source=source, only_top=is_old_top(source, plan), data_set=of_plan(plan))
     if plan.source["kind"] == "hub":
         return _open_hub(plan, request)
-    return open_source(source=path_of_source(plan, request), only_top=of_top_alone(plan))
+    return open_source(
+        source=path_of_source(plan, request),
+        only_top=of_top_alone(plan),
+        data_set=of_plan(plan),
+    )
 
 
 def _open_hub(plan: Plan, request: Request) -> Source:
@@ -153,18 +176,40 @@ def _open_hub(plan: Plan, request: Request) -> Source:
         endpoint=request.endpoint,
         token=request.token,
         part_count=request.part.count,
+        data_set=of_plan(plan),
     )
 
 
-def make_plan(
-    request: Request, arithmetic: str, watch: Watcher
-) -> tuple[Plan, Source, dict[str, int]]:
+class MadePlan(NamedTuple):
+    """A new plan, and what it was made of.
+
+    Attributes
+    ----------
+    plan : Plan
+        Not saved yet.
+    source : Source
+        Open.
+    counts : dict of str to int
+        What was listed, left out and why.
+    data_set : str
+        The description's name.
+    tables : tuple of JoinedTable
+        What was joined.
+    """
+
+    plan: Plan
+    source: Source
+    counts: dict[str, int]
+    data_set: str
+    tables: tuple[JoinedTable, ...]
+
+
+def make_plan(request: Request, arithmetic: str, watch: Watcher) -> MadePlan:
     """List the source, join the tables, and decide which sample goes to which shard.
 
     Returns
     -------
-    (Plan, Source, dict of str to int)
-        The plan, not saved yet; the open source; and what was counted on the way.
+    MadePlan
 
     Raises
     ------
@@ -173,28 +218,119 @@ def make_plan(
     AccessError, SourceError
         If the source cannot be listed.
     """
-    split = as_split(request.split or "valid")
     spec = request.spec or CT_RATE
     defaults = {n: v for n, v in selection_defaults(Request).items() if v is not WHERE_GIVEN}
     chosen = {**defaults, **request.selection}
+    source, split, location = _open_source(request)
+    by_patient = PatientSplit.of_selection(split, chosen)
+    watch(Listing({"kind": source_kind(request.source_path), "location": location}))
+    refs = source.list_volumes(split)
+    if source.listed_split not in (None, split):
+        raise UsageError(
+            f"{location} is part of {source.data_set.name}'s split {source.listed_split!r}, and "
+            f"{split!r} was asked for; pass --split {source.listed_split}, or the folder of the "
+            "other split"
+        )
+    data_set = source.data_set = settle(request, source, refs, split)
+    if by_patient is not None and data_set.splits:
+        raise UsageError(
+            f"split_by is 'patient', and {data_set.name} has splits of its own, "
+            f"{', '.join(data_set.splits)}; leave --split-by out, or pass --dataset with a "
+            "description without splits"
+        )
+    if data_set.volumes.orientation is not None:
+        chosen.setdefault("assume_orientation", data_set.volumes.orientation)
+    tables = source.tables(split)
+    recorded = to_record(data_set, request)
+    _name_what_is_not_taken(source, tables)
+    if recorded is not None:
+        if recorded.licence:
+            _log.info("%s: %s", recorded.name, recorded.licence)
+        _name_missing_tables(recorded, tables, location)
+    selected, counts = select(
+        refs,
+        tables,
+        # Of tars it is only recorded.
+        split=None if isinstance(source, TarSource) else split,
+        by_patient=by_patient,
+        recon=chosen["recon"],
+        order=chosen["order"],
+        seed=chosen["seed"],
+        limit=chosen["limit"],
+        keep_no_chest=chosen["keep_no_chest"],
+        include=chosen.get("include"),
+        exclude=chosen.get("exclude"),
+    )
+    _name_duplicates(source, selected, counts)
+    identity = _identity(source, request, split)
+    if not selected:
+        few = "; of few patients the shares are only near: try another --seed"
+        raise UsageError(
+            f"{identity['location']} has no volumes of the {split} split to build "
+            f"({', '.join(f'{n} {what}' for what, n in counts.items())})"
+            f"{few if by_patient is not None else ''}"
+        )
+    plan = Plan(
+        dataset=identity["location"],
+        split=split,
+        spec=spec,
+        arithmetic=arithmetic,
+        fingerprint=spec.fingerprint(arithmetic),
+        source=identity,
+        selection=chosen,
+        samples_per_shard=request.samples_per_shard or DEFAULT_SAMPLES_PER_SHARD,
+        class_names=tables.class_names,
+        samples=selected,
+        data_set=None if recorded is None else recorded.content,
+    )
+    return MadePlan(plan, source, counts, data_set.name, joined_tables(tables, selected))
+
+
+def _open_source(request: Request) -> tuple[Source, str, str]:
+    """The source that a request names, open; the split to take of it; and what it is called."""
+    description = asked_for(request)
+    repo_id = request.repo_id
+    if request.source_path is None and repo_id is None:
+        repo_id = (description or built_in()).repository
+        if description is not None and repo_id is None:
+            raise UsageError(
+                f"the description of {description.name} names no repository on the Hub; pass "
+                "--source with the folder that holds the data set, or --repo-id"
+            )
     source = open_source(
         source=request.source_path,
-        repo_id=None if request.source_path else request.repo_id or DEFAULT_REPO_ID,
+        repo_id=repo_id,
         revision=request.revision,
         temp_dir=request.temp_path,
         endpoint=request.endpoint,
         token=request.token,
         part_count=request.part.count,
+        data_set=description,
     )
-    location = str(request.source_path or request.repo_id or DEFAULT_REPO_ID)
-    watch(Listing({"kind": source_kind(request.source_path), "location": location}))
-    refs = source.list_volumes(split)
-    if source.listed_split not in (None, split):
-        raise UsageError(
-            f"{location} is part of CT-RATE's split {source.listed_split!r}, and {split!r} was "
-            f"asked for; pass --split {source.listed_split}, or the folder of the other split"
-        )
-    tables = source.tables(split)
+    # Whether a folder is CT-RATE's is not known before it is listed.
+    known = None if description is None and isinstance(source, FolderSource) else source.data_set
+    split = known.split_asked_for(request.split) if known else request.split or DEFAULT_SPLIT
+    return source, split, str(request.source_path or repo_id)
+
+
+def _identity(source: Source, request: Request, split: str) -> dict[str, Any]:
+    """What a plan records of its source."""
+    identity: dict[str, Any] = dict(source.identity())
+    if source.missing_folders:
+        identity["missing_folders"] = {
+            printable(path): printable(why) for path, why in source.missing_folders.items()
+        }
+    if request.source_path is not None:
+        identity["path"] = str(request.source_path.resolve())
+        if isinstance(source, FolderSource):
+            identity["tables"] = source.table_checksums(split)
+    elif request.revision is not None and not _COMMIT.fullmatch(request.revision):
+        identity["requested_revision"] = request.revision
+    return identity
+
+
+def _name_what_is_not_taken(source: Source, tables: Tables) -> None:
+    """Warn of volumes, folders and tables that were seen and are no part of the data set."""
     if source.left_out:
         _log.warning(
             "%s: not taken, for only the volumes of the data set in %s are",
@@ -209,53 +345,38 @@ def make_plan(
         )
     if source.unused_tables:
         _log.warning(
-            "%s: seen and not read, for tables are read by CT-RATE's names alone, from the root of "
-            "the data set (see docs/format.md)%s",
+            "%s: seen and not read, for %s (see docs/data_sets.md)%s",
             shortened(source.unused_tables),
+            "nothing in them names the volumes"
+            if source.data_set.name == built_in(PLAIN).name
+            else f"the description of {source.data_set.name} does not name them",
             "" if tables.class_names else "; the data set has no classes",
         )
-    selected, counts = select(
-        refs,
-        tables,
-        # Of tars it is only recorded.
-        split=None if isinstance(source, TarSource) else split,
-        recon=chosen["recon"],
-        order=chosen["order"],
-        seed=chosen["seed"],
-        limit=chosen["limit"],
-        keep_no_chest=chosen["keep_no_chest"],
-        include=chosen.get("include"),
-        exclude=chosen.get("exclude"),
-    )
-    identity: dict[str, Any] = dict(source.identity())
-    if source.missing_folders:
-        identity["missing_folders"] = {
-            printable(path): printable(why) for path, why in source.missing_folders.items()
-        }
-    if request.source_path is not None:
-        identity["path"] = str(request.source_path.resolve())
-        if isinstance(source, FolderSource):
-            identity["tables"] = source.table_checksums(split)
-    elif request.revision is not None and not _COMMIT.fullmatch(request.revision):
-        identity["requested_revision"] = request.revision
-    if not selected:
-        raise UsageError(
-            f"{identity['location']} has no volumes of the {split} split to build "
-            f"({', '.join(f'{n} {what}' for what, n in counts.items())})"
+
+
+def _name_missing_tables(data_set: Description, tables: Tables, location: str) -> None:
+    """Warn of the tables that a description names and the source does not have."""
+    found = [one.rule for one in tables.joined]
+    for rule in data_set.tables:
+        if rule not in found:
+            files = rule.files if isinstance(rule.files, tuple) else rule.files.values()
+            _log.warning(
+                "%s has no table of %s (%s), which the description of %s names",
+                *(location, " and ".join(rule.roles), shortened([*map(str, files)])),
+                data_set.name,
+            )
+
+
+def _name_duplicates(source: Source, selected: Sequence[SampleRef], counts: dict[str, int]) -> None:
+    """Warn of samples that are the same volume, and count those that are one too many."""
+    same = duplicates(selected, source.file_of)
+    if same:
+        counts["the same as another"] = sum(len(group) - 1 for group in same)
+        _log.warning(
+            "%d of the volumes are the same bytes as another one, such as %s: each becomes a "
+            "sample; to have it once, leave the others out with --exclude",
+            *(counts["the same as another"], " and ".join(ref.path for ref in same[0][:3])),
         )
-    plan = Plan(
-        dataset=identity["location"],
-        split=split,
-        spec=spec,
-        arithmetic=arithmetic,
-        fingerprint=spec.fingerprint(arithmetic),
-        source=identity,
-        selection=chosen,
-        samples_per_shard=request.samples_per_shard or DEFAULT_SAMPLES_PER_SHARD,
-        class_names=tables.class_names,
-        samples=selected,
-    )
-    return plan, source, counts
 
 
 def of_top_alone(plan: Plan) -> bool:
@@ -272,10 +393,12 @@ def is_old_top(path: Path, plan: Plan | None) -> bool:
 
 def _warn_of_mixed_splits(plan: Plan) -> None:
     """Before there was a `root`, volumes of one split could be planned as the other's."""
+    data_set = of_plan(plan)
+    folders = SplitFolders(data_set)
     others = [
         sample.path
         for sample in plan.samples
-        if (split_of_folders(sample.path.split("/")) or split_of_name(sample.study_id))
+        if (folders.split_of(sample.path.split("/")) or data_set.split_of_name(sample.study_id))
         not in (None, plan.split)
     ]
     if others:
@@ -285,8 +408,3 @@ def _warn_of_mixed_splits(plan: Plan) -> None:
             "folder",
             *(len(others), len(plan.samples), plan.split, others[0]),
         )
-
-
-def as_split(name: str) -> Split:
-    """`name`, checked when the request was made, as a :data:`Split`."""
-    return "train" if name == "train" else "valid"

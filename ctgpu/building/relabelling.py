@@ -15,7 +15,7 @@ from ctgpu.arguments import path_of
 from ctgpu.buffers import BufferPool
 from ctgpu.building.builder import unforeseen_os_errors
 from ctgpu.building.members import label_bytes, relabelled_metadata, report_bytes, to_json_bytes
-from ctgpu.building.planning import as_split, open_named_source
+from ctgpu.building.planning import open_named_source
 from ctgpu.building.request import Request
 from ctgpu.errors import FetchError, StorageError, TableError, UsageError
 from ctgpu.installation import __version__
@@ -32,7 +32,7 @@ from ctgpu.shards.untrusted import parse_json
 from ctgpu.shards.work import good_sample
 from ctgpu.shards.writer import ShardWriter
 from ctgpu.sources.base import Source
-from ctgpu.sources.ct_rate import table_names
+from ctgpu.sources.table import read_first
 from ctgpu.sources.tables import SampleRow, Tables
 from ctgpu.sources.tars import TarSource
 from ctgpu.volume.ref import SampleRef
@@ -125,9 +125,8 @@ def relabel(
     with unforeseen_os_errors(folder):
         request = Request(token=token, endpoint=endpoint)
         with contextlib.closing(open_named_source(plan, named, request)) as opened:
-            split = as_split(plan.split)
-            opened.find_tables(split)
-            tables = opened.tables(split, plan.class_names)
+            opened.find_tables(plan.split)
+            tables = opened.tables(plan.split, plan.class_names)
             where = str(named or plan.source.get("path", plan.source["location"]))
             _require_rows(plan, tables, opened, where)
             work = _Relabelling(folder, plan, tables)
@@ -231,6 +230,7 @@ class _Relabelling:
             row,
             report=self._tables.reports is not None,
             stated_rescale=self._tables.metadata is not None,
+            carried=any(one.rule.carry for one in self._tables.joined),
         )
         if self._tables.metadata is not None and (reason := _made_otherwise(metadata, row)):
             index = shard.record.shard_index
@@ -332,8 +332,14 @@ def _require_rows(plan: Plan, tables: Tables, source: Source, where: str) -> Non
     UsageError
     """
     found = {"labels": tables.labels, "reports": tables.reports, "metadata": tables.metadata}
+    if (carried := next((one for one in tables.joined if one.rule.carry), None)) is not None:
+        found["columns to carry"] = carried
     missing = [name for name, table in found.items() if table is None]
-    if not plan.class_names and source.read_table(*table_names("labels", as_split(plan.split))):
+    data_set = source.data_set
+    of_labels = [rule for rule in data_set.tables if rule.labels is not None]
+    if not plan.class_names and any(
+        read_first(source.read_table, data_set.paths(rule, plan.split)) for rule in of_labels
+    ):
         log.warning(
             "%s has labels, and %s was planned without classes: no labels are read; to have them, "
             "build into another folder",
@@ -345,14 +351,14 @@ def _require_rows(plan: Plan, tables: Tables, source: Source, where: str) -> Non
             "name the folder that has them with --source (docs/format.md says under which names "
             "they are read)"
         )
-    tables_found = [table for table in found.values() if table is not None]
+    tables_found = list({id(one.table): one for one in found.values() if one is not None}.values())
     with_rows = [t for t in tables_found if any(s.study_id in t for s in plan.samples)]
     # Samples of tars may do without one or the other.
     if not with_rows or (len(with_rows) < len(tables_found) and not isinstance(source, TarSource)):
         table = next(table for table in tables_found if table not in with_rows)
         raise UsageError(
-            f"{where}: {table.path} has a row for none of the {len(plan.samples)} samples planned; "
-            "name the source of this data set with --source"
+            f"{where}: {table.table.path} has a row for none of the {len(plan.samples)} samples "
+            "planned; name the source of this data set with --source"
         )
     if missing:
         log.info("%s has no table of %s: what is stored stays", where, " or ".join(missing))

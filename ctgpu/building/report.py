@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ctgpu.building.described import JoinedTable
 from ctgpu.building.pipeline import PipelineReport
 from ctgpu.printable import printable, to_json
 from ctgpu.shards.names import FAILURES_NAME, shard_name
@@ -31,6 +32,10 @@ class BuildReport:
         Every sample of the data set that has no output: the lines of ``failures.jsonl``.
     pipeline : PipelineReport or None
         Stage times and memory; None where there was nothing to do.
+    data_set : str
+        Name of the description that it was built by.
+    tables : sequence of JoinedTable
+        What was joined to its samples; empty where its plan was made by an earlier run.
     """
 
     folder: Path
@@ -39,6 +44,8 @@ class BuildReport:
     stored_bytes: int
     failures: Sequence[Mapping[str, Any]]
     pipeline: PipelineReport | None
+    data_set: str = ""
+    tables: Sequence[JoinedTable] = ()
 
     def __repr__(self) -> str:
         return (
@@ -86,6 +93,8 @@ class BuildReport:
         return to_json(
             {
                 "folder": str(self.folder),
+                "data_set": self.data_set,
+                "tables": [asdict(table) for table in self.tables],
                 "written": self.written,
                 "stored_bytes": self.stored_bytes,
                 "failed": len(self.failures),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike
@@ -24,7 +25,9 @@ from ctgpu.arguments import (
     option,
     options_of,
     require_kind,
+    shown,
 )
+from ctgpu.data_sets import BUILT_IN
 from ctgpu.engines import Engine
 from ctgpu.engines.registry import DEVICE_HELP
 from ctgpu.errors import UsageError
@@ -34,7 +37,6 @@ from ctgpu.sources.selection import Order, Recon
 from ctgpu.spec import SPEC_WANTED, Spec
 from ctgpu.volume.intensity import HuGuard
 from ctgpu.volume.orientation import DEFAULT_MAX_TILT_DEGREES, AxisRules
-from ctgpu.volume.ref import Split
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -71,8 +73,8 @@ class Common:
 
     Attributes
     ----------
-    split : {"train", "valid"}, optional
-        Which part of the data set; default ``"valid"``.
+    split : str, optional
+        Which part of the data set; by default the one that its description says, ``"valid"``.
     spec : Spec, optional
         Spacing, shape, window and layout of the output.
     device : str or Engine
@@ -99,7 +101,8 @@ class Common:
     """
 
     split: str | None = option(
-        help="train or valid. (default: valid, or the plan's)", choices=get_args(Split)
+        help="Part of the data set: train, valid, or as it names them. (default: the data set's, "
+        "which mostly is valid, or the plan's)"
     )
     spec: Spec | None = None
     device: str | Engine = option("auto", help=f"Where to compute: {DEVICE_HELP}.")
@@ -154,6 +157,10 @@ class Common:
         """
         for one in fields(self):
             object.__setattr__(self, one.name, checked(one, getattr(self, one.name)))
+        if self.split is not None and not re.fullmatch(r"[\w.-]{1,60}", self.split):
+            raise UsageError(
+                f"split is {shown(self.split)}; wanted a name of letters, digits, '.', '_' and '-'"
+            )
         require_kind("spec", self.spec, Spec, SPEC_WANTED)
         require_kind("device", self.device, (str, Engine), f"{DEVICE_HELP}, or an open engine")
         require_kind("shards", self.shards, range, "a range, such as range(0, 10)")
@@ -191,6 +198,17 @@ class Request(Common):
     part : Part
         This process is one of several with the same request: it does its part of the shards (or
         `shards`), and keeps to its part of the Hub's quotas and of the machine's memory.
+    dataset : str or path, optional
+        What lies where in the source, and what is in it: a description that ctgpu has, by its name,
+        or a file; see docs/data_sets.md.  By default CT-RATE's on the Hub and where a folder has
+        anything of it, else any folder of volumes, ``"plain"``.
+    labels, reports : path, optional
+        Tables of labels and of reports, in place of those that the description names.
+    key_column, text_columns : str, optional
+        Their column that names the volumes, and those that make a report, with commas between them.
+    split_by, fractions : str, optional
+        ``"patient"`` makes splits of a data set that has none; their shares of the patients, such
+        as ``"0.9,0.1"`` for train and valid; `seed` tells who belongs to which.
     include, exclude : str, optional
         Globs of paths, as :func:`ctgpu.sources.selection.fitting` takes them.
     limit, recon, order, seed, keep_no_chest, spacing_fallback : optional
@@ -211,6 +229,32 @@ class Request(Common):
         written="path", help="Spool downloads here instead of holding them in memory."
     )
     part: Part = Part()
+    dataset: str | PathLike[str] | None = option(
+        written="path",
+        help=f"What lies where: {', '.join(BUILT_IN)}, or a description's file in .toml, as `ctgpu "
+        "describe` writes. (default: ct-rate, or plain where a folder has nothing of it)",
+    )
+    labels: str | PathLike[str] | None = option(
+        written="path", help="A table of labels: CSV, TSV, Excel or Parquet, a column a class."
+    )
+    reports: str | PathLike[str] | None = option(written="path", help="A table of reports.")
+    key_column: str | None = option(
+        help="Their column that names the volumes. (default: the one whose cells do)"
+    )
+    text_columns: str | None = option(
+        help="Columns of a report's text, in order, with commas between them. (default: by name)"
+    )
+    split_by: str | None = option(
+        selects=WHERE_GIVEN,
+        choices=("patient",),
+        help="patient: make the splits of a data set that has none, without parting a patient's "
+        "scans; takes --fractions and --seed.",
+    )
+    fractions: str | None = option(
+        selects=WHERE_GIVEN,
+        help="Shares of the patients in train and valid, or train, valid and test, such as "
+        "0.9,0.1.",
+    )
     include: str | None = option(
         selects=WHERE_GIVEN,
         help="Take only volumes whose paths fit a glob; several with commas between them, such as "
@@ -229,9 +273,15 @@ class Request(Common):
         selects="path", choices=get_args(Order), help="path or shuffled. (default: path)"
     )
     seed: int | None = option(
-        selects=0, least=-MOST_INT64, most=MOST_INT64, help="Seed of --order shuffled."
+        selects=0,
+        least=-MOST_INT64,
+        most=MOST_INT64,
+        help="Seed of --order shuffled and of --split-by.",
     )
-    keep_no_chest: bool | None = option(selects=False, help="Keep volumes listed as no chest.")
+    keep_no_chest: bool | None = option(
+        selects=False,
+        help="Keep volumes that the data set's lists leave out, as CT-RATE's no_chest.",
+    )
     spacing_fallback: str | None = option(
         selects="fail",
         choices=("fail", "header"),
@@ -247,6 +297,11 @@ class Request(Common):
         require_kind("part", self.part, Part, "a ctgpu.building.request.Part")
         require_kind("endpoint", self.endpoint, str, "text")
         require_kind("token", self.token, str, "text")
+        if (self.split_by is None) is not (self.fractions is None):
+            raise UsageError(
+                "split_by and fractions (--split-by, --fractions) go together, such as --split-by "
+                "patient --fractions 0.9,0.1"
+            )
         if self.source is not None and (self.repo_id is not None or self.revision is not None):
             raise UsageError(
                 "source (--source) names a local folder, repo_id and revision (--repo-id, "

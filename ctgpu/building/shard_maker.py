@@ -29,7 +29,6 @@ from ctgpu.building.members import (
     to_json_bytes,
 )
 from ctgpu.building.pipeline import Failure, Pipeline, PipelineReport, Stages, Workers
-from ctgpu.building.planning import as_split
 from ctgpu.building.prepare import prepare_sample
 from ctgpu.decode import MAX_VOLUME_BYTES
 from ctgpu.decode.inflate import inflate_backend
@@ -153,7 +152,7 @@ class ShardMaker:
         self._folder = folder
         self._plan = plan
         self._source = source
-        self._tables = source.tables(as_split(plan.split), plan.class_names)
+        self._tables = source.tables(plan.split, plan.class_names)
         self._axis_rules = AxisRules.of_selection(plan.selection)
         # Plans older than the option were begun under its default.
         self._hu_guard = plan.selection.get("hu_guard", "refuse") if engine.takes_hu else None
@@ -395,6 +394,7 @@ class ShardMaker:
             source_path=task.sample.path,
             source_revision=self._plan.source["revision"],
             report=decoded.row.report,
+            carried=decoded.row.carried,
             fingerprint=self._plan.fingerprint,
             payload_xxh3_128=digest,
             stated_rescale=decoded.row.rescale_pair,

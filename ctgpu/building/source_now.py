@@ -17,10 +17,10 @@ from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import SampleEntry, ShardRecord
 from ctgpu.sources.base import Source
 from ctgpu.sources.folder import FolderSource
+from ctgpu.sources.patients import PatientSplit
 from ctgpu.sources.selection import eligible, fitting
-from ctgpu.sources.tables import no_chest_of
 from ctgpu.sources.tars import TarSource
-from ctgpu.volume.ref import SampleRef, Spelling, Split, normal_form
+from ctgpu.volume.ref import SampleRef, Spelling, normal_form
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ def look_again(plan: Plan, source: Source) -> SourceNow:
     AccessError, SourceError
         If it cannot be listed.
     """
-    split: Split = "train" if plan.split == "train" else "valid"
+    split = plan.split
     if isinstance(source, TarSource):
         refs = source.list_left()
     elif isinstance(source, FolderSource):
@@ -96,7 +96,7 @@ def look_again(plan: Plan, source: Source) -> SourceNow:
 
 
 def _new(
-    plan: Plan, source: Source, refs: Sequence[SampleRef], planned: Collection[str], split: Split
+    plan: Plan, source: Source, refs: Sequence[SampleRef], planned: Collection[str], split: str
 ) -> list[str]:
     """What the plan's selection takes now beside what it took; nothing where that was a trial.
 
@@ -110,15 +110,16 @@ def _new(
     else:
         found = eligible(
             fit,
-            no_chest_of(source, split),
+            source.tables(split, plan.class_names),
             split=split,
+            by_patient=PatientSplit.of_selection(split, plan.selection),
             recon=plan.selection.get("recon", "all"),
             keep_no_chest=bool(plan.selection.get("keep_no_chest")),
         )
     return [ref.path for ref in found if ref.path not in planned]
 
 
-def _changed_tables(plan: Plan, source: FolderSource, split: Split) -> Sequence[str] | None:
+def _changed_tables(plan: Plan, source: FolderSource, split: str) -> Sequence[str] | None:
     planned = plan.source.get("tables")
     if planned is not None:
         planned = {normal_form(path): checksum for path, checksum in planned.items()}
@@ -286,7 +287,7 @@ def _said_otherwise(
     source: Source, plan: Plan, finished: Mapping[int, Mapping[str, SampleEntry]]
 ) -> Iterator[str]:
     """Keys of the finished samples that the tables say something else about."""
-    tables = source.tables("train" if plan.split == "train" else "valid", plan.class_names)
+    tables = source.tables(plan.split, plan.class_names)
     from_header = plan.selection.get("spacing_fallback") == "header"
     for entries in finished.values():
         for key, entry in entries.items():

@@ -18,7 +18,7 @@ from ctgpu.checking.recipe import Recipe
 from ctgpu.engines import Job, open_engine
 from ctgpu.errors import SampleError
 from ctgpu.shards.patterns import expand_pattern
-from ctgpu.sources.tables import SampleRow, report_text
+from ctgpu.sources.tables import SampleRow
 from ctgpu.sources.tar_samples import TarSample, read_volume, stored_dtype
 from ctgpu.spec import Spec
 from ctgpu.volume.stored import numbers_of, numpy_dtype
@@ -148,7 +148,7 @@ def _compare(
     labels = sample.labels()
     if labels is None or not _same_labels(labels, row):
         faults.append("the labels are not those of its original")
-    if sample.text() != report_text(row.report):
+    if sample.text() != row.text:
         faults.append("the report is not that of its original")
     raw.release()
     return Comparison(sample.key, sample.tar.name, *numbers, tuple(faults))

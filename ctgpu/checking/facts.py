@@ -15,13 +15,13 @@ from ctgpu.arguments import converted, require_whole_number
 from ctgpu.buffers import BufferPool
 from ctgpu.checking.recipe import Recipe
 from ctgpu.checking.sheet import View, stated_affine, to_hu
+from ctgpu.data_sets import built_in
 from ctgpu.errors import StorageError
 from ctgpu.shards.card import Claims
 from ctgpu.shards.names import parse_shard_name, record_name
 from ctgpu.shards.patterns import expand_pattern
 from ctgpu.shards.record import ShardRecord
 from ctgpu.sources.fetched import fetch_file
-from ctgpu.sources.tables import LABEL_NAMES
 from ctgpu.sources.tar_samples import (
     TarSample,
     preprocessed_shape,
@@ -222,8 +222,8 @@ def _named_labels(sample: TarSample, recipe: Recipe) -> dict[str, float] | None:
         return None
     claims = Claims.if_readable(sample.tar.parent)
     names = recipe.plan.class_names if recipe.plan else claims.class_names
-    if names is None and labels.size == len(LABEL_NAMES):
-        names = LABEL_NAMES
+    if names is None and labels.size == len(built_in().class_names):
+        names = built_in().class_names
     if names is None or len(set(names)) != labels.size:
         names = tuple(f"class {number}" for number in range(labels.size))
     return dict(zip(names, map(float, labels), strict=True))

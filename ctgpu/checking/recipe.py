@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ctgpu.building.planning import as_split
+from ctgpu.data_sets import DEFAULT_SPLIT
 from ctgpu.errors import NewerFormatError, UsageError
 from ctgpu.shards.card import Claims
 from ctgpu.shards.names import PLAN_NAME
@@ -15,7 +15,6 @@ from ctgpu.shards.plan import Plan
 from ctgpu.spec import CT_RATE, Spec
 from ctgpu.volume.intensity import HuGuard
 from ctgpu.volume.orientation import DEFAULT_RULES, AxisRules
-from ctgpu.volume.ref import Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +25,8 @@ class Recipe:
     ----------
     spec : Spec
         What they were made to.
-    split : {"train", "valid"}
-        Which CSVs belong to them.
+    split : str
+        Which tables belong to them.
     spacing_from_header : bool
         Whether the file's spacing served where the CSV had none.
     rules : AxisRules
@@ -39,7 +38,7 @@ class Recipe:
     """
 
     spec: Spec = CT_RATE
-    split: Split = "valid"
+    split: str = DEFAULT_SPLIT
     spacing_from_header: bool = False
     rules: AxisRules = DEFAULT_RULES
     hu_guard: HuGuard = "refuse"
@@ -62,14 +61,14 @@ class Recipe:
             from_header = plan.selection.get("spacing_fallback") == "header"
             rules = AxisRules.of_selection(plan.selection)
             guard = _guard_of(plan.selection)
-            return cls(plan.spec, as_split(plan.split), from_header, rules, guard, plan)
+            return cls(plan.spec, plan.split, from_header, rules, guard, plan)
         claims = Claims.load(folder)
         if claims is None:
             return cls()
         try:
             return cls(
                 claims.spec or CT_RATE,
-                claims.split or "valid",
+                claims.split or DEFAULT_SPLIT,
                 rules=AxisRules.of_selection(claims.selection),
                 hu_guard=_guard_of(claims.selection),
             )

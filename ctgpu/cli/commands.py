@@ -7,7 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-from ctgpu.cli import build, convert, demo, doctor, inspect, manifest, plan, relabel, verify
+from ctgpu.cli import (
+    build,
+    convert,
+    demo,
+    describe,
+    doctor,
+    inspect,
+    manifest,
+    plan,
+    relabel,
+    verify,
+)
 from ctgpu.cli.options import RayCommand, names_flags
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say
 from ctgpu.errors import UsageError
@@ -29,6 +40,7 @@ app = typer.Typer(
 )
 app.command("build", cls=RayCommand, epilog=_EXIT_CODES)(names_flags(build.command))
 app.command("demo")(names_flags(demo.command))
+app.command("describe")(names_flags(describe.command))
 app.command("doctor")(names_flags(doctor.command))
 app.command("inspect")(names_flags(inspect.command))
 app.command("convert", epilog=_EXIT_CODES)(names_flags(convert.command))

@@ -136,13 +136,16 @@ class Display:
         counts = ", ".join(f"{count} {what}" for what, count in plan.counts.items() if count)
         self._log(
             plan,
-            "%s: %d samples in %d shards; to do: %d samples in %d shards",
+            "%s, described as %s: %d samples in %d shards; to do: %d samples in %d shards",
             counts or "plan read",
+            plan.data_set,
             plan.samples,
             plan.shards,
             plan.pending_samples,
             plan.pending_shards,
         )
+        for table in plan.tables:
+            log.info("table: %s", table, extra={"facts": {"event": "Table", **asdict(table)}})
         self._progress.update(self._task, description="building", total=plan.pending_samples)
 
     def _wait(self) -> None:
@@ -230,11 +233,14 @@ def show_summary(report: BuildReport, console: Console) -> None:
             f"{decimal(report.stored_bytes)} written, "
             f"at most {decimal(report.pipeline.peak_reserved_bytes)} in flight"
         )
+    for table in report.tables:
+        console.print(f"table: {table}", soft_wrap=True)
     manifest = report.manifest
     console.print(
         f"{report.folder}: {manifest['total_samples']} samples in "
         f"{manifest['total_shards']} shards, shape {tuple(manifest['sample_shape'])} "
-        f"{manifest['layout']} {manifest['sample_dtype']}, fingerprint {manifest['fingerprint']}",
+        f"{manifest['layout']} {manifest['sample_dtype']}, fingerprint {manifest['fingerprint']}, "
+        f"described as {report.data_set}",
         soft_wrap=True,
     )
     if report.failures:

@@ -22,7 +22,7 @@ from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say_json
     Request,
     without=("shards", "temp_dir", "force", "retry_failed"),
     num_workers="Threads that download. (default: what is suggested)",
-    split="train or valid. (default: valid)",
+    split="Part of the data set. (default: the data set's, which mostly is valid)",
 )
 def command(
     output_dir: Annotated[
@@ -60,6 +60,8 @@ def _show(estimate: Estimate, console: Console) -> None:
         free = f"{decimal(estimate.free_bytes)}: {room}"
     rows = [
         ("volumes", ", ".join(f"{n} {what}" for what, n in estimate.counts.items() if n)),
+        ("data set", estimate.data_set),
+        *(("table", str(table)) for table in estimate.tables),
         ("shards", f"{storage.shards}, {decimal(storage.full_shard_bytes)} each when full"),
         ("to read", decimal(estimate.source_bytes)),
         ("to store", f"{decimal(storage.needed_bytes)}, {storage.sample_bytes:,} bytes a volume"),

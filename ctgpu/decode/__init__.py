@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ctgpu.buffers import Buffer, BufferPool, Bytes
+from ctgpu.data_sets.fields import AS_STORED, ArrayRule
 from ctgpu.decode import nifti, npz
 from ctgpu.decode.inflate import InflateError, inflate_backend
 from ctgpu.decode.mistaken import HEAD_BYTES, mistaken_for
@@ -19,7 +20,12 @@ _IN_PLACE = np.empty(0, np.uint8)
 
 
 def decode(
-    file_name: str, buffer: Buffer, pool: BufferPool, *, limit_bytes: int = MAX_VOLUME_BYTES
+    file_name: str,
+    buffer: Buffer,
+    pool: BufferPool,
+    *,
+    limit_bytes: int = MAX_VOLUME_BYTES,
+    arrays: ArrayRule = AS_STORED,
 ) -> RawVolume:
     """The volume inside the bytes of one file.
 
@@ -37,6 +43,8 @@ def decode(
         Where the memory to inflate into comes from.
     limit_bytes : int
         Volumes larger than this are refused.
+    arrays : ArrayRule
+        What an ``.npz`` does not say of itself.
 
     Returns
     -------
@@ -50,10 +58,10 @@ def decode(
     """
     with buffer.released_on_error():
         try:
-            stored = _locate_voxels(file_name, buffer.bytes, limit_bytes)
+            stored = _locate_voxels(file_name, buffer.bytes, limit_bytes, arrays)
             if not stored.inflated_bytes:
                 stored.unpack(_IN_PLACE)
-                return stored.volume(buffer)
+                return _with_axes(stored.volume(buffer), arrays.axes)
             inflated = pool.acquire(stored.inflated_bytes)
             with inflated.released_on_error():
                 stored.unpack(inflated.bytes)
@@ -61,10 +69,10 @@ def decode(
         except InflateError as error:
             raise DecodeError(f"{file_name} is not usable: {error}; fetch it again") from error
     buffer.release()
-    return volume
+    return _with_axes(volume, arrays.axes)
 
 
-def inflated_size(file_name: str, data: Bytes) -> int:
+def inflated_size(file_name: str, data: Bytes, arrays: ArrayRule = AS_STORED) -> int:
     """Bytes of memory that :func:`decode` will need beside the file itself.
 
     Parameters
@@ -73,6 +81,8 @@ def inflated_size(file_name: str, data: Bytes) -> int:
         As :func:`decode` takes it.
     data : numpy.ndarray
         The file as stored, shape (size,), uint8.
+    arrays : ArrayRule
+        As :func:`decode` takes it.
 
     Returns
     -------
@@ -80,19 +90,39 @@ def inflated_size(file_name: str, data: Bytes) -> int:
         0 where the voxels are used in place, and for a file that :func:`decode` refuses.
     """
     try:
-        return _locate_voxels(file_name, data, MAX_VOLUME_BYTES).inflated_bytes
+        return _locate_voxels(file_name, data, MAX_VOLUME_BYTES, arrays).inflated_bytes
     except (DecodeError, InflateError):
         return 0
 
 
-def _locate_voxels(file_name: str, data: Bytes, limit_bytes: int) -> StoredVolume:
+def _locate_voxels(
+    file_name: str, data: Bytes, limit_bytes: int, arrays: ArrayRule
+) -> StoredVolume:
     lower = file_name.lower()
     if not lower.endswith((".npz", ".nii", ".nii.gz")):
         raise DecodeError(f"{file_name} is no volume; wanted a name in .npz, .nii or .nii.gz")
-    locate_voxels = npz.locate_voxels if lower.endswith(".npz") else nifti.locate_voxels
     try:
-        return locate_voxels(file_name, data, limit_bytes)
+        if lower.endswith(".npz"):
+            return npz.locate_voxels(file_name, data, limit_bytes, arrays.member)
+        return nifti.locate_voxels(file_name, data, limit_bytes)
     except DecodeError as error:
         if (found := mistaken_for(data[:HEAD_BYTES].tobytes())) is not None:
             raise DecodeError(f"{file_name} {found}") from error
         raise
+
+
+def _with_axes(volume: RawVolume, axes: str) -> RawVolume:
+    """A bare array, whose axes were stored in this order, as (H, W, D); another view, no copy.
+
+    Spacing and affine that the file states for its axes follow them.
+    """
+    if volume.format != "npz" or axes == "HWD":
+        return volume
+    order = [axes.index(axis) for axis in "HWD"]
+    volume.voxels = volume.voxels.transpose(order)
+    if volume.spacing_mm is not None and "ZSpacing" not in volume.metadata:
+        h, w, d = (volume.spacing_mm[place] for place in order)
+        volume.spacing_mm = h, w, d
+    if volume.affine is not None:
+        volume.affine = volume.affine[:, [*order, 3]]
+    return volume

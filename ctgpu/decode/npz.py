@@ -60,7 +60,9 @@ _HEADER_ERRORS = (
 )
 
 
-def locate_voxels(file_name: str, data: Bytes, limit_bytes: int) -> StoredVolume:
+def locate_voxels(
+    file_name: str, data: Bytes, limit_bytes: int, member_name: str | None = None
+) -> StoredVolume:
     """Find the voxels of an ``.npz`` file.
 
     Parameters
@@ -71,6 +73,8 @@ def locate_voxels(file_name: str, data: Bytes, limit_bytes: int) -> StoredVolume
         The file, shape (size,), uint8.
     limit_bytes : int
         Volumes larger than this are refused.
+    member_name : str, optional
+        The array that is the volume; by default one of :data:`VOLUME_NAMES`, or the only 3-D one.
 
     Raises
     ------
@@ -78,7 +82,7 @@ def locate_voxels(file_name: str, data: Bytes, limit_bytes: int) -> StoredVolume
         If the file is not an ``.npz`` with one volume that this package reads.
     """
     members = _directory(file_name, data)
-    name, header = _choose(file_name, data, members)
+    name, header = _choose(file_name, data, members, member_name)
     label, member = _label(file_name, name), members[name]
     voxel_bytes = check_voxels(label, header.shape, header.dtype)
     check_plausible(label, member.size_bytes, member.stop - member.start, limit_bytes)
@@ -103,6 +107,24 @@ def locate_voxels(file_name: str, data: Bytes, limit_bytes: int) -> StoredVolume
             "metadata": metadata,
         },
     )
+
+
+def arrays_in(file_name: str, data: Bytes) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every array of an ``.npz`` file, by its name; no voxel is read.
+
+    Parameters
+    ----------
+    file_name, data
+        As :func:`locate_voxels` takes them.
+
+    Raises
+    ------
+    DecodeError
+        If the file is no ``.npz`` that can be read.
+    """
+    members = _directory(file_name, data)
+    headers = {n: _npy_header(_label(file_name, n), data, m) for n, m in members.items()}
+    return {name: (head.shape, str(head.dtype)) for name, head in sorted(headers.items())}
 
 
 class _Member(NamedTuple):
@@ -193,13 +215,24 @@ def _member(file_name: str, data: Bytes, info: zipfile.ZipInfo, end: int) -> _Me
     )
 
 
-def _choose(file_name: str, data: Bytes, members: Mapping[str, _Member]) -> tuple[str, _Header]:
+def _choose(
+    file_name: str, data: Bytes, members: Mapping[str, _Member], wanted: str | None
+) -> tuple[str, _Header]:
     """The array that is the volume, by its name, or else because it is the only 3-D one."""
     headers: dict[str, _Header] = {}
 
     def read(name: str) -> _Header:
         return _npy_header(_label(file_name, name), data, members[name])
 
+    if wanted is not None:
+        if wanted not in members:
+            raise DecodeError(
+                f"{file_name} holds no array {wanted!r}, only {', '.join(sorted(members)[:4])}; "
+                "correct arrays.member in the description of the data set, or the file"
+            )
+        header = read(wanted)
+        _require_numbers(_label(file_name, wanted), header)
+        return wanted, header
     for name in VOLUME_NAMES:
         if name in members:
             headers[name] = read(name)

@@ -20,9 +20,8 @@ from ctgpu.shards.plan import Plan
 from ctgpu.shards.untrusted import Count, Fingerprint, Text, read_json
 from ctgpu.shards.versions import of_newer, parse_version
 from ctgpu.spec import Spec
-from ctgpu.volume.ref import Split
 
-_SPLITS: Mapping[str, Split] = {"train": "train", "valid": "valid", "validation": "valid"}
+_SPLITS: Mapping[str, str] = {"train": "train", "valid": "valid", "validation": "valid"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +186,7 @@ class Claims:
         return selection if isinstance(selection, dict) else {}
 
     @property
-    def split(self) -> Split | None:
+    def split(self) -> str | None:
         """Which part of the data set it is; None where it is named as no part is."""
         return _SPLITS.get(str(self._stated.get("split")))
 

@@ -123,8 +123,8 @@ def _not_committed(folder: Path, index: int) -> Finding:
 def _contradictions(plan: Plan, record: ShardRecord) -> Iterator[str]:
     if record.fingerprint != plan.fingerprint:
         yield f"its fingerprint is {record.fingerprint}, the plan's is {plan.fingerprint}"
-    if record.version != plan.version:
-        stated, wanted = (format_name("shard", one.version) for one in (record, plan))
+    if record.version != plan.shard_version:
+        stated, wanted = (format_name("shard", n) for n in (record.version, plan.shard_version))
         yield f"its format is {stated}, and that of this plan's records is {wanted}"
     failed = {failure.key for failure in record.failures}
     planned = {s.key: s.study_id for s in plan.samples_of(record.shard_index)}

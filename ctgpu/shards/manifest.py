@@ -29,7 +29,7 @@ def manifest(folder: Path, plan: Plan) -> dict[str, Any]:
 
 
 def _manifest(plan: Plan, shards: Sequence[ShardSummary]) -> dict[str, Any]:
-    orientations, version = _count_orientations(shards), plan.version
+    orientations, version = _count_orientations(shards), plan.shard_version
     return {
         "dataset": plan.dataset,
         "split": plan.split,

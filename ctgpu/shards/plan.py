@@ -23,7 +23,7 @@ from ctgpu.shards.untrusted import (
     decode,
     read_file,
 )
-from ctgpu.shards.versions import FIRST, SECOND, format_name, of_newer, version_of
+from ctgpu.shards.versions import FIRST, SECOND, THIRD, format_name, of_newer, version_of
 from ctgpu.spec import Spec
 from ctgpu.volume.ref import Provenance, SampleRef
 
@@ -56,6 +56,8 @@ class Plan:
         The labels, in order.
     samples : sequence of SampleRef
         In plan order; keys are unique.
+    data_set : dict or None
+        Description of the data set, JSON-ready; None where it is CT-RATE's.
     """
 
     dataset: str
@@ -68,6 +70,7 @@ class Plan:
     samples_per_shard: int
     class_names: tuple[str, ...]
     samples: Sequence[SampleRef]
+    data_set: Mapping[str, Any] | None = None
 
     def __repr__(self) -> str:
         return (
@@ -77,7 +80,12 @@ class Plan:
 
     @property
     def version(self) -> int:
-        """Of the format: the first, unless the plan says what only the second can say."""
+        """Of the format: the first, unless the plan says what only a later one can say."""
+        return self.shard_version if self.data_set is None else THIRD
+
+    @property
+    def shard_version(self) -> int:
+        """Of its shards' records and its manifest, which do not describe the source."""
         assumes = self.selection.get("assume_orientation") is not None
         return FIRST if self.spec.is_first_version and not assumes else SECOND
 
@@ -254,6 +262,7 @@ class Plan:
             samples_per_shard=stored.samples_per_shard,
             class_names=tuple(stored.class_names),
             samples=[SampleRef(*row) for row in stored.samples],
+            data_set=stored.data_set,
         )
         if plan.version != version:
             raise ValueError(
@@ -276,6 +285,7 @@ class Plan:
             "selection": dict(self.selection),
             "samples_per_shard": self.samples_per_shard,
             "class_names": list(self.class_names),
+            **({} if self.data_set is None else {"data_set": dict(self.data_set)}),
         }
 
 
@@ -294,6 +304,7 @@ class _StoredPlan:
     class_names: list[Text]
     columns: list[str]
     samples: list[tuple[str, str, str, Count, str | None, Provenance]]
+    data_set: dict[str, Any] | None = None
 
 
 class _Source(TypedDict):
@@ -320,6 +331,8 @@ class _Selection(TypedDict, total=False):
     axes: str | None
     max_tilt_degrees: float | None
     assume_orientation: str | None
+    split_by: str | None
+    fractions: str | None
     include: str | None
     exclude: str | None
     hu_guard: str | None

@@ -1,6 +1,6 @@
 """Which version of the format a file is of, and what to say of one that is too new.
 
-A file is of the first version unless it says what only the second can say: so data sets that do
+A file is of the first version unless it says what only a later one can say: so data sets that do
 without are the same bytes as ever, and an older ctgpu goes on reading them.
 """
 
@@ -16,7 +16,10 @@ from ctgpu.shards.untrusted import decode
 
 Kind = Literal["plan", "shard", "manifest"]
 
-FIRST, SECOND = 1, 2
+FIRST, SECOND, THIRD = 1, 2, 3
+
+#: Of each kind of file, the newest version that this ctgpu writes.
+_NEWEST: dict[Kind, int] = {"plan": THIRD}
 
 _STATED = re.compile(r"ctgpu-([a-z]+)-([1-9][0-9]{0,8})")
 
@@ -44,8 +47,8 @@ def parse_version(stated: str, kind: Kind) -> int:
     match = _STATED.fullmatch(stated)
     if match is None or match[1] != kind:
         raise ValueError(f"its format is not {format_name(kind, FIRST)}")
-    if (version := int(match[2])) > SECOND:
-        raise NewerFormatError(f"its format is {stated}, and {format_name(kind, SECOND)} is known")
+    if (version := int(match[2])) > (newest := _NEWEST.get(kind, SECOND)):
+        raise NewerFormatError(f"its format is {stated}, and {format_name(kind, newest)} is known")
     return version
 
 

@@ -230,7 +230,7 @@ class ShardWriter:
             self.done,
             self.failed,
             dict(run),
-            self._plan.version,
+            self._plan.shard_version,
         )
         with disk.storage_errors(self._partial):
             disk.write_all(self._fd, END_OF_ARCHIVE, self.size_bytes)

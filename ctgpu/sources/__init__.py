@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from ctgpu.data_sets import Description
     from ctgpu.sources.base import Source
 
 DEFAULT_REPO_ID = "ibrahimhamamci/CT-RATE"
@@ -28,6 +29,7 @@ def open_source(
     part_count: int = 1,
     temp_dir: Path | None = None,
     only_top: bool = False,
+    data_set: Description | None = None,
 ) -> Source:
     """The source that a command names.
 
@@ -41,6 +43,8 @@ def open_source(
         For the Hub, see :class:`ctgpu.sources.hub.source.HubSource`.
     only_top
         For a folder, see :class:`ctgpu.sources.folder.FolderSource`.
+    data_set : Description, optional
+        What lies where, and what is in it; by default CT-RATE's.
 
     Raises
     ------
@@ -58,10 +62,10 @@ def open_source(
         if source_kind(path) == "tars":
             from ctgpu.sources.tars import TarSource
 
-            return TarSource(path)
+            return TarSource(path, data_set=data_set)
         from ctgpu.sources.folder import FolderSource
 
-        return FolderSource(path, only_top=only_top)
+        return FolderSource(path, only_top=only_top, data_set=data_set)
     from ctgpu.sources.hub.source import HubSource
 
     return HubSource(
@@ -71,4 +75,5 @@ def open_source(
         endpoint=endpoint,
         part_count=part_count,
         temp_dir=temp_dir,
+        data_set=data_set,
     )

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 from ctgpu.buffers import Allocate
+from ctgpu.data_sets import Description
 from ctgpu.sources.fetched import Fetched
 from ctgpu.sources.tables import Tables
-from ctgpu.volume.ref import SampleRef, Split
+from ctgpu.volume.ref import SampleRef
 
 
 class Source(ABC):
-    """A place that has volumes and, perhaps, CSVs.  Safe to use from many threads."""
+    """A place that has volumes and, perhaps, tables.  Safe to use from many threads."""
 
-    #: CT-RATE's split in whose folder the volumes listed last lie; None for any other folder.
-    listed_split: Split | None = None
+    #: What lies where, and what is in it.
+    data_set: Description
+    #: The split whose volumes the last listing found where the description has them; None where
+    #: they are simply all that the source holds.
+    listed_split: str | None = None
     #: Paths of the volumes that lie beside the data set listed last, and so were left out.
     left_out: Sequence[str] = ()
     #: Paths of folders that could not be looked at in the last listing, so that nothing says which
@@ -30,7 +35,7 @@ class Source(ABC):
         """What pins this source, recorded in the plan: ``kind``, ``location``, ``revision``."""
 
     @abstractmethod
-    def list_volumes(self, split: Split) -> list[SampleRef]:
+    def list_volumes(self, split: str) -> list[SampleRef]:
         """Every volume of the split, in natural order of the paths.
 
         Raises
@@ -64,7 +69,7 @@ class Source(ABC):
             If the source as a whole fails.
         """
 
-    def find_tables(self, split: Split) -> None:
+    def find_tables(self, split: str) -> None:
         """Get ready for :meth:`tables` where the volumes are not wanted.
 
         Raises
@@ -74,24 +79,28 @@ class Source(ABC):
         """
         self.list_volumes(split)
 
-    def tables(self, split: Split, class_names: Sequence[str] | None = None) -> Tables:
-        """What the source says about the volumes that were listed; by default its CSVs.
+    def tables(self, split: str, class_names: Sequence[str] | None = None) -> Tables:
+        """What the source says about the volumes that were listed; by default its tables.
 
         Parameters
         ----------
-        split : {"train", "valid"}
-            Which CSVs.
+        split : str
+            Which.
         class_names : sequence of str, optional
             Names of the labels, in order, as a plan has them; by default the source decides.
 
         Raises
         ------
         UsageError
-            If a CSV lacks a column or is no CSV.
+            If a table lacks a column or is none.
         AccessError, SourceError
             If the source cannot be read.
         """
         return Tables.load(self, split, class_names)
+
+    def file_of(self, ref: SampleRef) -> Path | None:
+        """Where the file of a volume is on this machine; None where it has none."""
+        return None
 
     def close(self) -> None:  # noqa: B027  (a folder holds nothing)
         """Give connections back."""

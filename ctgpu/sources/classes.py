@@ -6,20 +6,22 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ctgpu.data_sets import Description
 from ctgpu.errors import UsageError
 from ctgpu.shards.card import Claims
 from ctgpu.shards.names import MANIFEST_NAME
-from ctgpu.sources.tables import LABEL_NAMES
 
 #: Of one float32 label.
 LABEL_BYTES = 4
 
 
-def classes_of_labels(folders: Iterable[Path], sizes_bytes: Mapping[str, int]) -> tuple[str, ...]:
+def classes_of_labels(
+    folders: Iterable[Path], sizes_bytes: Mapping[str, int], data_set: Description
+) -> tuple[str, ...]:
     """Names of the classes that most of the labels in some tars are for.
 
-    Those that the manifests beside the tars state; else CT-RATE's where there are 18 labels; none
-    where there are no labels.
+    Those that the manifests beside the tars state; else the data set's where there are as many
+    labels; none where there are no labels.
 
     Parameters
     ----------
@@ -27,6 +29,8 @@ def classes_of_labels(folders: Iterable[Path], sizes_bytes: Mapping[str, int]) -
         Where the tars are.
     sizes_bytes : mapping of str to int
         Of each sample's labels, by what a message is to call them; float32 each.
+    data_set : Description
+        What the tars were made of.
 
     Raises
     ------
@@ -53,11 +57,12 @@ def classes_of_labels(folders: Iterable[Path], sizes_bytes: Mapping[str, int]) -
                 f"bytes; wanted {LABEL_BYTES * len(names)}: correct its class_names"
             )
         return names
-    if size_bytes in (0, LABEL_BYTES * len(LABEL_NAMES)):
-        return LABEL_NAMES if size_bytes else ()
+    names = data_set.class_names
+    if size_bytes in (0, LABEL_BYTES * len(names)):
+        return names if size_bytes else ()
     example = next(name for name, size in sizes_bytes.items() if size == size_bytes)
     raise UsageError(
         f"{example} has {size_bytes} bytes, and nothing names its classes; wanted "
-        f"CT-RATE's {len(LABEL_NAMES)} as little-endian float32, or as many as a {MANIFEST_NAME} "
+        f"{data_set.name}'s {len(names)} as little-endian float32, or as many as a {MANIFEST_NAME} "
         "beside the tars lists as class_names"
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctgpu.buffers import Allocate, Buffer, BufferPool
+from ctgpu.data_sets.fields import AS_STORED, ArrayRule
 from ctgpu.decode import MAX_VOLUME_BYTES, decode, inflated_size
 from ctgpu.errors import UsageError, reason_of
 from ctgpu.shards.untrusted import read_unchanged
@@ -22,10 +23,13 @@ class Fetched:
         As the source names it; its suffix tells the format.
     buffer : Buffer
         The bytes.
+    arrays : ArrayRule
+        What a bare array does not say of itself.
     """
 
     path: str
     buffer: Buffer
+    arrays: ArrayRule = AS_STORED
 
     @property
     def size_bytes(self) -> int:
@@ -35,7 +39,7 @@ class Fetched:
     @property
     def inflated_bytes(self) -> int:
         """Bytes of memory that :meth:`decode` will need beside the buffer."""
-        return inflated_size(self.path, self.buffer.bytes)
+        return inflated_size(self.path, self.buffer.bytes, self.arrays)
 
     def decode(self, pool: BufferPool, *, limit_bytes: int = MAX_VOLUME_BYTES) -> RawVolume:
         """The volume, as :func:`ctgpu.decode.decode`; takes the buffer over.
@@ -45,7 +49,7 @@ class Fetched:
         DecodeError
             If the bytes are not one whole volume.
         """
-        return decode(self.path, self.buffer, pool, limit_bytes=limit_bytes)
+        return decode(self.path, self.buffer, pool, limit_bytes=limit_bytes, arrays=self.arrays)
 
     def release(self) -> None:
         """Give the buffer back undecoded."""

@@ -1,48 +1,41 @@
-"""Volumes in a folder: a local copy of CT-RATE, or any folder at all."""
+"""Volumes in a folder: a local copy of a described data set, or any folder at all."""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ctgpu.buffers import Allocate
+from ctgpu.data_sets import Description, built_in
+from ctgpu.data_sets.layout import SplitFolders
 from ctgpu.errors import FetchError, SourceError, UsageError, reason_of
 from ctgpu.shards.names import natural_key
 from ctgpu.shards.record import checksum
 from ctgpu.shards.untrusted import FileChanged, read_file, read_unchanged
 from ctgpu.sources.base import Source
-from ctgpu.sources.ct_rate import (
-    TABLES,
-    all_table_names,
-    provenance_of,
-    split_folders,
-    split_folders_among,
-    split_of_folders,
-    table_names,
-)
 from ctgpu.sources.fetched import Fetched
+from ctgpu.sources.table import TABLE_LIMIT_BYTES, read_first
 from ctgpu.sources.tree import Tree, look_below, tables_in
-from ctgpu.volume.ref import VOLUME_SUFFIXES, SampleRef, Spelling, Split
+from ctgpu.volume.ref import VOLUME_SUFFIXES, SampleRef, Spelling
 
 _log = logging.getLogger(__name__)
 
 _NAMED_COPIES = 4
-# As of the Hub's: reports of 50,000 scans take a tenth of it.
-_TABLE_LIMIT_BYTES = 1 << 30
 
 
 class FolderSource(Source):
     """A folder of ``.nii.gz``, ``.nii`` and ``.npz`` files.
 
-    Where it has CT-RATE's folders (``train_fixed``, ``valid``, …, under ``dataset`` or directly),
-    at its top or, as in a Hub cache, further down, only those of the split asked for are listed,
-    flat or nested; ``…_fixed`` (v2) goes before v1 where both are there.  The CSVs are those of the
-    data set that these folders belong to, or else those at the top.  Without such folders, every
-    volume below it belongs to the split asked for.  Hidden files and folders are left out, and so
-    are partial downloads, which do not end in a volume's suffix.  Links are followed, for a Hub
+    Where the data set has telling folders, such as CT-RATE's ``train_fixed``, and they are found,
+    at the top or, as in a Hub cache, further down, only those of the split asked for are listed,
+    flat or nested, and the tables are those of the data set that these folders belong to, or else
+    those at the top; without such folders, every volume belongs to the split asked for.  Of another
+    data set the volumes are those that its globs take.  Hidden files and folders are left out, and
+    so are partial downloads, which do not end in a volume's suffix.  Links are followed, for a Hub
     cache and many a lab consist of them.
 
     Parameters
@@ -50,8 +43,10 @@ class FolderSource(Source):
     path : Path
         The folder.
     only_top : bool
-        Look for CT-RATE's folders and CSVs at the top alone.  Plans that name no ``root`` of their
+        Look for telling folders and tables at the top alone.  Plans that name no ``root`` of their
         data set were made so, or come to the same.
+    data_set : Description, optional
+        By default CT-RATE's.
 
     Raises
     ------
@@ -59,7 +54,11 @@ class FolderSource(Source):
         If it is not a folder.
     """
 
-    def __init__(self, path: Path, *, only_top: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, only_top: bool = False, data_set: Description | None = None
+    ) -> None:
+        self.data_set = data_set or built_in()
+        self._split_folders = SplitFolders(self.data_set)
         self._root = Path(os.path.abspath(path))
         if not self._root.is_dir():
             raise UsageError(f"{path} is not a folder; pass the folder that holds the volumes")
@@ -88,7 +87,7 @@ class FolderSource(Source):
         identity = {"kind": "folder", "location": self._name, "revision": self._revision}
         return identity | ({"root": self._data_root} if self._data_root else {})
 
-    def list_volumes(self, split: Split) -> list[SampleRef]:
+    def list_volumes(self, split: str) -> list[SampleRef]:
         """Every volume of the split, in natural order of the paths.
 
         A link that leads nowhere is a volume of 0 bytes, which fails when it is fetched, for it
@@ -104,18 +103,16 @@ class FolderSource(Source):
         """
         root, folder, below = self._locate(split)
         self._data_root = self._relative(root)
-        self.listed_split = _split_of(folder)
+        finds_all = bool(self.data_set.layout.telling)
+        self.listed_split = self._split_of(folder) if finds_all else split
         self.missing_folders = {
             self._relative(path): reason for path, reason in sorted(below.missing_folders.items())
         }
-        refs = []
-        for path, size_bytes in below.volumes:
-            relative = self._relative(path)
-            refs.append(
-                SampleRef.of_file(
-                    relative, size_bytes, provenance=provenance_of(f"{self._name}/{relative}")
-                )
-            )
+        volumes = {self._relative(path): size_bytes for path, size_bytes in below.volumes}
+        if finds_all:
+            refs = [self._ref(path, size_bytes) for path, size_bytes in volumes.items()]
+        else:
+            refs = self._fitting(volumes, split)
         if not refs and self.missing_folders:
             path, reason = next(iter(self.missing_folders.items()))
             raise SourceError(
@@ -124,10 +121,7 @@ class FolderSource(Source):
                 f"({reason}); bring them back, then run the same command again"
             )
         if not refs:
-            raise UsageError(
-                f"{self._root} has no {' or '.join(VOLUME_SUFFIXES)} file of the split {split!r}; "
-                f"wanted dataset/{split}_fixed in it, or volumes anywhere below it"
-            )
+            raise self._nothing_of(split, volumes)
         refs.sort(key=lambda ref: natural_key(ref.path))
         self._stored = Spelling(ref.path for ref in refs)
         missing = {self._relative(path) for path in below.missing}
@@ -142,7 +136,7 @@ class FolderSource(Source):
         self.unused_tables = self._unused(below.tables, split)
         return refs
 
-    def find_tables(self, split: Split) -> None:
+    def find_tables(self, split: str) -> None:
         """As of a listing, for :meth:`tables`; there need be no volume.
 
         Raises
@@ -154,22 +148,22 @@ class FolderSource(Source):
         try:
             root, _, _ = self._locate(split)
         except (UsageError, SourceError):
-            names = (name for table in TABLES for name in table_names(table, split))
+            names = itertools.chain.from_iterable(self._names_of_tables(split))
             if not any((self._root / name).is_file() for name in names):
                 raise
         else:
             self._data_root = self._relative(root)
 
-    def table_checksums(self, split: Split) -> dict[str, str]:
+    def table_checksums(self, split: str) -> dict[str, str]:
         """``xxh3_128:<hex>`` of each table of the split that is read, by its path."""
-        found = (self.read_table(*table_names(table, split)) for table in TABLES)
+        found = (read_first(self.read_table, names) for names in self._names_of_tables(split))
         return {table[0]: f"xxh3_128:{checksum(table[1])}" for table in found if table}
 
     def read_table(self, *names: str) -> tuple[str, bytes] | None:
         """The first of these files that exists, by path, and its bytes; else None."""
         for name in self._table_paths(names):
             try:
-                return name, read_file(self._root / name, _TABLE_LIMIT_BYTES)
+                return name, read_file(self._root / name, TABLE_LIMIT_BYTES)
             except (FileNotFoundError, NotADirectoryError) as error:
                 if (target := _dead_link(self._root / name)) is not None:
                     raise SourceError(f"{self._root / name} {target}, then resume") from error
@@ -188,9 +182,10 @@ class FolderSource(Source):
         parts = ref.path.split("/")
         if ref.path.startswith("/") or ".." in parts:
             raise FetchError(f"{ref.path} leads out of the source; it is not read")
-        path = self._root / (self._stored.find(ref.path) or ref.path)
+        path = self.file_of(ref)
         try:
-            return Fetched(ref.path, read_unchanged(path, allocate, ref.size_bytes))
+            buffer = read_unchanged(path, allocate, ref.size_bytes)
+            return Fetched(ref.path, buffer, self.data_set.arrays)
         except FileChanged as error:
             raise FetchError(
                 f"{ref.path} was not read: {reason_of(error)}, then use --retry-failed"
@@ -202,14 +197,25 @@ class FolderSource(Source):
                 raise FetchError(f"{ref.path} {target}, then use --retry-failed") from error
             raise FetchError(f"{ref.path} cannot be read: {reason_of(error)}") from error
 
-    def _locate(self, split: Split) -> tuple[str, str, Tree]:
+    def place_of(self, path: str) -> Path:
+        """Where a path below the source is."""
+        return self._root / path
+
+    def file_of(self, ref: SampleRef) -> Path:
+        """Where the file of a listed volume is."""
+        return self._root / (self._stored.find(ref.path) or ref.path)
+
+    def _locate(self, split: str) -> tuple[str, str, Tree]:
         """Root of the data set, folder of the split's volumes, and what is below that."""
         top = root = str(self._root)
-        folder = _split_folder(root, split) or root
+        if not self.data_set.layout.telling:
+            return root, root, look_below(root, at_top=True)
+        folder = self._split_folder(root, split) or root
         trail: tuple[str, ...] = ()
         beside: list[str] = []
+        splits_of = None if self._only_top else self._split_folders
         while True:
-            below = look_below(folder, trail, at_top=folder == top, find_splits=not self._only_top)
+            below = look_below(folder, trail, at_top=folder == top, splits_of=splits_of)
             if not below.split_folders:
                 self.left_out = sorted(beside, key=_shallow_first)
                 return root, folder, below
@@ -217,22 +223,22 @@ class FolderSource(Source):
             root, folder = self._choose(below.split_folders, split)
             beside += [self._relative(path) for path, _ in below.volumes]
 
-    def _choose(self, split_folders_found: list[str], split: Split) -> tuple[str, str]:
+    def _choose(self, split_folders_found: list[str], split: str) -> tuple[str, str]:
         """Root and folder of the one data set that has the split."""
         roots: dict[str, str] = {}
         for path in sorted(split_folders_found, key=_shallow_first):
             root, name = os.path.split(os.path.dirname(path))
-            if name != "dataset" or os.path.dirname(path) == str(self._root):
+            if name != self.data_set.layout.root or os.path.dirname(path) == str(self._root):
                 root = os.path.dirname(path)
             # A link to a data set is no other copy of it.
             roots.setdefault(os.path.realpath(root), root)
-        copies = [(r, folder) for r in roots.values() if (folder := _split_folder(r, split))]
+        copies = [(r, folder) for r in roots.values() if (folder := self._split_folder(r, split))]
         if not copies:
             found = min(split_folders_found, key=_shallow_first)
-            other = "valid" if split == "train" else "train"
+            others = " or ".join(name for name in self.data_set.splits if name != split)
             raise UsageError(
-                f"{self._root} has CT-RATE's folders ({self._relative(found)}) but none for the "
-                f"split {split!r}; wanted dataset/{split}_fixed in it: pass --split {other}, or "
+                f"{self._root} has {self.data_set.name}'s folders ({self._relative(found)}) but "
+                f"none for the split {split!r}{self._wanted(split)}: pass --split {others}, or "
                 "the folder of the volumes that are meant with --source"
             )
         if len(copies) > 1:
@@ -244,6 +250,70 @@ class FolderSource(Source):
             )
         return copies[0]
 
+    def _split_folder(self, root: str, split: str) -> str | None:
+        """The best folder of a split in a data set; None where it has none.
+
+        Raises
+        ------
+        SourceError
+            If that is a link that leads nowhere.
+        """
+        for base in (os.path.join(root, self.data_set.layout.root), root):
+            for name in self._split_folders.of(split):
+                folder = os.path.join(base, name)
+                if os.path.isdir(folder):
+                    return folder
+                if (target := _dead_link(Path(folder))) is not None:
+                    # Other volumes, such as those of v1, are not what was meant.
+                    raise SourceError(f"{folder} {target}, then run the same command again")
+        return None
+
+    def _split_of(self, folder: str) -> str | None:
+        """The split that a folder is or lies in, by what it is a link to or else its own path."""
+        split_of = self._split_folders.split_of
+        return split_of(os.path.realpath(folder).split("/")) or split_of(folder.split("/"))
+
+    def _ref(self, path: str, size_bytes: int, key: str | None = None) -> SampleRef:
+        provenance = self.data_set.provenance(f"{self._name}/{path}")
+        return SampleRef.of_file(path, size_bytes, provenance=provenance, study_id=key)
+
+    def _fitting(self, volumes: Mapping[str, int], split: str) -> list[SampleRef]:
+        """The volumes that the globs of a split take, or else those that they fall back on."""
+        for globs in self.data_set.alternatives(split):
+            refs = [
+                self._ref(path, size_bytes, found.key)
+                for path, size_bytes in volumes.items()
+                if (found := self.data_set.volume(path, globs)) is not None
+            ]
+            if refs:
+                return refs
+        return []
+
+    def _nothing_of(self, split: str, volumes: Mapping[str, int]) -> UsageError:
+        if volumes:
+            globs = ", ".join(itertools.chain(*self.data_set.alternatives(split))) or "none"
+            return UsageError(
+                f"{self._root} has no volume of the split {split!r}: of {len(volumes)}, such as "
+                f"{next(iter(volumes))}, none fits {globs}; correct the globs of "
+                f"{self.data_set.name}, or name the folder that holds them with --source"
+            )
+        wanted = self._wanted(split)
+        return UsageError(
+            f"{self._root} has no {' or '.join(VOLUME_SUFFIXES)} file of the split {split!r}"
+            f"{f'{wanted}, or' if wanted else '; wanted'} volumes anywhere below it"
+        )
+
+    def _wanted(self, split: str) -> str:
+        """How a sentence about a missing split goes on; empty where no folder is its own."""
+        folder = next(iter(self._split_folders.of(split)), "")
+        root = self.data_set.layout.root
+        return f"; wanted {f'{root}/' if root else ''}{folder} in it" if folder else ""
+
+    def _names_of_tables(self, split: str) -> list[tuple[str, ...]]:
+        """Of each table and list the paths under which it may be found."""
+        rules = self.data_set.rules_of_files
+        return [self.data_set.paths(rule, split) for rule in rules]
+
     def _relative(self, path: str) -> str:
         return path[len(os.path.join(self._root, "")) :]
 
@@ -252,24 +322,24 @@ class FolderSource(Source):
         roots = [self._data_root + "/", ""] if self._data_root else [""]
         return [root + name for root in roots for name in names]
 
-    def _unused(self, beside: Iterable[str], split: Split) -> list[str]:
+    def _unused(self, beside: Iterable[str], split: str) -> list[str]:
         """Tables that are not read, relative to the source.
 
-        Those beside the volumes, at the source's top and at the data set's; and CT-RATE's above
-        the source where that is only a part of a data set.
+        Those beside the volumes, at the source's top and at the data set's; and its own above the
+        source where that is only a part of a data set.
 
         Parameters
         ----------
         beside : iterable of str
             Paths of those beside the volumes.
-        split : {"train", "valid"}
+        split : str
             The split.
         """
         seen = {self._relative(path) for path in beside}
         for root in {str(self._root), os.path.join(self._root, self._data_root)}:
             seen |= {self._relative(path) for path in tables_in(root)}
-        seen.difference_update(self._table_paths(all_table_names()))
-        names = [name for table in TABLES for name in table_names(table, split)]
+        seen.difference_update(self._table_paths(self.data_set.all_paths()))
+        names = list(itertools.chain.from_iterable(self._names_of_tables(split)))
         for path in (os.path.join(root, name) for root in self._roots_above() for name in names):
             if os.path.isfile(path):
                 seen.add(os.path.relpath(path, self._root))
@@ -277,19 +347,21 @@ class FolderSource(Source):
 
     def _roots_above(self) -> list[str]:
         """Where the tables are of the data set whose split the source is in, or is."""
+        if not self.data_set.layout.telling:
+            return []
         for place in (self._root, *self._root.parents):
-            if split_folders_among([place.name], parent=place.parent.name, at_top=False):
-                is_inner = place.parent.name == "dataset"
+            if self._split_folders.among([place.name], parent=place.parent.name, at_top=False):
+                is_inner = place.parent.name == self.data_set.layout.root
                 return [str(place.parent), *([str(place.parent.parent)] if is_inner else [])]
         return []
 
-    def revision_of(self, refs: Iterable[SampleRef], split: Split) -> str:
+    def revision_of(self, refs: Iterable[SampleRef], split: str) -> str:
         """What :meth:`identity` states for a listing of these volumes, with the tables of now."""
         digest = hashlib.sha256()
         for ref in refs:
             digest.update(f"{ref.path}\t{ref.size_bytes}\n".encode(errors="surrogateescape"))
-        for table in TABLES:
-            for name in self._table_paths(table_names(table, split)):
+        for names in self._names_of_tables(split):
+            for name in self._table_paths(names):
                 if (self._root / name).is_file():
                     digest.update(f"{name}\t{(self._root / name).stat().st_size}\n".encode())
                     break
@@ -301,32 +373,6 @@ def _dead_link(path: Path) -> str | None:
     if not path.is_symlink() or path.exists():
         return None
     return f"is a link to {os.readlink(path)}, which is not there: bring that back"
-
-
-def _split_folder(root: str, split: Split) -> str | None:
-    """The best folder of a split in a data set; None where it has none.
-
-    Raises
-    ------
-    SourceError
-        If that is a link that leads nowhere.
-    """
-    for base in (os.path.join(root, "dataset"), root):
-        for name in split_folders(split):
-            folder = os.path.join(base, name)
-            if os.path.isdir(folder):
-                return folder
-            if (target := _dead_link(Path(folder))) is not None:
-                # Other volumes, such as those of v1, are not what was meant.
-                raise SourceError(f"{folder} {target}, then run the same command again")
-    return None
-
-
-def _split_of(folder: str) -> Split | None:
-    """CT-RATE's split that a folder is or lies in, by what it is a link to or else its own path."""
-    return split_of_folders(os.path.realpath(folder).split("/")) or split_of_folders(
-        folder.split("/")
-    )
 
 
 def _shallow_first(path: str) -> tuple[object, ...]:

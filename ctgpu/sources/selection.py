@@ -1,6 +1,6 @@
 """Which of a source's volumes become samples, and in which order.
 
-Pure functions of the listing, the CSVs and the user's choices: the same on every machine.
+Pure functions of the listing, the tables and the user's choices: the same on every machine.
 """
 
 from __future__ import annotations
@@ -8,22 +8,23 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import logging
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from ctgpu.errors import UsageError
+from ctgpu.data_sets import Description
+from ctgpu.errors import TableError, UsageError
 from ctgpu.shards.names import natural_key
-from ctgpu.sources.ct_rate import split_of_name
-from ctgpu.sources.tables import Table, Tables
-from ctgpu.volume.ref import SampleRef, Split, normal_form
+from ctgpu.sources.patients import PatientSplit, of_patients
+from ctgpu.sources.tables import Joined, Tables
+from ctgpu.volume.ref import SampleRef, normal_form
 
 _log = logging.getLogger(__name__)
 
 Recon = Literal["all", "first"]
 Order = Literal["path", "shuffled"]
 
-_RECON_NAME = re.compile(r"((?:train|valid)_\d+_[A-Za-z]+)_(\d+)")
+#: The split of volumes that a table of splits has no row for.
+NO_SPLIT = "none"
 
 
 class Selection(NamedTuple):
@@ -34,7 +35,7 @@ class Selection(NamedTuple):
     samples : list of SampleRef
         In plan order.
     counts : dict of str to int
-        Volumes listed, left out and why, and samples that no CSV row was found for; the keys can
+        Volumes listed, left out and why, and samples that no table has a row for; the keys can
         be read after their numbers.
     """
 
@@ -46,7 +47,8 @@ def select(
     refs: Sequence[SampleRef],
     tables: Tables,
     *,
-    split: Split | None = None,
+    split: str | None = None,
+    by_patient: PatientSplit | None = None,
     recon: Recon = "all",
     order: Order = "path",
     seed: int = 0,
@@ -62,12 +64,14 @@ def select(
     refs : sequence of SampleRef
         What the source lists.
     tables : Tables
-        The CSVs of the split.
-    split : {"train", "valid"}, optional
-        Leave out the volumes that CT-RATE's names say belong to the other one.
+        The tables of the split, and the description of the data set.
+    split : str, optional
+        Leave out the volumes that belong to another one by their names, or by the tables.
+    by_patient : PatientSplit, optional
+        Of a data set without splits, keep the volumes of this one's patients.
     recon : {"all", "first"}
-        Every reconstruction of a scan, or only the lowest-numbered one that is left; names other
-        than CT-RATE's are scans of their own.
+        Every reconstruction of a scan, or only the lowest-numbered one that is left; names of which
+        the description says nothing are scans of their own.
     order : {"path", "shuffled"}
         Natural order of the paths, or one shuffled by `seed`.
     seed : int
@@ -75,15 +79,15 @@ def select(
     limit : int, optional
         Keep so many samples, the first ones of the order.
     keep_no_chest : bool
-        Keep volumes that the source's ``no_chest`` list names.
+        Keep volumes that the source's lists leave out, such as CT-RATE's ``no_chest``.
     include, exclude : str, optional
         As :func:`fitting` takes them.
 
     Raises
     ------
     UsageError
-        If no path fits, or two volumes would have the same name in the shards, a name is not UTF-8,
-        or all volumes belong to the other split.
+        If no path fits, or a table is missing that tells splits apart, or two volumes would have
+        the same name in the shards, a name is not UTF-8, or all volumes belong to another split.
     """
     fit = fitting(refs, include, exclude)
     if refs and not fit:
@@ -96,22 +100,25 @@ def select(
             f"{asked} leaves none of the {len(refs)} volumes, such as {refs[0].path}; globs are "
             "held against the whole path below the source, and * stands for slashes too"
         )
-    own = _of_split(fit, split) if split is not None else fit
+    data_set = tables.data_set
+    if split is not None:
+        _require_known_splits(tables)
+    own = _of_split(fit, split, tables) if split is not None else fit
+    if by_patient is not None:
+        own = of_patients(own, tables, by_patient)
     refuse_bad_names(own)
-    kept = _with_chest(own, tables.no_chest, keep_no_chest)
-    scans = _first_recons(kept) if recon == "first" else kept
+    kept = _listed(own, tables.left_out, keep_no_chest)
+    scans = _first_recons(kept, data_set) if recon == "first" else kept
     chosen = sorted(scans, key=_shuffled(seed) if order == "shuffled" else _by_path)[:limit]
     counts = {
         "listed": len(refs),
         **({} if include is exclude is None else {"left out by their paths": len(refs) - len(fit)}),
         "of the other split": len(fit) - len(own),
-        "without a chest": len(own) - len(kept),
+        **_left_out(own, kept, tables),
         "other reconstructions": len(kept) - len(scans),
         "beyond the limit": len(scans) - len(chosen),
         "selected": len(chosen),
-        "without labels": _missing(tables.labels, chosen),
-        "without a report": _missing(tables.reports, chosen),
-        "without metadata": _missing(tables.metadata, chosen),
+        **_without_rows(chosen, tables),
         "without a byte": sum(ref.size_bytes == 0 for ref in chosen),
     }
     return Selection(chosen, counts)
@@ -147,16 +154,19 @@ def _globs(text: str | None) -> Callable[[str], bool] | None:
 
 def eligible(
     refs: Iterable[SampleRef],
-    no_chest: Collection[str],
+    tables: Tables,
     *,
-    split: Split,
+    split: str,
+    by_patient: PatientSplit | None,
     recon: Recon,
     keep_no_chest: bool,
 ) -> list[SampleRef]:
     """What :func:`select` chooses from, without a word about what it leaves out."""
-    own = [ref for ref in refs if split_of_name(ref.study_id) in (None, split)]
-    kept = _with_chest(own, no_chest, keep_no_chest)
-    return _first_recons(kept) if recon == "first" else kept
+    own = [ref for ref in refs if _split_of(ref, tables) in (None, split)]
+    if by_patient is not None:
+        own = of_patients(own, tables, by_patient)
+    kept = _listed(own, tables.left_out, keep_no_chest)
+    return _first_recons(kept, tables.data_set) if recon == "first" else kept
 
 
 def refuse_bad_names(refs: Iterable[SampleRef]) -> None:
@@ -179,36 +189,86 @@ def refuse_bad_names(refs: Iterable[SampleRef]) -> None:
         if other is not ref.path:
             raise UsageError(
                 f"{other} and {ref.path} would both be {ref.key!r} in the shards; "
-                "keep or rename one of them"
+                "keep or rename one of them, or name volumes by another part of their paths, with "
+                "{key} in a glob of the data set's description (docs/data_sets.md)"
             )
 
 
-def _of_split(refs: Sequence[SampleRef], split: Split) -> Sequence[SampleRef]:
+def _require_known_splits(tables: Tables) -> None:
+    """Refuse a data set whose splits a table is to tell, without that table."""
+    if tables.tells_splits or not tables.data_set.splits:
+        return
+    for rule in tables.data_set.tables:
+        if rule.split is not None:
+            files = rule.files if isinstance(rule.files, tuple) else ()
+            raise UsageError(
+                f"the splits of {tables.data_set.name} are told by the column {rule.split} of "
+                f"{' or '.join(files) or 'a table'}, which the source does not have; bring it "
+                "there, or give every split globs of its own in the description"
+            )
+
+
+def _of_split(refs: Sequence[SampleRef], split: str, tables: Tables) -> Sequence[SampleRef]:
     own: list[SampleRef] = []
-    others: list[SampleRef] = []
+    others: dict[str, SampleRef] = {}
     for ref in refs:
-        (own if split_of_name(ref.study_id) in (None, split) else others).append(ref)
+        other = _split_of(ref, tables)
+        if other in (None, split):
+            own.append(ref)
+        else:
+            others.setdefault(str(other), ref)
     if others:
-        example, other = others[0].path, split_of_name(others[0].study_id)
+        other, example = next(iter(others.items()))
+        number, name = len(refs) - len(own), tables.data_set.name
+        by = "by their names" if tables.data_set.split_of_name(example.study_id) else "by its table"
         if not own:
             raise UsageError(
-                f"all {len(others)} volumes are CT-RATE's of the split {other!r} by their names "
-                f"({example}), and {split!r} was asked for; pass --split {other}, or the folder of "
-                "the other split"
+                f"all {number} volumes are {name}'s of the split {other!r} {by} "
+                f"({example.path}), and {split!r} was asked for; pass --split {other}, or the "
+                "folder of the other split"
             )
-        _log.warning(
-            "%d volumes are left out: CT-RATE's of the split %r by their names, such as %s",
-            len(others),
-            other,
-            example,
+        _log.log(
+            # Where a table tells splits apart, they lie in one folder by intent.
+            logging.WARNING if by == "by their names" else logging.INFO,
+            "%d volumes are left out: %s's of the split %r %s, such as %s",
+            *(number, name, other, by, example.path),
         )
     return own
 
 
-def _with_chest(
-    refs: Iterable[SampleRef], no_chest: Collection[str], keep_no_chest: bool
+def _split_of(ref: SampleRef, tables: Tables) -> str | None:
+    """The split that a volume belongs to by its name or by the tables; None where none says so."""
+    if (split := tables.data_set.split_of_name(ref.study_id)) is not None:
+        return split
+    try:
+        word = tables.facts_of(ref.study_id, "split")
+    except TableError as error:
+        _log.warning("%s: until then the volume is in no split", error)
+        return NO_SPLIT
+    if word is None:
+        # Where a column tells splits apart, a volume without a row belongs to none of them.
+        return NO_SPLIT if tables.tells_splits else None
+    splits = tables.data_set.splits.items()
+    said = word.casefold()
+    return next((n for n, r in splits if said in map(str.casefold, r.words or (n,))), word)
+
+
+def _listed(
+    refs: Iterable[SampleRef], left_out: Collection[str], keep_them: bool
 ) -> list[SampleRef]:
-    return [ref for ref in refs if keep_no_chest or normal_form(ref.study_id) not in no_chest]
+    return [ref for ref in refs if keep_them or normal_form(ref.study_id) not in left_out]
+
+
+def _left_out(
+    refs: Iterable[SampleRef], kept: Iterable[SampleRef], tables: Tables
+) -> dict[str, int]:
+    """How many volumes each of the lists has left out, by its reason."""
+    number = dict.fromkeys((rule.reason for rule in tables.data_set.leave_out), 0)
+    stay = {ref.path for ref in kept}
+    for ref in refs:
+        if ref.path not in stay:
+            number[tables.left_out[normal_form(ref.study_id)]] += 1
+    return number
 
 
 def _by_path(ref: SampleRef) -> tuple[object, ...]:
@@ -221,15 +281,29 @@ def _shuffled(seed: int) -> Callable[[SampleRef], bytes]:
     return lambda ref: hashlib.sha256(f"{seed}/{ref.study_id}".encode()).digest()
 
 
-def _first_recons(refs: Iterable[SampleRef]) -> list[SampleRef]:
+def _first_recons(refs: Iterable[SampleRef], data_set: Description) -> list[SampleRef]:
     first: dict[str, tuple[int, SampleRef]] = {}
     for ref in refs:
-        name = _RECON_NAME.fullmatch(ref.study_id)
-        scan, number = (name[1], int(name[2])) if name else (ref.study_id, 0)
+        scan, number = data_set.scan_of(ref.study_id) or (ref.study_id, 0)
         if scan not in first or number < first[scan][0]:
             first[scan] = number, ref
     return [ref for _, ref in first.values()]
 
 
-def _missing(table: Table | None, refs: Iterable[SampleRef]) -> int:
+def _without_rows(chosen: Sequence[SampleRef], tables: Tables) -> dict[str, int]:
+    """How many samples no row is found for, of each kind of table that the description knows."""
+    rules = tables.data_set.tables
+    asked = {
+        "labels": (tables.labels, any(rule.labels is not None for rule in rules)),
+        "a report": (tables.reports, any(rule.text for rule in rules)),
+        "metadata": (tables.metadata, any(rule.spacing_mm or rule.rescale for rule in rules)),
+    }
+    return {
+        f"without {what}": _missing(table, chosen)
+        for what, (table, known) in asked.items()
+        if known
+    }
+
+
+def _missing(table: Joined | None, refs: Iterable[SampleRef]) -> int:
     return sum(table is None or ref.study_id not in table for ref in refs)

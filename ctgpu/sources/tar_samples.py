@@ -266,10 +266,10 @@ def fetch_volume(
         sample.read_into(extension, buffer.bytes.data)
     if extension != "bin":
         return Fetched(path, buffer)
-    return _FetchedBin(path, buffer, sample, claimed, adopting)
+    return _FetchedBin(path, buffer, sample=sample, claimed=claimed, adopting=adopting)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _FetchedBin(Fetched):
     """A bare array, which its sample's JSON or else the claimed shape describes."""
 

@@ -10,18 +10,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ctgpu.data_sets import Description
+from ctgpu.data_sets.fields import TableRule
 from ctgpu.decode.stored import metadata_facts
 from ctgpu.errors import (
     DecodeError,
     TableError,
 )
 from ctgpu.shards.record import checksum
-from ctgpu.sources.tables import LABEL_NAMES, SampleRow, Table, Tables, report_text
+from ctgpu.sources.columns import report_text
+from ctgpu.sources.table import Table
+from ctgpu.sources.tables import Joined, SampleRow, Tables
 from ctgpu.sources.tar_samples import LABEL_EXTENSIONS, SMALL_LIMIT_BYTES, TarSample
 from ctgpu.spec import CT_RATE
 from ctgpu.volume.raw import Spacing
 
 _REPORT_COLUMNS = ("Findings_EN", "Impressions_EN")
+_WHERE, _KEY = "the tars", "key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +45,31 @@ class TarTables(Tables):
     """Rows made of the samples' own members, read when they are asked for."""
 
     def __init__(
-        self, samples: Iterable[TarSample], class_names: Sequence[str], *, adopted: bool
+        self,
+        samples: Iterable[TarSample],
+        class_names: Sequence[str],
+        *,
+        adopted: bool,
+        data_set: Description,
     ) -> None:
         self._samples = {sample.key.rsplit("/", 1)[-1]: sample for sample in samples}
         self._adopted = adopted
 
-        def having(*extensions: str) -> Table:
+        def having(extensions: Sequence[str], **says: Any) -> Joined:
             named = (
                 k for k, s in self._samples.items() if not s.members.keys().isdisjoint(extensions)
             )
-            return Table("the tars", [], dict.fromkeys(named, ""))
+            table = Table(_WHERE, [], dict.fromkeys(named, ""))
+            return Joined(table, TableRule(files=(_WHERE,), key=_KEY, **says))
 
         super().__init__(
-            having("json"), having(*LABEL_EXTENSIONS), having("txt"), class_names=class_names
+            (
+                having(("json",), spacing_mm=("XYSpacing", "ZSpacing")),
+                having(LABEL_EXTENSIONS, labels="classes"),
+                having(("txt",), text=_REPORT_COLUMNS),
+            ),
+            class_names=class_names,
+            data_set=data_set,
         )
 
     def row(self, study_id: str, *, spacing_from_header: bool = False) -> SampleRow:
@@ -67,8 +84,8 @@ class TarTables(Tables):
             spacing_mm: Spacing | None = metadata_facts(study_id, facts).get("spacing_mm")
         except DecodeError as error:
             raise TableError(str(error)) from error
-        if labels is not None and self.class_names == LABEL_NAMES:
-            _require_shares(sample, labels)
+        if labels is not None and self.class_names == self.data_set.class_names:
+            _require_within(sample, labels, self.class_names, self.data_set.label_range)
         if spacing_mm is not None and any(map(math.isnan, spacing_mm)):
             spacing_mm = None
         source = "json"
@@ -83,6 +100,7 @@ class TarTables(Tables):
             labels if labels is not None else np.full(len(self.class_names), np.nan, np.float32),
             labels is not None,
             _report(facts, text),
+            text,
             spacing_mm,
             _rescale_pair(facts),
             _shape_hint(facts),
@@ -91,15 +109,23 @@ class TarTables(Tables):
         )
 
 
-def _require_shares(sample: TarSample, labels: npt.NDArray[np.float32]) -> None:
-    """Refuse CT-RATE's labels that are neither from 0 to 1 nor NaN."""
-    wrong = np.flatnonzero(~(((labels >= 0) & (labels <= 1)) | np.isnan(labels)))
+def _require_within(
+    sample: TarSample,
+    labels: npt.NDArray[np.float32],
+    names: Sequence[str],
+    within: tuple[float, float] | None,
+) -> None:
+    """Refuse labels that are neither in the data set's range of labels nor NaN."""
+    if within is None:
+        return
+    low, high = within
+    wrong = np.flatnonzero(~(((labels >= low) & (labels <= high)) | np.isnan(labels)))
     if wrong.size:
         first = int(wrong[0])
         raise TableError(
             f"{sample.tar}: {sample.key}.{sample.label_extension} has {labels[first]:g} for "
-            f"{LABEL_NAMES[first]}; wanted a number from 0 to 1, or NaN: correct it, then use "
-            "--retry-failed"
+            f"{names[first]}; wanted a number from {low:g} to {high:g}, or NaN: correct it, then "
+            "use --retry-failed"
         )
 
 
@@ -108,7 +134,9 @@ def _report(facts: Mapping[str, Any], text: str) -> dict[str, str]:
     stated = facts.get("report", facts)
     if isinstance(stated, dict):
         columns = {k: v for k, v in stated.items() if k.endswith("_EN") and isinstance(v, str)}
-        if any(name in columns for name in _REPORT_COLUMNS) and report_text(columns) == text:
+        if any(name in columns for name in _REPORT_COLUMNS) and (
+            report_text(columns, _REPORT_COLUMNS) == text
+        ):
             return columns
     return {_REPORT_COLUMNS[0]: text} if text else {}
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ctgpu.buffers import Allocate
+from ctgpu.data_sets import Description, built_in
 from ctgpu.errors import (
     DecodeError,
     FetchError,
@@ -30,7 +31,7 @@ from ctgpu.sources.tar_samples import (
     samples_of_tar,
 )
 from ctgpu.sources.tar_tables import TarTables
-from ctgpu.volume.ref import SampleRef, Spelling, Split
+from ctgpu.volume.ref import SampleRef, Spelling
 
 
 class TarSource(Source):
@@ -43,9 +44,12 @@ class TarSource(Source):
     ----------
     pattern : Path
         As :func:`expand_pattern` takes it.
+    data_set : Description, optional
+        Names the classes where nothing beside the tars does; by default CT-RATE's.
     """
 
-    def __init__(self, pattern: Path) -> None:
+    def __init__(self, pattern: Path, *, data_set: Description | None = None) -> None:
+        self.data_set = data_set or built_in()
         self._pattern = Path(os.path.abspath(pattern))
         fixed = itertools.takewhile(
             lambda part: not glob.has_magic(part) and "{" not in part, self._pattern.parts[:-1]
@@ -69,7 +73,7 @@ class TarSource(Source):
             raise ValueError("list_volumes comes before identity: the listing is the revision")
         return {"kind": "tars", "location": self._root.name, "revision": self._revision}
 
-    def list_volumes(self, split: Split) -> list[SampleRef]:
+    def list_volumes(self, split: str) -> list[SampleRef]:
         """Every sample of every tar, in natural order of tar and key.
 
         Raises
@@ -100,7 +104,7 @@ class TarSource(Source):
         tars = self.tars_left()
         return self._list(tars) if tars else []
 
-    def find_tables(self, split: Split) -> None:
+    def find_tables(self, split: str) -> None:
         """List what is left."""
         self.list_left()
 
@@ -111,7 +115,7 @@ class TarSource(Source):
         except UsageError:  # a glob that matches nothing any more
             return []
 
-    def tables(self, split: Split, class_names: Sequence[str] | None = None) -> Tables:
+    def tables(self, split: str, class_names: Sequence[str] | None = None) -> Tables:
         """What the samples' own members say, in place of CSVs.
 
         By default :func:`~ctgpu.sources.classes.classes_of_labels` names the classes.
@@ -128,8 +132,13 @@ class TarSource(Source):
                 for s in samples
                 if (e := s.label_extension)
             }
-            class_names = classes_of_labels((s.tar.parent for s in samples), sizes)
-        return TarTables(samples, class_names, adopted=self.adopted_shape is not None)
+            class_names = classes_of_labels((s.tar.parent for s in samples), sizes, self.data_set)
+        return TarTables(
+            samples,
+            class_names,
+            adopted=self.adopted_shape is not None,
+            data_set=self.data_set,
+        )
 
     def read_table(self, *names: str) -> tuple[str, bytes] | None:
         """None: the samples carry their own labels and reports."""

@@ -1,4 +1,4 @@
-"""What lies below a folder: volumes, the folders of CT-RATE's splits, and tables."""
+"""What lies below a folder: volumes, the folders of a data set's splits, and tables."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ctgpu.data_sets.layout import SplitFolders
 from ctgpu.errors import SourceError, reason_of
-from ctgpu.sources.ct_rate import split_folders_among
 from ctgpu.volume.ref import VOLUME_SUFFIXES, strip_volume_suffix
 
 _log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ class Tree:
         What cannot be looked at and may have been a folder of volumes, for its name is not that of
         a file; where it links to, or else why.  Those of splits are not among them.
     split_folders : list of str
-        Those that bear the names of CT-RATE's splits, links that lead nowhere included.
+        Those of the data set's splits, links that lead nowhere included.
     tables : list of str
         Those beside the volumes, without the JSON that a volume may have to itself.
     """
@@ -53,7 +53,7 @@ class Tree:
 
 
 def look_below(
-    top: str, trail: tuple[str, ...] = (), *, at_top: bool, find_splits: bool = True
+    top: str, trail: tuple[str, ...] = (), *, at_top: bool, splits_of: SplitFolders | None = None
 ) -> Tree:
     """Everything below a folder that is not hidden.
 
@@ -66,9 +66,9 @@ def look_below(
     trail : tuple of str
         Real paths of the places on the way to it.
     at_top : bool
-        Whether it is the source itself, where ``train`` and ``valid`` are folders of splits.
-    find_splits : bool
-        Tell the folders of splits from others.
+        Whether it is the source itself, where any name of a split's folder is one.
+    splits_of : SplitFolders, optional
+        Tell the folders of this data set's splits from others.
 
     Raises
     ------
@@ -111,8 +111,8 @@ def look_below(
                     folders[entry.name] = entry.path, places
             elif stat.S_ISREG(status.st_mode) and _is_volume(entry):
                 volumes.append((entry.path, status.st_size))
-        if find_splits:
-            for name in split_folders_among(
+        if splits_of is not None:
+            for name in splits_of.among(
                 {*folders, *missing},
                 parent=os.path.basename(folder),
                 at_top=at_top and folder == top,

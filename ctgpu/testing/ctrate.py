@@ -15,15 +15,21 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ctgpu.sources.ct_rate import split_folders, table_names
-from ctgpu.sources.tables import LABEL_NAMES
+from ctgpu.data_sets import built_in
+from ctgpu.data_sets.layout import SplitFolders
 from ctgpu.volume.raw import Spacing
-from ctgpu.volume.ref import Split
 
 VolumeFormat = Literal[".nii.gz", ".nii", ".npz"]
 
 #: The pair in the CSV; v1 voxels need it, and the fixed ones must be left alone.
 RESCALE_PAIR = (1.0, -1024.0)
+
+#: The description of the data set.
+CT_RATE_DATA = built_in()
+#: Its abnormalities, in the order of its label vector.
+LABEL_NAMES = CT_RATE_DATA.class_names
+#: What it has a table or a list for.
+TABLES = ("metadata", "labels", "reports", "no_chest")
 
 
 @dataclass(frozen=True)
@@ -101,11 +107,25 @@ def chest_phantom(
     return np.asfortranarray(np.clip(np.rint(hu), -1024, 3071).astype(np.int16))
 
 
+def table_names(table: str, split: str) -> tuple[str, ...]:
+    """Paths under which a table of a split may be found, best first.
+
+    Parameters
+    ----------
+    table : {"metadata", "labels", "reports", "no_chest"}
+        Which one.
+    split : {"train", "valid"}
+        The split; the metadata and reports of ``valid`` are named ``validation``.
+    """
+    rules = dict(zip(TABLES, CT_RATE_DATA.rules_of_files, strict=True))
+    return CT_RATE_DATA.paths(rules[table], split)
+
+
 def lay_out_ct_rate(
     root: Path,
     volumes: Mapping[str, Volume | Path],
     *,
-    split: Split = "valid",
+    split: str = "valid",
     format: VolumeFormat = ".nii.gz",
     order: Literal["C", "F"] = "F",
     npz_member: Literal["arr_0", "data", "volume"] = "arr_0",
@@ -124,7 +144,7 @@ def lay_out_ct_rate(
     volumes : mapping
         By study id (``valid_1_a_1``): a volume, or a ``.nii.gz`` file of HU, which is linked as it
         stands where the format allows.
-    split : {"train", "valid"}
+    split : str
         The split.
     format : {".nii.gz", ".nii", ".npz"}
         Of every volume.
@@ -148,7 +168,7 @@ def lay_out_ct_rate(
     dict
         Path of each volume, by study id.
     """
-    folder = root / "dataset" / split_folders(split)[0 if fixed else 1]
+    folder = root / "dataset" / SplitFolders(CT_RATE_DATA).of(split)[0 if fixed else 1]
     paths, facts = {}, {}
     for study_id, given in volumes.items():
         steps = study_id.split("_")
@@ -178,7 +198,7 @@ def write_tables(
     root: Path,
     volumes: Mapping[str, Volume],
     *,
-    split: Split = "valid",
+    split: str = "valid",
     tables: Collection[str] = ("metadata", "labels", "reports"),
 ) -> None:
     """Write the CSVs of a split; part of :func:`lay_out_ct_rate`."""

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-#: ``fixed``: CT-RATE v2, voxels are HU.  ``v1``: they need the CSV's slope and intercept.
+#: ``fixed``: voxels are HU, as of CT-RATE v2.  ``v1``: they need a table's slope and intercept.
 Provenance = Literal["fixed", "v1", "unknown"]
-Split = Literal["train", "valid"]
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".npz")
 
@@ -25,7 +24,7 @@ class SampleRef:
     key : str
         Name of the sample's members in a shard.
     study_id : str
-        How the CSVs name the volume.
+        How the tables name the volume.
     path : str
         Relative to the source, with forward slashes.
     size_bytes : int
@@ -50,9 +49,10 @@ class SampleRef:
         size_bytes: int,
         checksum: str | None = None,
         provenance: Provenance = "unknown",
+        study_id: str | None = None,
     ) -> SampleRef:
-        """A listed file, whose name without the volume's suffix is the study id."""
-        study_id = strip_volume_suffix(path.rsplit("/", 1)[-1])
+        """A listed file; by default its name without the volume's suffix is the study id."""
+        study_id = strip_volume_suffix(study_id or path.rsplit("/", 1)[-1])
         return cls(_key_of(study_id), study_id, path, size_bytes, checksum, provenance)
 
 

@@ -438,14 +438,14 @@ def test_an_interrupted_build_goes_on_at_the_sample(tmp_path: Path, source: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"split": "test"}, "split is 'test'"),
+        ({"split": "test"}, "none for the split 'test': pass --split train or valid"),
         ({"recon": "last"}, "recon is 'last'"),
         ({"spacing_fallback": "guess"}, "spacing_fallback is 'guess'"),
         ({"limit": 0}, "limit is 0"),
         ({"repo_id": "a/b"}, "one or the other"),
         ({"device": "tpu"}, "device is 'tpu'"),
         ({"device": None}, "device is None; wanted auto, cpu"),
-        ({"split": ["valid"]}, r"split is \['valid'\]; it is train or valid"),
+        ({"split": ["valid"]}, r"split is \['valid'\]; wanted text"),
         ({"order": np.array(["path", "shuffled"])}, "order is array"),
         ({"spec": "ct-rate"}, "spec is 'ct-rate'; wanted a ctgpu.Spec"),
         ({"spec": {}}, "spec is {}; wanted a ctgpu.Spec"),

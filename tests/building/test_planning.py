@@ -21,9 +21,8 @@ from ctgpu.engines import arithmetic_of
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards.plan import Plan
 from ctgpu.sources import open_source
-from ctgpu.sources.tables import LABEL_NAMES
 from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import LABEL_NAMES, Volume, chest_phantom, lay_out_ct_rate
 
 SPEC = Spec(target_spacing_mm=(6.0, 6.0, 8.0), shape_hwd=(60, 56, 30))
 SPACING_MM = (3.5, 3.0, 5.0)
@@ -247,11 +246,12 @@ def test_what_has_no_classes_is_gone_on_with_retried_and_compared(
 def test_tables_that_are_not_read_are_named_once(
     tmp_path: Path, plain: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("labels.csv", "a.tsv", "b.xlsx", "c.json", "abdomen 0.json"):
+    for name in ("labels.csv", "a.tsv", "b.xlsx", "c.json", "d.csv", "abdomen 0.json"):
         (plain / name).write_text("patient,liver\n")
     build(tmp_path / "out", plain)
-    (warning,) = [record.getMessage() for record in caplog.records]
-    assert warning.startswith("a.tsv, b.xlsx, c.json and 1 more: seen and not read")
+    fault, warning = [record.getMessage() for record in caplog.records]
+    assert fault.startswith("b.xlsx is not a workbook that can be read")
+    assert warning.startswith("a.tsv, c.json, d.csv and 1 more: seen and not read, for nothing in")
     assert "the data set has no classes" in warning
     caplog.clear()
     build(tmp_path / "out", force=True)

@@ -275,7 +275,7 @@ def test_labels_are_not_read_where_the_plan_has_no_classes(
     for n, path in enumerate(sorted((made / "source").rglob("valid_[13]_a_1.nii.gz"))):
         shutil.copy(path, tmp_path / "plain" / f"scan {n}.nii.gz")
     ctgpu.build(tmp_path / "out", source=tmp_path / "plain", spec=SPEC, device="cpu")
-    rows = ctgpu.sources.tables.LABEL_NAMES
+    rows = ctgpu.testing.ctrate.LABEL_NAMES
     (tmp_path / "plain" / "valid_predicted_labels.csv").write_text(
         "VolumeName," + ",".join(rows) + "\n" + all_positive("scan 0.nii.gz")
     )

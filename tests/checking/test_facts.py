@@ -16,7 +16,7 @@ from ctgpu.checking.facts import inspect_samples
 from ctgpu.checking.sheet import label_words
 from ctgpu.cli.commands import app
 from ctgpu.errors import DecodeError, UsageError
-from ctgpu.sources.tables import LABEL_NAMES
+from ctgpu.testing.ctrate import LABEL_NAMES
 from stored import chest_as, save
 
 

@@ -32,12 +32,17 @@ from ctgpu.shards.names import TEMPORARY_SUFFIX, index_name, record_name, shard_
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import Member, SampleEntry, ShardRecord
 from ctgpu.shards.tar import place_sample
-from ctgpu.sources.ct_rate import table_names
 from ctgpu.sources.hub import source as hub_module
 from ctgpu.sources.hub.transfer import Patience
-from ctgpu.sources.tables import LABEL_NAMES
 from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate, write_tables
+from ctgpu.testing.ctrate import (
+    LABEL_NAMES,
+    Volume,
+    chest_phantom,
+    lay_out_ct_rate,
+    table_names,
+    write_tables,
+)
 from ctgpu.testing.hub import Faults, LocalHub
 from ctgpu.volume.ref import VOLUME_SUFFIXES, SampleRef, strip_volume_suffix
 
@@ -652,7 +657,7 @@ folder, repo_id, endpoint = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 engine = open_engine("cpu")
 began = time.perf_counter()
 request = Request(split="train", repo_id=repo_id, endpoint=endpoint)
-plan, source, counts = make_plan(request, engine.arithmetic, ignore)
+plan = make_plan(request, engine.arithmetic, ignore).plan
 folder.mkdir()
 Plan.create(folder, plan)
 print(json.dumps({

@@ -136,7 +136,7 @@ def test_an_error_code_that_is_none_is_not_repeated(
 
 # --- pages -----------------------------------------------------------------------------------
 
-ENTRY = '[{"type": "file", "path": "a.npz", "size": 1}]'
+ENTRY = '[{"type": "file", "path": "dataset/valid_fixed/a.npz", "size": 1}]'
 
 
 @pytest.mark.parametrize("entries", [ENTRY, "[]"])
@@ -163,7 +163,7 @@ def test_a_listing_of_ever_new_entries_ends_too(
 
     def do_get(handler: Any) -> None:
         asked.append(handler.path)
-        page = ENTRY.replace("a.npz", f"{len(asked)}.npz")
+        page = ENTRY.replace("dataset/valid_fixed/a.npz", f"{len(asked)}.npz")
         answer(handler, page, Link=f'</next{len(asked)}>; rel="next"')
 
     monkeypatch.setattr(hub._server.RequestHandlerClass, "do_GET", do_get)
@@ -183,7 +183,9 @@ def test_an_entry_that_is_on_two_pages_is_one_volume(
             answer(handler, ENTRY, Link='</next>; rel="next"')
 
     monkeypatch.setattr(hub._server.RequestHandlerClass, "do_GET", do_get)
-    assert [ref.path for ref in open_hub(hub.head).list_volumes("valid")] == ["a.npz"]
+    assert [ref.path for ref in open_hub(hub.head).list_volumes("valid")] == [
+        "dataset/valid_fixed/a.npz"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -363,10 +363,16 @@ def test_an_answer_that_is_not_the_hubs_is_a_source_error(
     [
         ("{}", "no listing"),
         ("[1]", "no listing"),
-        ('[{"type": "file", "path": "a.npz"}]', "without a size"),
-        ('[{"type": "file", "path": "a.npz", "size": -1}]', "without a size"),
-        ('[{"type": "file", "path": "a.npz", "size": 1, "lfs": 7}]', "without a size"),
-        ('[{"type": "file", "path": "a.npz", "size": Infinity}]', "without a size"),
+        ('[{"type": "file", "path": "dataset/valid_fixed/a.npz"}]', "without a size"),
+        ('[{"type": "file", "path": "dataset/valid_fixed/a.npz", "size": -1}]', "without a size"),
+        (
+            '[{"type": "file", "path": "dataset/valid_fixed/a.npz", "size": 1, "lfs": 7}]',
+            "without a size",
+        ),
+        (
+            '[{"type": "file", "path": "dataset/valid_fixed/a.npz", "size": Infinity}]',
+            "without a size",
+        ),
     ],
 )
 def test_a_listing_that_is_none_is_a_source_error(

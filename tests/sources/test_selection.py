@@ -8,10 +8,12 @@ import unicodedata
 
 import pytest
 
+from ctgpu.data_sets.fields import TableRule
 from ctgpu.errors import UsageError
 from ctgpu.shards.names import natural_key
 from ctgpu.sources.selection import select
-from ctgpu.sources.tables import Table, Tables
+from ctgpu.sources.table import Table
+from ctgpu.sources.tables import Joined, Tables
 from ctgpu.volume.ref import SampleRef
 
 NAMES = ["train_1_a_1", "train_1_a_2", "train_1_b_1", "train_2_a_2", "train_2_a_10", "train_10_a_1"]
@@ -86,7 +88,7 @@ def test_globs_that_leave_nothing_are_refused(options: dict[str, str], asked: st
 
 
 def test_first_is_chosen_among_those_that_show_a_chest() -> None:
-    tables = Tables(no_chest=frozenset({"train_1_a_1"}))
+    tables = Tables(left_out=dict.fromkeys(["train_1_a_1"], "without a chest"))
     assert chosen("train_1_a_1", "train_1_a_2", recon="first", tables=tables) == ["train_1_a_2"]
 
 
@@ -111,14 +113,16 @@ def test_shuffling_is_the_same_everywhere_and_stable_under_limit() -> None:
 
 
 def test_no_chest_is_left_out_unless_kept() -> None:
-    tables = Tables(no_chest=frozenset({"train_1_a_2", "elsewhere"}))
+    tables = Tables(left_out=dict.fromkeys(["train_1_a_2", "elsewhere"], "without a chest"))
     assert "train_1_a_2" not in chosen(*NAMES, tables=tables)
     assert chosen(*NAMES, tables=tables, keep_no_chest=True) == NAMES
 
 
 def test_counts_say_where_every_volume_went() -> None:
     labels = Table("labels.csv", [], {name: [] for name in NAMES[:4]})
-    tables = Tables(labels=labels, no_chest=frozenset({"train_1_b_1"}))
+    rule = TableRule(files=("labels.csv",), key="VolumeName", labels="classes")
+    left_out = {"train_1_b_1": "without a chest"}
+    tables = Tables([Joined(labels, rule)], left_out, ("Nodule",))
     samples, counts = select(refs(*NAMES), tables, recon="first", limit=2)
     assert [ref.study_id for ref in samples] == ["train_1_a_1", "train_2_a_2"]
     assert counts == {

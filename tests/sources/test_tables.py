@@ -10,11 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from ctgpu.data_sets import built_in
 from ctgpu.errors import TableError, UsageError
+from ctgpu.sources.columns import report_text
 from ctgpu.sources.folder import FolderSource
 from ctgpu.sources.selection import select
-from ctgpu.sources.tables import LABEL_NAMES, SampleRow, Tables, report_text
+from ctgpu.sources.tables import SampleRow, Tables
+from ctgpu.testing.ctrate import LABEL_NAMES
 from ctgpu.volume.ref import SampleRef
 
 METADATA = (
@@ -25,7 +29,9 @@ LABELS = "VolumeName," + ",".join(LABEL_NAMES) + "\n"
 REPORTS = "VolumeName,ClinicalInformation_EN,Technique_EN,Findings_EN,Impressions_EN\n"
 
 
-def load(root: Path, split: str = "valid", **files: str | bytes) -> Tables:
+def load(
+    root: Path, split: str = "valid", *, carry: tuple[str, ...] = (), **files: str | bytes
+) -> Tables:
     names = {
         "metadata": "dataset/metadata/validation_metadata.csv",
         "labels": "dataset/multi_abnormality_labels/valid_predicted_labels.csv",
@@ -36,7 +42,9 @@ def load(root: Path, split: str = "valid", **files: str | bytes) -> Tables:
         path = root / names[table]
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return Tables.load(FolderSource(root), split)  # type: ignore[arg-type]
+    metadata, *others = built_in().tables
+    tables = (replace(metadata, carry=carry), *others)
+    return Tables.load(FolderSource(root, data_set=replace(built_in(), tables=tables)), split)
 
 
 def metadata(row: str) -> str:
@@ -51,6 +59,7 @@ def test_a_full_row_is_joined(tmp_path: Path) -> None:
         labels=f"{LABELS}valid_1_a_1.nii.gz,{values}\n",
         reports=f'{REPORTS}valid_1_a_1.nii.gz,Not given.,CT,"a, ""b""\nc",d\n',
         no_chest="valid_9_a_1.nii.gz\n\ndataset/valid/valid_8_a_1.nii.gz\n",
+        carry=("Manufacturer", "PatientAge"),
     )
     row = tables.row("valid_1_a_1")
     assert row.labels.dtype == np.float32
@@ -59,15 +68,15 @@ def test_a_full_row_is_joined(tmp_path: Path) -> None:
     assert row.spacing_mm == (0.34, 0.35, 1.5)
     assert row.rescale_pair == (1.0, -1024.0)
     assert row.shape_hint == (512, 512, 300)
-    assert row.metadata == {"Manufacturer": "ACME", "PatientSex": "F", "PatientAge": "054Y"}
+    assert row.carried == {"Manufacturer": "ACME", "PatientAge": "054Y"}
     assert row.report == {
         "ClinicalInformation_EN": "Not given.",
         "Technique_EN": "CT",
         "Findings_EN": 'a, "b"\nc',
         "Impressions_EN": "d",
     }
-    assert report_text(row.report) == 'a, "b"\nc\nd'
-    assert tables.no_chest == {"valid_9_a_1", "valid_8_a_1"}
+    assert row.text == 'a, "b"\nc\nd'
+    assert tables.left_out.keys() == {"valid_9_a_1", "valid_8_a_1"}
 
 
 def test_train_tables_have_their_own_names(tmp_path: Path) -> None:
@@ -110,14 +119,14 @@ def test_defect_10_a_missing_row_is_noticed_before_any_download(tmp_path: Path) 
 
 def test_defect_14_nan_and_not_given_are_no_text() -> None:
     def text(findings: str, impressions: str) -> str:
-        return report_text({"Findings_EN": findings, "Impressions_EN": impressions})
+        return report_text({"F": findings, "I": impressions}, ("F", "I"))
 
     assert text("A", "B") == "A\nB"
     assert text("A", "nan") == "A"
     assert text("NaN", "B") == "B"
     for nothing in ("", "  ", "nan", "Not given.", "not given", "Not Given. "):
         assert text(nothing, nothing) == ""
-    assert report_text({}) == ""
+    assert report_text({}, ("F",)) == ""
     assert text("Nantes. Not given. More", "") == "Nantes. Not given. More"
 
 
@@ -172,7 +181,7 @@ def test_the_csv_goes_before_the_header() -> None:
 def test_rescale_pair_is_none_where_it_is_not_stated(tmp_path: Path) -> None:
     tables = load(tmp_path, metadata='VolumeName,XYSpacing,ZSpacing\nv.npz,"[1, 1]",1\n')
     assert tables.row("v").rescale_pair is None
-    assert tables.row("v").metadata == {}
+    assert tables.row("v").carried == {}
 
 
 def test_doubled_rows_may_agree_but_not_contradict(tmp_path: Path) -> None:
@@ -202,7 +211,7 @@ def test_bytes_that_are_not_utf8_are_replaced_with_one_warning(
 ) -> None:
     caplog.set_level(logging.WARNING)
     tables = load(tmp_path, reports=REPORTS.encode() + b"v.npz,,,na\xefve \xb0,b\xff\n")
-    assert report_text(tables.row("v").report) == "na\ufffdve \ufffd\nb\ufffd"
+    assert tables.row("v").text == "na\ufffdve \ufffd\nb\ufffd"
     assert [r.getMessage() for r in caplog.records] == [
         "dataset/radiology_text_reports/validation_reports.csv is not UTF-8; "
         "bytes that cannot be read are replaced by U+FFFD"
@@ -229,7 +238,7 @@ def test_fifty_thousand_rows_are_all_there(tmp_path: Path) -> None:
     rows = "".join(f'train_{n}_a_1.nii.gz,A,F,1,1,0,"[1, 1]",{n},1,1,1\n' for n in range(50_000))
     tables = load(tmp_path, metadata=METADATA + rows)
     assert tables.metadata is not None
-    assert len(tables.metadata) == 50_000
+    assert len(tables.metadata.table) == 50_000
     assert tables.row("train_49999_a_1").spacing_mm == (1.0, 1.0, 49999.0)
 
 
@@ -293,10 +302,11 @@ def test_tables_with_a_byte_order_mark_are_read(tmp_path: Path, encoding: str) -
         tmp_path,
         metadata=(mark + metadata(ROW)).encode(encoding),
         no_chest=f"{mark}valid_9_a_1.nii.gz\r\n".encode(encoding),
+        carry=("Manufacturer",),
     )
-    assert tables.row("valid_1_a_1").metadata["Manufacturer"] == "Zürich"
+    assert tables.row("valid_1_a_1").carried == {"Manufacturer": "Zürich"}
     assert tables.row("valid_1_a_1").spacing_mm == (0.34, 0.35, 1.5)
-    assert tables.no_chest == {"valid_9_a_1"}
+    assert tables.left_out.keys() == {"valid_9_a_1"}
 
 
 def test_a_cut_utf_16_table_is_read_with_a_warning(

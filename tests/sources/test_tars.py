@@ -15,10 +15,10 @@ import ctgpu
 from ctgpu.buffers import BufferPool
 from ctgpu.errors import DecodeError, FetchError, TableError, UsageError
 from ctgpu.shards.patterns import expand_pattern
-from ctgpu.sources.tables import LABEL_NAMES
 from ctgpu.sources.tar_samples import samples_of_tar
 from ctgpu.sources.tars import TarSource
 from ctgpu.spec import Spec
+from ctgpu.testing.ctrate import LABEL_NAMES
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:

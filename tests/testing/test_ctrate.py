@@ -12,7 +12,7 @@ import pytest
 
 from ctgpu.sources.folder import FolderSource
 from ctgpu.sources.selection import select
-from ctgpu.sources.tables import Tables, report_text
+from ctgpu.sources.tables import Tables
 from ctgpu.testing.ctrate import RESCALE_PAIR, Volume, chest_phantom, lay_out_ct_rate
 from ctgpu.volume.intensity import HuEvidence, check_hu
 from ctgpu.volume.raw import Rescale
@@ -70,7 +70,7 @@ def test_nifti_source(tmp_path: Path, nested: bool) -> None:
     assert row.rescale_pair == RESCALE_PAIR
     assert row.shape_hint == (24, 20, 18)
     assert set(row.labels.tolist()) == {0.0, 1.0}
-    assert "case 1" in report_text(row.report)
+    assert "case 1" in row.text
 
 
 @pytest.mark.parametrize("order", ["C", "F"])

@@ -33,7 +33,9 @@ SMALL = Spec(target_spacing_mm=(6.0, 6.0, 10.0), shape_hwd=(48, 40, 30))
 def folder_of(root: Path, *codes: str) -> Path:
     """A folder of volumes, one for each of these codes, in this order."""
     for number, code in enumerate(codes):
-        save(root / f"scan_{number}.nii", chest_as(code))
+        image = chest_as(code)
+        image.header["descrip"] = f"scan {number}"  # no two files are the same bytes
+        save(root / f"scan_{number}.nii", image)
     return root
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import threading
@@ -10,15 +11,16 @@ from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 from ctgpu.buffers import Allocate
+from ctgpu.data_sets import Description, built_in
+from ctgpu.data_sets.globs import folders_of
 from ctgpu.errors import SourceError, UsageError
 from ctgpu.shards.names import natural_key
 from ctgpu.sources.base import Source
-from ctgpu.sources.ct_rate import provenance_of, split_folders
 from ctgpu.sources.fetched import Fetched
 from ctgpu.sources.hub.client import DEFAULT_ENDPOINT, HubClient, NotFoundError
 from ctgpu.sources.hub.spool import SpoolPool
 from ctgpu.sources.hub.transfer import Patience
-from ctgpu.volume.ref import VOLUME_SUFFIXES, SampleRef, Split
+from ctgpu.volume.ref import VOLUME_SUFFIXES, SampleRef
 
 # The first contact fails sooner than the thousandth: nothing is lost yet, and someone is waiting.
 _FIRST_CONTACT_ATTEMPTS = 6
@@ -29,9 +31,9 @@ _MOST_PAGES = 10_000
 class HubSource(Source):
     """A data set on the Hub, pinned to one commit.
 
-    Only the folder of the split asked for is listed, with sizes and checksums:
-    ``dataset/{split}_fixed``, or ``dataset/{split}`` where that does not exist.  Volumes are
-    streamed into the allocated buffer; what breaks off is taken up again where it broke off.
+    Only the folders are listed, with sizes and checksums, that the volumes of the split asked for
+    can be in.  Volumes are streamed into the allocated buffer; what breaks off is taken up again
+    where it broke off.
 
     Parameters
     ----------
@@ -51,6 +53,8 @@ class HubSource(Source):
         and vanish with their buffers or their process.
     patience : Patience, optional
         How long a failing network is tolerated.
+    data_set : Description, optional
+        What lies where; by default CT-RATE's.
 
     Raises
     ------
@@ -74,7 +78,9 @@ class HubSource(Source):
         part_count: int = 1,
         temp_dir: Path | None = None,
         patience: Patience | None = None,
+        data_set: Description | None = None,
     ) -> None:
+        self.data_set = data_set or built_in()
         hub_address(endpoint)
         from huggingface_hub.errors import HFValidationError
         from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
@@ -121,23 +127,52 @@ class HubSource(Source):
         """``kind``, ``location`` (the repository) and ``revision`` (the commit)."""
         return {"kind": "hub", "location": self._repo_id, "revision": self.commit}
 
-    def list_volumes(self, split: Split) -> list[SampleRef]:
+    def list_volumes(self, split: str) -> list[SampleRef]:
         """Every volume of the split, in natural order of the paths."""
-        for folder in split_folders(split):
-            try:
-                entries = self._list_tree(f"dataset/{folder}")
-            except NotFoundError:
-                continue
-            refs = [_to_ref(entry) for entry in entries if _is_volume(entry)]
+        looked_at: list[str] = []
+        for globs in self.data_set.alternatives(split):
+            refs: dict[str, SampleRef] = {}
+            for folder in folders_of(globs):
+                place = "/".join(filter(None, (self.data_set.layout.root, folder)))
+                looked_at.append(place or "the repository")
+                with contextlib.suppress(NotFoundError):
+                    refs |= self._refs_below(place, globs)
             if refs:
                 self.listed_split = split
-                return sorted(refs, key=lambda ref: natural_key(ref.path))
+                return sorted(refs.values(), key=lambda ref: natural_key(ref.path))
         raise UsageError(
             f"{self._repo_id} has no volume of the split {split!r} at {self.commit[:12]}; wanted "
-            f"{', '.join(VOLUME_SUFFIXES)} files below dataset/{split}_fixed or dataset/{split}"
+            f"{', '.join(VOLUME_SUFFIXES)} files below {' or '.join(looked_at)}, as "
+            f"{self.data_set.name} has them: for another data set pass --dataset with its "
+            f"description, which `ctgpu describe --repo-id {self._repo_id}` writes"
         )
 
-    def find_tables(self, split: Split) -> None:
+    def list_files(self) -> dict[str, int]:
+        """Paths of all files of the repository, and their sizes in bytes.
+
+        Raises
+        ------
+        UsageError, AccessError, SourceError
+            As :meth:`list_volumes`.
+        """
+        entries = (entry for entry in self._list_tree("") if entry.get("type") == "file")
+        return {str(entry["path"]): _size_bytes(entry) for entry in entries}
+
+    def _refs_below(self, folder: str, globs: tuple[str, ...]) -> dict[str, SampleRef]:
+        return {
+            entry["path"]: self._ref(entry, found.key)
+            for entry in self._list_tree(folder)
+            if _is_volume(entry)
+            and (found := self.data_set.volume(entry["path"], globs)) is not None
+        }
+
+    def _ref(self, entry: dict[str, Any], key: str | None) -> SampleRef:
+        path, size_bytes = entry["path"], _size_bytes(entry)
+        oid = (entry.get("lfs") or {}).get("oid")
+        checksum = f"sha256:{oid}" if isinstance(oid, str) and len(oid) == 64 else None
+        return SampleRef.of_file(path, size_bytes, checksum, self.data_set.provenance(path), key)
+
+    def find_tables(self, split: str) -> None:
         """Nothing: tables have their places."""
 
     def read_table(self, *names: str) -> tuple[str, bytes] | None:
@@ -161,7 +196,7 @@ class HubSource(Source):
                 sha256=checksum if algorithm == "sha256" else None,
                 probe_url=self._revision_url(self.commit),
             )
-        return Fetched(ref.path, buffer)
+        return Fetched(ref.path, buffer, self.data_set.arrays)
 
     def close(self) -> None:
         """Break off all transfers and close all connections."""
@@ -185,16 +220,18 @@ class HubSource(Source):
         return commit
 
     def _list_tree(self, folder: str) -> list[dict[str, Any]]:
+        place = f"/{quote(folder, safe='')}" if folder else ""
         url = (
-            f"{self._endpoint}/api/datasets/{self._repo_id}/tree/{self.commit}/"
-            f"{quote(folder, safe='')}?recursive=true&expand=false"
+            f"{self._endpoint}/api/datasets/{self._repo_id}/tree/{self.commit}{place}"
+            "?recursive=true&expand=false"
         )
         entries: dict[Any, dict[str, Any]] = {}
         for _ in range(_MOST_PAGES):
             page, following = self._client.get_json(url)
             if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
                 raise SourceError(
-                    f"the Hub answered with no listing of {folder}; check HF_ENDPOINT"
+                    f"the Hub answered with no listing of {folder or self._repo_id}; "
+                    "check HF_ENDPOINT"
                 )
             before = len(entries)
             entries |= {str(entry.get("path")): entry for entry in page}
@@ -204,8 +241,8 @@ class HubSource(Source):
                 break
             url = following
         raise SourceError(
-            f"the Hub's listing of {folder} does not end: {len(entries)} entries, and then pages "
-            "that bring nothing new, or too many pages; check HF_ENDPOINT"
+            f"the Hub's listing of {folder or self._repo_id} does not end: {len(entries)} entries, "
+            "and then pages that bring nothing new, or too many pages; check HF_ENDPOINT"
         )
 
     def _revision_url(self, revision: str) -> str:
@@ -283,18 +320,15 @@ def _is_volume(entry: dict[str, Any]) -> bool:
         entry.get("type") == "file"
         and isinstance(path, str)
         and path.lower().endswith(VOLUME_SUFFIXES)
-        and not path.rsplit("/", 1)[-1].startswith(".")
+        and "/." not in f"/{path}"
     )
 
 
-def _to_ref(entry: dict[str, Any]) -> SampleRef:
-    lfs = entry.get("lfs") or {}
+def _size_bytes(entry: dict[str, Any]) -> int:
     try:
-        size_bytes = int(lfs.get("size", entry["size"]))
-        oid = lfs.get("oid")
+        size_bytes = int((entry.get("lfs") or {}).get("size", entry["size"]))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
-        size_bytes, oid = -1, None
+        size_bytes = -1
     if size_bytes < 0:
         raise SourceError(f"the Hub lists {entry['path']!r} without a size; check HF_ENDPOINT")
-    checksum = f"sha256:{oid}" if isinstance(oid, str) and len(oid) == 64 else None
-    return SampleRef.of_file(entry["path"], size_bytes, checksum, provenance_of(entry["path"]))
+    return size_bytes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ctgpu.sources.ct_rate import split_folders_among, split_of_folders, split_of_name
+from ctgpu.data_sets import built_in
+from ctgpu.data_sets.layout import SplitFolders
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ from ctgpu.sources.ct_rate import split_folders_among, split_of_folders, split_o
 def test_folders_of_splits_are_told_from_others(
     names: set[str], parent: str, at_top: bool, found: list[str]
 ) -> None:
-    assert split_folders_among(names, parent=parent, at_top=at_top) == found
+    assert SplitFolders(built_in()).among(names, parent=parent, at_top=at_top) == found
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_folders_of_splits_are_told_from_others(
     ],
 )
 def test_a_path_lies_in_the_innermost_split(path: str, split: str | None) -> None:
-    assert split_of_folders(path.split("/")) == split
+    assert SplitFolders(built_in()).split_of(path.split("/")) == split
 
 
 @pytest.mark.parametrize(
@@ -61,4 +62,4 @@ def test_a_path_lies_in_the_innermost_split(path: str, split: str | None) -> Non
     ],
 )
 def test_ct_rates_volumes_carry_their_split(name: str, split: str | None) -> None:
-    assert split_of_name(name) == split
+    assert built_in().split_of_name(name) == split
