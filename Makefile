@@ -5,10 +5,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 REAL_CT ?= ../shared/real_ct
 FUZZ_SECONDS ?= 3600
+# A file's tests stay together, for they share what they build, and so do those of an xdist_group
+# (tests/conftest.py).  One worker more than cores, as much of their time is spent waiting for other
+# processes.
+PYTEST = $(BIN)/python -m pytest --durations=10 --dist loadgroup \
+  -n $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 FUZZ = -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20
 NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
 
-.PHONY: help demo test test-hostile exhaustive lint types format bench sanitize fuzz gpu-pack gpu-check clean
+.PHONY: help demo quick test exhaustive test-hostile lint layers types format bench sanitize fuzz gpu-pack gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,24 +21,26 @@ help:  ## this list
 demo: $(VENV)/.installed  ## make a small CT-RATE-like source, build it, show what came out
 	$(BIN)/ctgpu demo --output-dir demo
 
-# A file's tests stay together, for they share what they build.  One worker more than cores, as much of
-# their time is spent waiting for other processes.
-test: $(VENV)/.developer  ## every test that needs no GPU, on up to four cores
-	$(BIN)/python -m pytest --dist loadfile \
-	  -n $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
+quick: $(VENV)/.developer  ## the tests that are not marked slow
+	$(PYTEST) -m 'not slow'
+
+test: $(VENV)/.developer  ## every test that needs no GPU but the exhaustive, on up to four cores
+	$(PYTEST)
 
 exhaustive: $(VENV)/.developer  ## every variant of the CUDA kernel and full volumes, as PTX on the CPU
-	$(BIN)/python -m pytest -m exhaustive
+	$(BIN)/python -m pytest --durations=10 -m exhaustive
 
 test-hostile: $(VENV)/.developer  ## some of them with an environment set to do harm
 	BIN=$(BIN) .ci/hostile
 
-# -S: to the finder of an editable installation the whole checkout is the package.
-lint: $(VENV)/.developer  ## ruff, clang-format, and that imports point one way
+lint: $(VENV)/.developer layers  ## ruff, clang-format, and that imports point one way
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	PYTHONPATH=$$(echo $(VENV)/lib/python*/site-packages) $(BIN)/python -S $(BIN)/lint-imports --no-logo
 	$(BIN)/clang-format --dry-run --Werror $$(find kernels tests/support -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+# -S: to the finder of an editable installation the whole checkout is the package.
+layers: $(VENV)/.developer  ## that imports point one way
+	PYTHONPATH=$$(echo $(VENV)/lib/python*/site-packages) $(BIN)/python -S $(BIN)/lint-imports --no-logo
 
 types: $(VENV)/.developer  ## mypy, strict
 	$(BIN)/mypy

@@ -1,20 +1,35 @@
-"""``python -m benchmarks``: every benchmark on one page, or a comparison of two results."""
+"""``python -m benchmarks``: every question on one page, or a comparison of two results.
+
+A script beside this file stands for its question: ``run_build.py`` is ``questions/build.py``.
+"""
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 from pathlib import Path
 
-# Scripts find each other by bare name, as where each runs by its path.
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+OTHERS = {
+    "compare": "harness.compare",
+    "page": "harness.page",
+    "plots": "publishing.bars",
+    "report": "publishing.report",
+}
 
-import compare
-import page
+
+def main() -> int:
+    """Run what was asked for; returns the exit status."""
+    name, arguments = Path(sys.argv[0]).stem.removeprefix("run_"), sys.argv[1:]
+    if name == "__main__":
+        name, arguments = (
+            ("compare", arguments[1:]) if arguments[:1] == ["compare"] else ("page", arguments)
+        )
+    module = importlib.import_module(f"benchmarks.{OTHERS.get(name, f'questions.{name}')}")
+    return int(module.main(arguments))
+
 
 if __name__ == "__main__":
     # As any program ends whose output is not wanted any more, such as before `| head`.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if sys.argv[1:2] == ["compare"]:
-        sys.exit(compare.main(sys.argv[2:]))
-    sys.exit(page.main(sys.argv[1:]))
+    sys.exit(main())

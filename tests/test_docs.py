@@ -17,8 +17,8 @@ import pytest
 import typer
 
 import ctgpu
+from benchmarks.harness.asking import REAL_CT_NAME
 from built import read_samples
-from common import REAL_CT_NAME
 from ctgpu.building.convert import convert_tars
 from ctgpu.cli.commands import app
 from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD

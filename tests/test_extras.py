@@ -1,16 +1,21 @@
-"""The command that installs what is missing works for the installation that asks for it."""
+"""What is installed with the package, and the command that adds what is missing."""
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import json
+import re
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ctgpu.installation import install_command
+
+REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -87,3 +92,20 @@ def test_a_checkout_that_was_never_installed_is_found(monkeypatch: pytest.Monkey
     monkeypatch.chdir("/")
     (place,) = shlex.split(install_command("dali"))[2:]
     assert (Path(place.removesuffix("[dali]")) / "pyproject.toml").exists()
+
+
+def test_what_every_installation_needs_is_imported_by_the_package() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    needed = {
+        re.match(r"[\w-]+", need)[0].replace("-", "_")  # type: ignore[index]
+        for need in project["project"]["dependencies"]
+    }
+    imported: set[str] = set()
+    for path in (REPOSITORY / "ctgpu").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.partition(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    # What the native module calls, which is no Python.
+    assert needed - imported == {"nanobind_backend"}

@@ -10,7 +10,8 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from ctgpu.arguments import path_of
-from ctgpu.building.estimate import Estimate, estimate
+from ctgpu.building.estimate import Elsewhere, Estimate, estimate, named_machine
+from ctgpu.building.projection import GBIT, UNLIMITED
 from ctgpu.building.request import Request
 from ctgpu.cli.display import Display
 from ctgpu.cli.options import Debug, log_level, takes
@@ -33,17 +34,28 @@ def command(
     calibrate: Annotated[
         int, typer.Option(help="Build so many samples to measure; 0 for none.")
     ] = 3,
+    cores: Annotated[
+        int | None, typer.Option(help="Of another machine, for which to answer, too.")
+    ] = None,
+    network_gbit: Annotated[
+        float | None, typer.Option(help="Its link to the source, Gbit/s at its full rate.")
+    ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Its GPUs; as long as none is measured, an upper bound.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
 ) -> None:
     """Say what a build would take: volumes, bytes, memory, time. Exits with 3 if there is no room.
 
-    A few samples are built to measure this machine, and removed again.
+    A few samples are built to measure this machine, and removed again. With --cores,
+    --network-gbit or --gpus it also says, by what it measured, what the build would take there.
     """
+    named = named_machine(cores, network_gbit, gpus)
     errors = Console(stderr=True)
     configure_logging(LogFormat.text, log_level(debug), errors)
     with stoppable(), Display(errors) as display:
-        estimated = estimate(path_of("output_dir", output_dir), options, calibrate, display)
+        estimated = estimate(path_of("output_dir", output_dir), options, calibrate, display, named)
     if as_json:
         say_json(estimated.to_dict())
     else:
@@ -73,6 +85,8 @@ def _show(estimate: Estimate, console: Console) -> None:
         rows.append((stage.name, f"{_hours(stage.wall_s)} with threads: {stage.threads}{mark}"))
     if estimate.stages:
         rows.append(("together", f"{_hours(estimate.wall_s)}, as the stages overlap"))
+    if estimate.elsewhere is not None:
+        rows += _elsewhere(estimate.elsewhere)
     rows.append(("suggested", f"--num-workers {estimate.num_workers}"))
     for row in rows:
         table.add_row(*row)
@@ -81,6 +95,22 @@ def _show(estimate: Estimate, console: Console) -> None:
         console.print(
             f"Times come from {estimate.calibrated_on} volumes; a network's speed varies by more."
         )
+
+
+def _elsewhere(elsewhere: Elsewhere) -> list[tuple[str, str]]:
+    machine = elsewhere.machine
+    parts = [f"cores: {machine.cores}"]
+    if machine.network_bytes_per_s != UNLIMITED:
+        parts.append(f"{machine.network_bytes_per_s / GBIT:g} Gbit/s")
+    if machine.gpus:
+        parts.append(f"GPUs: {machine.gpus}")
+    least = "at least " if elsewhere.is_least else ""
+    decides = f"what decides: {elsewhere.bottleneck}, then {elsewhere.second}"
+    return [
+        ("elsewhere", ", ".join(parts)),
+        ("", f"{least}{_hours(elsewhere.wall_s)}; {decides}"),
+        *([("", "no GPU was measured: none is counted as the limit")] if least else []),
+    ]
 
 
 def _hours(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Decodes samples for a stock `webdataset` pipeline."""
+"""Decodes samples for a stock `webdataset` pipeline, of which it needs nothing itself."""
 
 from __future__ import annotations
 

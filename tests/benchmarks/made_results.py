@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from common import measured
+from benchmarks.harness.measuring import measured
 
 MACHINE: dict[str, Any] = {
     "cpu": "made-up CPU",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import page
+from benchmarks.harness import page
 
 
 @dataclass(frozen=True)

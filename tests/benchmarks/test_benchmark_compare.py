@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from made_results import MACHINE, result
 
-import compare
-from common import counted, measured
-from page import HERE
+from benchmarks.harness import compare
+from benchmarks.harness.measuring import counted, measured
+from benchmarks.harness.page import HERE
 
 pytest.importorskip("scipy", reason="scipy (extra bench) is not installed")
 
@@ -115,12 +115,35 @@ def test_too_few_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert listed(capsys.readouterr().out, "too few runs to tell") == ["once"]
 
 
-def test_a_few_runs_suffice_where_little_is_asked() -> None:
-    four, seven = 2 / 70, 2 / 3432
-    assert compare.strict_threshold([four]) == pytest.approx(0.05)
-    assert compare.strict_threshold([four] * 2) < four
-    # Those that cannot reach it do not make it stricter for the others.
-    assert compare.strict_threshold([seven] * 3 + [four] * 20) == pytest.approx(0.05 / 3)
+@pytest.mark.parametrize(("runs", "status"), [(4, 0), (5, 1)])
+def test_five_runs_suffice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], runs: int, status: int
+) -> None:
+    old, new = (result("made", time=measured(noisy(s, s, runs=runs), "s")) for s in (1, 2))
+    assert run(tmp_path, old, new) == status
+    told = listed(capsys.readouterr().out, "slower" if status else "too few runs to tell")
+    assert told == ["time"]
+
+
+def test_the_effect_is_the_share_of_pairs_that_are_worse() -> None:
+    for unit, share in (("s", 0.75), ("samples/s", 0.25)):
+        old, new = measured([1.0, 3.0], unit), measured([2.0, 4.0], unit)
+        assert compare.Change.of(("it",), old, new).effect == share
+    alike = measured([1.0, 2.0], "s")
+    assert compare.Change.of(("it",), alike, alike).effect == 0.5
+
+
+def test_runs_that_mostly_overlap_are_noise_however_many_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = measured([1.0 + n / 100 for n in range(100)], "s")
+    new = measured([1.2 + n / 100 for n in range(100)], "s")
+    change = compare.Change.of(("time",), old, new)
+    assert change.p < 1e-4
+    assert change.factor > compare.SMALLEST_FACTOR
+    assert change.effect < compare.LEAST_EFFECT
+    assert run(tmp_path, result("made", time=old), result("made", time=new)) == 0
+    assert "within the noise: 1" in capsys.readouterr().out
 
 
 def test_what_only_one_holds_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

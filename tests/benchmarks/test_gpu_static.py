@@ -18,22 +18,29 @@ from typing import Any, get_args
 
 import pytest
 
-import compare
-import gpu_static
-import run_gpu
-from common import REPOSITORY, RESULTS
+from benchmarks.harness import compare
+from benchmarks.harness.asking import RESULTS
+from benchmarks.harness.machine import REPOSITORY
+from benchmarks.questions import gpu as run_gpu
+from benchmarks.questions import gpu_static
 from ctgpu.engines.batch import KernelKey
 from ctgpu.machine import usable_cores
 from ctgpu.spec import Dtype, Spec
+from support import kernel_counts
+from support.nvrtc import Nvrtc, in_wheels
 
 USUAL = gpu_static.USUAL
 
 
 @pytest.fixture(scope="module")
-def compiler() -> gpu_static.Compiler:
+def compiler() -> Nvrtc:
     if sys.platform != "linux":
         pytest.skip("NVIDIA has no wheels for this system")
-    return gpu_static.Compiler(gpu_static.nvrtc_path())
+    return kernel_counts.newest_nvrtc()
+
+
+def version_of(compiler: Nvrtc) -> str:
+    return "{}.{}".format(*compiler.version())
 
 
 def value(numbers: dict[str, dict[str, list[int]]], name: str) -> int:
@@ -55,8 +62,8 @@ def test_every_variant_has_a_name_of_its_own() -> None:
     )
 
 
-def test_a_kernel_is_counted(compiler: gpu_static.Compiler) -> None:
-    numbers = gpu_static.count(compiler, gpu_static.nvdisasm_path(), USUAL)
+def test_a_kernel_is_counted(compiler: Nvrtc) -> None:
+    numbers = gpu_static.count(compiler, kernel_counts.nvdisasm_path(), USUAL)
     # What __launch_bounds__ grants, and what tile.h declares.
     assert 32 <= value(numbers, "registers") <= 64
     assert value(numbers, "shared memory") == 40 * 257 * 4
@@ -67,32 +74,32 @@ def test_a_kernel_is_counted(compiler: gpu_static.Compiler) -> None:
     assert value(numbers, "global loads") >= 16
 
 
-def test_swapped_bytes_cost_instructions(compiler: gpu_static.Compiler) -> None:
+def test_swapped_bytes_cost_instructions(compiler: Nvrtc) -> None:
     swapped = KernelKey("i4", swap=True, fast=0, out=1, rescales=False, clips_before=True)
     straight = KernelKey("i4", swap=False, fast=0, out=1, rescales=False, clips_before=True)
     more, fewer = (
-        value(gpu_static.count(compiler, gpu_static.nvdisasm_path(), key), "instructions")
+        value(gpu_static.count(compiler, kernel_counts.nvdisasm_path(), key), "instructions")
         for key in (swapped, straight)
     )
     assert more > fewer
 
 
-def test_opcodes_are_counted_without_padding(compiler: gpu_static.Compiler) -> None:
-    cubin = compiler.compile(USUAL).cubin
-    opcodes = gpu_static.disassemble(gpu_static.nvdisasm_path(), cubin)
+def test_opcodes_are_counted_without_padding(compiler: Nvrtc) -> None:
+    cubin = gpu_static.compiled_of(compiler, USUAL).cubin
+    opcodes = kernel_counts.disassemble(kernel_counts.nvdisasm_path(), cubin)
     assert "NOP" not in opcodes
     assert opcodes["BAR"] == 1  # the one __syncthreads
     assert opcodes["EXIT"] >= 1
-    with pytest.raises(gpu_static.ToolError, match="nvdisasm fails"):
-        gpu_static.disassemble(gpu_static.nvdisasm_path(), b"no cubin")
+    with pytest.raises(kernel_counts.ToolError, match="nvdisasm fails"):
+        kernel_counts.disassemble(kernel_counts.nvdisasm_path(), b"no cubin")
 
 
 def test_what_does_not_compile_is_one_sentence(
-    compiler: gpu_static.Compiler, monkeypatch: pytest.MonkeyPatch
+    compiler: Nvrtc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gpu_static, "kernel_source", lambda: "this is no C++")
-    with pytest.raises(gpu_static.ToolError, match="i2, H to D, clips before does not compile"):
-        compiler.compile(USUAL)
+    with pytest.raises(kernel_counts.ToolError, match="i2, H to D, clips before does not compile"):
+        gpu_static.compiled_of(compiler, USUAL)
 
 
 @pytest.mark.parametrize(
@@ -108,15 +115,16 @@ def test_occupancy_is_bound_by_what_runs_out_first(
 def test_a_missing_tool_is_one_sentence_with_the_way_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(gpu_static, "_in_wheels", lambda pattern: [])
+    monkeypatch.setattr(kernel_counts, "in_wheels", lambda pattern: [])
+    monkeypatch.setattr(kernel_counts, "nvrtc_libraries", dict)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run_gpu.main(["--static", "--quick", "--json", str(tmp_path / "made.json")]) == 3
     error = capsys.readouterr().err
     assert error == (
         "the kernels cannot be counted: there is no NVRTC; pip install nvidia-cuda-nvrtc\n"
     )
-    with pytest.raises(gpu_static.ToolError, match="pip install nvidia-cuda-nvdisasm"):
-        gpu_static.nvdisasm_path()
+    with pytest.raises(kernel_counts.ToolError, match="pip install nvidia-cuda-nvdisasm"):
+        kernel_counts.nvdisasm_path()
     assert not (tmp_path / "made.json").exists()
 
 
@@ -251,33 +259,33 @@ def test_two_results_of_other_kernels_can_be_compared(
 
 
 @pytest.fixture
-def same_compiler(compiler: gpu_static.Compiler, published: dict[str, Any]) -> gpu_static.Compiler:
+def same_compiler(compiler: Nvrtc, published: dict[str, Any]) -> Nvrtc:
     """The one with which the published kernels were counted: another makes other counts."""
-    if published["nvrtc"] != compiler.version:
+    if published["nvrtc"] != version_of(compiler):
         pytest.skip(
-            f"counted with NVRTC {published['nvrtc']} and this is {compiler.version}: {AGAIN}"
+            f"counted with NVRTC {published['nvrtc']} and this is {version_of(compiler)}: {AGAIN}"
         )
     return compiler
 
 
-def differing(compiler: gpu_static.Compiler, published: dict[str, Any], key: KernelKey) -> set[str]:
+def differing(compiler: Nvrtc, published: dict[str, Any], key: KernelKey) -> set[str]:
     """Which counts of a variant are not the published ones."""
     told = published["variants"][gpu_static.name_of(key)]
-    made = gpu_static.count(compiler, gpu_static.nvdisasm_path(), key)
+    made = gpu_static.count(compiler, kernel_counts.nvdisasm_path(), key)
     assert told.keys() == made.keys()
     return {name for name in made if value(told, name) != value(made, name)}
 
 
 @pytest.mark.parametrize("key", RECOUNTED, ids=gpu_static.name_of)
 def test_the_published_counts_are_counted_again(
-    same_compiler: gpu_static.Compiler, published: dict[str, Any], key: KernelKey
+    same_compiler: Nvrtc, published: dict[str, Any], key: KernelKey
 ) -> None:
     assert not differing(same_compiler, published, key), AGAIN
 
 
 @pytest.mark.exhaustive
 def test_every_published_count_is_counted_again(
-    same_compiler: gpu_static.Compiler, published: dict[str, Any]
+    same_compiler: Nvrtc, published: dict[str, Any]
 ) -> None:
     keys = gpu_static.variants()
     with ThreadPoolExecutor(usable_cores()) as threads:
@@ -300,7 +308,7 @@ def test_the_published_bounds_follow_from_the_published_counts(
 
 @pytest.mark.parametrize("key", [USUAL, gpu_static.USUAL_DHW], ids=gpu_static.name_of)
 def test_the_published_roofline_is_computed_again(
-    same_compiler: gpu_static.Compiler, published: dict[str, Any], key: KernelKey
+    same_compiler: Nvrtc, published: dict[str, Any], key: KernelKey
 ) -> None:
     spec = Spec(layout="HWD" if key.out == 2 else "DHW")
     told = published["roofline"][spec.layout]
@@ -315,14 +323,14 @@ def test_the_published_roofline_is_computed_again(
 @pytest.mark.parametrize("fast", [0, 1, 2])
 @pytest.mark.parametrize("out", [1, 2])
 def test_shared_memory_is_read_without_bank_conflicts_and_written_with_few(
-    compiler: gpu_static.Compiler, fast: int, out: int
+    compiler: Nvrtc, fast: int, out: int
 ) -> None:
     key = KernelKey("i2", swap=False, fast=fast, out=out, rescales=False, clips_before=True)
-    counts, _ = gpu_static.run_on_cpu(compiler.compile(key).ptx, key)
-    assert gpu_static.passes_of(counts, "ld.shared") == 1
+    counts, _ = kernel_counts.run_on_cpu(gpu_static.compiled_of(compiler, key).ptx, key)
+    assert kernel_counts.passes_of(counts, "ld.shared") == 1
     # As the documents say: hardly any but where neighbouring threads follow H, and two slots of
     # neighbours along D meet in a warp.
-    assert 1 <= gpu_static.passes_of(counts, "st.shared") < (2 if fast == 0 else 1.05)
+    assert 1 <= kernel_counts.passes_of(counts, "st.shared") < (2 if fast == 0 else 1.05)
 
 
 # ---- The documents' figures --------------------------------------------------------------------
@@ -404,13 +412,13 @@ def sentences(result: dict[str, Any]) -> list[str]:
 def test_the_usual_kernel_spills_nothing_with_the_older_nvrtc_of_the_documents() -> None:
     text = (REPOSITORY / "docs" / "gpu.md").read_text(encoding="utf-8")
     (version,) = re.findall(r"spills \d+ \(NVRTC ([\d.]+): none\)", text)
-    found = gpu_static._in_wheels(f"*/lib/libnvrtc.so.{version.partition('.')[0]}")
+    found = in_wheels(f"*/lib/libnvrtc.so.{version.partition('.')[0]}")
     if not found:
         pytest.skip(f"NVRTC {version} is not installed")
-    older = gpu_static.Compiler(found[0])
-    if older.version != version:
-        pytest.skip(f"the documents speak of NVRTC {version} and this is {older.version}")
-    assert " 0 bytes spill stores, 0 bytes spill loads" in older.compile(USUAL).log
+    older = Nvrtc(found[0])
+    if version_of(older) != version:
+        pytest.skip(f"the documents speak of NVRTC {version} and this is {version_of(older)}")
+    assert " 0 bytes spill stores, 0 bytes spill loads" in gpu_static.compiled_of(older, USUAL).log
 
 
 def test_figures_that_the_documents_do_not_give_are_found(published: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import multiprocessing
 
 import torch
 
-from loading_contenders import of_loader
+from benchmarks.peers.readers import of_loader
 
 
 def test_the_private_names_of_torch_that_end_worker_processes_are_there() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from made_results import result
 
-import page
-from common import measured
+from benchmarks.harness import page
+from benchmarks.harness.measuring import counted, measured
 
 WRITES = """
 import json, sys
@@ -41,7 +41,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_benchmark_is_found() -> None:
     names = {script.stem for script in page.scripts()}
     assert {"run_build", "run_preprocess", "run_gpu", "run_loading", "run_reliability"} <= names
-    assert not names & {"common", "plots", "report", "compare", "page", "old_way"}
+    assert {"run_contracts", "run_distribute", "project"} <= names
+    assert not names & {"plots", "report", "__main__"}
 
 
 def test_a_missing_gpu_is_no_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,10 +80,27 @@ def test_without_contenders_it_shows_what_was_tried_and_measured() -> None:
     )
     assert list(page.headlines(made)) == [
         ("kills", "50 tried, 0 files that differ"),
-        ("memory / peak", "2.00 GB"),
+        ("memory", "peak 2.00 GB"),
     ]
 
 
 def test_a_simulation_is_not_passed_off_as_measured() -> None:
     made = result("project", largest_deviation=0.0123, volumes=5)
     assert list(page.headlines(made)) == [("not measured: largest deviation", "0.0123")]
+
+
+def test_a_line_has_what_was_measured_of_something_and_its_ratios() -> None:
+    of = {"time": measured([0.5], "s"), "cpu": measured([0.25], "s"), "ctgpu_over_this": 2.0}
+    counts = {f"count {n}": counted(1200 + n, "instructions") for n in range(10)}
+    made = result("made", warm={"contenders": {"ctgpu": of}}, variants={"usual": counts})
+    (contender, what), (variant, all_of) = page.headlines(made)
+    assert (contender, what) == ("warm / ctgpu", "500 ms, cpu 250 ms, ctgpu over this 2.00 ×")
+    assert variant == "variants / usual"
+    assert all_of.startswith("count 0 1,200, count 1 1,201, ")
+    assert all_of.endswith("count 7 1,207, and 2 more")
+
+
+def test_a_part_names_how_much_of_it_is_not_shown() -> None:
+    times = {str(n): {"time": measured([1.0], "s")} for n in range(5)}
+    assert len(page.part(result("made", times=times))) == 5
+    assert page.part(result("made", times=times), most=3)[3:] == ["  and 2 more"]

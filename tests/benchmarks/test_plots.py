@@ -14,9 +14,9 @@ import pytest
 from made_results import gpu_result, result
 from quick_runs import Quick
 
-import page
-import plots
-from common import measured, measured_leaves
+from benchmarks.harness import page
+from benchmarks.harness.measuring import measured, measured_leaves
+from benchmarks.publishing import bars
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib (extra bench) is not installed")
 
@@ -46,16 +46,16 @@ def test_what_a_benchmark_writes_is_drawn_by_its_plot_option(
     name: str, quick: Callable[[str], Quick]
 ) -> None:
     ran = quick(name)
-    if list(measured_leaves(ran.result)) or ran.result["benchmark"] in plots.DRAWERS:
+    if list(measured_leaves(ran.result)) or ran.result["benchmark"] in bars.PICTURES:
         assert_drawn(ran.picture)
     else:
-        assert "Nothing in this result was measured." in texts(plots.draw_leaves(ran.result))
+        assert "Nothing in this result was measured." in texts(bars.figure_of(ran.result))
 
 
 def test_a_gpus_result_is_drawn(tmp_path: Path) -> None:
-    plots.draw(gpu_result(), tmp_path / "new" / "gpu.png")
+    bars.draw(gpu_result(), tmp_path / "new" / "gpu.png")
     assert_drawn(tmp_path / "new" / "gpu.png")
-    written = texts(plots.draw_gpu(gpu_result()))
+    written = texts(bars.figure_of(gpu_result()))
     assert "made-up GPU" in written
     assert "made-up data" in written
     assert "45.5 %" in written
@@ -70,13 +70,13 @@ def test_a_benchmark_without_a_picture_of_its_own_is_drawn_as_bars(tmp_path: Pat
         },
         peak=measured([0, 0], "bytes"),
     )
-    assert made["benchmark"] not in plots.DRAWERS
-    plots.draw(made, tmp_path / "bars.png")
+    assert made["benchmark"] not in bars.PICTURES
+    bars.draw(made, tmp_path / "bars.png")
     assert_drawn(tmp_path / "bars.png")
-    written = texts(plots.draw_leaves(made))
+    written = texts(bars.figure_of(made))
     for text in ("another way", "22.0 samples/s", "samples/s (log scale)", "0 bytes"):
         assert text in written
-    plots.draw(result("nothing measured"), tmp_path / "nothing.png")
+    bars.draw(result("nothing measured"), tmp_path / "nothing.png")
 
 
 def test_what_went_wrong_is_red_and_what_was_not_tried_is_named() -> None:
@@ -88,11 +88,11 @@ def test_what_went_wrong_is_red_and_what_was_not_tried_is_named() -> None:
             "no_space": question | {"tried": 0, "wrong": 0},
         },
     )
-    figure = plots.draw_reliability(made)
+    figure = bars.figure_of(made)
     assert "50 tried, 2 files that differ" in texts(figure)
     assert "not tried on this machine" in texts(figure)
     colours = {text.get_text(): text.get_color() for text in figure.axes[0].texts}
-    assert colours["50 tried, 2 files that differ"] == plots.BAD
+    assert colours["50 tried, 2 files that differ"] == bars.BAD
 
 
 def test_it_redraws_a_result_from_its_file(tmp_path: Path) -> None:
@@ -112,5 +112,5 @@ def test_without_matplotlib_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit, match=r"pip install '\.\[bench\]'"):
-        plots.draw(gpu_result(), tmp_path / "out.png")
+        bars.draw(gpu_result(), tmp_path / "out.png")
     assert not (tmp_path / "out.png").exists()

@@ -9,8 +9,17 @@ from collections.abc import Callable
 import pytest
 from quick_runs import Quick
 
-import page
-from common import in_words, is_peers, measured, measured_leaves, more_is_better, three_digits
+from benchmarks.harness import page
+from benchmarks.harness.measuring import (
+    in_words,
+    is_peers,
+    measured,
+    measured_leaves,
+    more_is_better,
+    rounds,
+    three_digits,
+    with_ratio,
+)
 from ctgpu.engines import available_engines
 
 SCRIPTS = [script.stem for script in page.scripts()]
@@ -72,3 +81,35 @@ def test_figures_are_written_with_three_digits_and_a_unit_of_fitting_size() -> N
     assert in_words(2.1622, "samples/s") == "2.16 samples/s"
     assert in_words(0, "bytes") == "0 bytes"
     assert [three_digits(value) for value in (1234.5, 0.00012345)] == ["1234", "0.000123"]
+
+
+def test_runs_take_turns_and_warm_ups_are_left_out() -> None:
+    turns: list[str] = []
+
+    def run(name: str) -> int:
+        turns.append(name)
+        return len(turns)
+
+    kept = rounds({name: lambda name=name: run(name) for name in "ab"}, 2)  # type: ignore[misc]
+    assert turns == ["a", "b"] * 3
+    assert kept == {"a": [3, 5], "b": [4, 6]}
+
+
+def test_a_ratio_is_that_of_the_medians_in_the_direction_of_its_name() -> None:
+    facts = {
+        name: {"time": measured(runs, "s")}
+        for name, runs in (("ctgpu", [1.0, 2.0, 9.0]), ("other", [8.0]))
+    }
+    with_ratio(facts, "this_over_ctgpu", "ctgpu")
+    with_ratio(facts, "ctgpu_over_this", "ctgpu")
+    assert [facts["other"][key] for key in ("this_over_ctgpu", "ctgpu_over_this")] == [4.0, 0.25]
+    assert facts["ctgpu"]["this_over_ctgpu"] == 1.0
+
+
+def test_a_script_stands_for_its_question_and_nothing_else() -> None:
+    for script in [*page.scripts(), page.HERE / "report.py", page.HERE / "plots.py"]:
+        lines = script.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 5, script
+    others = [path for path in page.HERE.rglob("*.py") if path.parent != page.HERE]
+    assert len(others) > 20
+    assert not [path for path in others if "sys.path" in path.read_text(encoding="utf-8")]

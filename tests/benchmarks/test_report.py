@@ -11,8 +11,9 @@ import pytest
 from made_results import gpu_result
 from quick_runs import Quick
 
-import report
-from common import in_words, machine_line, measured
+from benchmarks.harness.machine import machine_line
+from benchmarks.harness.measuring import in_words, measured
+from benchmarks.publishing import report
 
 
 def test_the_readme_and_the_page_are_those_of_the_results() -> None:

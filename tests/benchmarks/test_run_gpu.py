@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from made_results import result
 
-import gpu_timing
-import plots
-import publishing
-import report_tables
-import run_gpu
-from common import measured_leaves, phantom_ct
+from benchmarks.harness import asking, gpu_timing
+from benchmarks.harness.asking import Asked, phantom_ct
+from benchmarks.harness.measuring import measured_leaves, times_of, with_ratio
+from benchmarks.peers.volumes import torch_written_well
+from benchmarks.publishing import bars, tables
+from benchmarks.questions import gpu as run_gpu
 from ctgpu.buffers import allocate_pages
 from ctgpu.engines import Job, open_engine
 from ctgpu.spec import Spec
@@ -73,9 +73,10 @@ def measured_parts(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(run_gpu, "DeviceCopy", Copy)
     monkeypatch.setattr(run_gpu, "by_events", by_events)
     monkeypatch.setattr(run_gpu, "both_ways", lambda jobs, samples: None)
+    times = times_of({"ctgpu": [2.0, 1.0], "torch": [6.0]})
     return {
         "kernel": run_gpu.measure_kernel(engine, voxels, SPEC, 4),
-        "torch": {"contenders": run_gpu.against_ctgpu({"ctgpu": [2.0, 1.0], "torch": [6.0]})},
+        "torch": {"contenders": with_ratio(times, "this_over_ctgpu", "ctgpu")},
         "pipeline": run_gpu.measure_pipeline(engine, voxels, SPEC, 4, 2),
         "inflate": run_gpu.measure_inflate(engine, voxels, SPEC, 1, 2),
     }
@@ -112,12 +113,12 @@ def test_every_run_is_kept_and_ratios_are_those_of_the_medians(
 def test_the_picture_and_the_readme_find_what_they_show(measured_parts: dict[str, Any]) -> None:
     made = result("gpu", **measured_parts)
     pytest.importorskip("matplotlib")
-    plots.draw_gpu(made)
-    assert "50% to 50% of the device's copy bandwidth (6 GB/s)" in report_tables.gpu(made)[0]
+    bars.figure_of(made)
+    assert "50% to 50% of the device's copy bandwidth (6 GB/s)" in tables.gpu(made)[0]
 
 
-def options(path: Path | None) -> argparse.Namespace:
-    return argparse.Namespace(json=path, plot=None)
+def asked(path: Path | None, plot: Path | None = None) -> Asked:
+    return Asked("gpu", argparse.Namespace(json=path, plot=plot))
 
 
 def test_each_part_is_in_the_file_as_soon_as_it_is_measured(tmp_path: Path) -> None:
@@ -132,7 +133,7 @@ def test_each_part_is_in_the_file_as_soon_as_it_is_measured(tmp_path: Path) -> N
         return measure
 
     parts = {"kernel": part(1), "torch": part(2), "pipeline": part(3)}
-    run_gpu.measure_all(options(path), {"data": "made up"}, parts)
+    run_gpu.measure_all(asked(path), {"data": "made up"}, parts)
     assert seen[0] is None
     assert seen[1]["kernel"] == {"value": 1}
     assert seen[1]["not_measured"] == ["torch", "pipeline"]
@@ -149,7 +150,7 @@ def test_a_part_that_fails_spares_the_others_and_is_told(tmp_path: Path) -> None
     path = tmp_path / "gpu.json"
     parts = {"torch": fail, "pipeline": lambda: {"value": 3}}
     with pytest.raises(SystemExit, match="not measured: torch"):
-        run_gpu.measure_all(options(path), {}, parts)
+        run_gpu.measure_all(asked(path), {}, parts)
     found = json.loads(path.read_text())
     assert found["pipeline"] == {"value": 3}
     assert found["failed"] == {"torch": "ImportError: no torch here"}
@@ -178,7 +179,7 @@ def test_torch_that_is_not_there_is_no_failure(
         (of_cpu_alone, "torch 2.9+cpu finds no CUDA device"),
     ):
         monkeypatch.setitem(sys.modules, "torch", torch)
-        run_gpu.measure_all(options(path), {}, parts)
+        run_gpu.measure_all(asked(path), {}, parts)
         found = json.loads(path.read_text())
         assert found["pipeline"] == {"value": 3}
         assert found["not_here"] == {"torch": why}
@@ -204,7 +205,7 @@ def test_torch_that_is_there_and_broken_is_a_failure(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     with pytest.raises(SystemExit, match="not measured: torch"):
-        run_gpu.measure_all(options(tmp_path / "gpu.json"), {}, {"torch": torch_on_device})
+        run_gpu.measure_all(asked(tmp_path / "gpu.json"), {}, {"torch": torch_on_device})
 
 
 @pytest.mark.parametrize("error", [ImportError("broken"), gpu_timing.NotHere("no torch")])
@@ -214,9 +215,9 @@ def test_half_a_result_never_lies_among_the_others(
     def fail() -> dict[str, Any]:
         raise error
 
-    monkeypatch.setattr(publishing, "RESULTS", tmp_path)
+    monkeypatch.setattr(asking, "RESULTS", tmp_path)
     with pytest.raises(SystemExit, match="torch"):
-        run_gpu.measure_all(options(None), {}, {"kernel": dict, "torch": fail})
+        run_gpu.measure_all(asked(None), {}, {"kernel": dict, "torch": fail})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -224,7 +225,7 @@ def test_half_a_result_is_not_drawn(tmp_path: Path) -> None:
     def absent() -> dict[str, Any]:
         raise gpu_timing.NotHere("no torch")
 
-    drawn = argparse.Namespace(json=tmp_path / "gpu.json", plot=tmp_path / "gpu.png")
+    drawn = asked(tmp_path / "gpu.json", tmp_path / "gpu.png")
     with pytest.raises(SystemExit, match="drawn only whole; not measured are torch: no torch"):
         run_gpu.measure_all(drawn, {}, {"kernel": dict, "torch": absent})
     assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
@@ -242,7 +243,7 @@ def test_torch_written_well_makes_the_same_volume() -> None:
         out = np.empty(spec.stored_shape, np.float16)
         engine.run([Job(voxels, Rescale(), plan, out)])
         in_memory_order = torch.from_numpy(voxels.transpose(2, 1, 0))
-        made = run_gpu.torch_written_well(torch, in_memory_order, plan)().numpy()
+        made = torch_written_well(in_memory_order, plan)().numpy()
         np.testing.assert_allclose(made.astype(np.float32), out.astype(np.float32), atol=2e-3)
 
 

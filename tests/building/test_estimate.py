@@ -14,8 +14,10 @@ import pytest
 from rich.console import Console
 
 import ctgpu
-from ctgpu.building.estimate import StageEstimate, Storage, _Work, estimate_build
+from ctgpu.building.estimate import Storage, Work, estimate_build
+from ctgpu.building.projection import SampleCosts
 from ctgpu.cli.plan import _show
+from ctgpu.errors import UsageError
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 
@@ -117,17 +119,116 @@ def test_a_build_asks_for_the_space_that_the_plan_names(
     assert asked == [needed_bytes]
 
 
-def test_workers_are_suggested_as_long_as_they_help(monkeypatch: pytest.MonkeyPatch) -> None:
+def work(fetch_s: float, decode_s: float, device_s: float, write_s: float, **facts: Any) -> Work:
+    """Of one sample, so that its seconds are those of the build."""
+    costs = SampleCosts(1e6, 0.0, 1e6, 0.0, decode_s, device_s, write_s, fetch_wait_s=fetch_s)
+    return Work(costs, 1, **{"device_threads": 8} | facts)
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ctgpu.building.estimate.usable_cores", lambda: 8)
-    monkeypatch.setattr("ctgpu.building.pipeline.usable_cores", lambda: 8)
-    slow_network = {"fetch": 90.0, "decode": 10.0, "device": 1.0, "write": 10.0}
-    assert _Work(slow_network, 1, on_cores=False).suggest() == 9
-    slow_disk = {"fetch": 1.0, "decode": 1.0, "device": 1.0, "write": 10.0}
-    assert _Work(slow_disk, 1, on_cores=False).suggest() == 1
-    slow_inflate = {"fetch": 1.0, "decode": 80.0, "device": 80.0, "write": 1.0}
-    assert _Work(slow_inflate, 8, on_cores=True).cores_wall_s == 20.0
-    assert _Work(slow_inflate, 8, on_cores=True).suggest() == 4
-    assert StageEstimate("fetch", 90.0, 9).wall_s == 10.0
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_workers_are_suggested_as_long_as_they_help() -> None:
+    assert work(90.0, 10.0, 1.0, 10.0, device_threads=1, gpus=1).suggest() == 9
+    assert work(1.0, 1.0, 1.0, 10.0, device_threads=1, gpus=1).suggest() == 1
+    slow_inflate = work(1.0, 80.0, 80.0, 1.0)
+    assert slow_inflate.cores_wall_s == pytest.approx(20.0)
+    assert slow_inflate.suggest() == 4
+    assert work(1.0, 80.0, 80.0, 1.0, gpus=1).cores_wall_s == pytest.approx(10.0)
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_a_stage_takes_what_its_threads_share() -> None:
+    stages = {stage.name: stage for stage in work(90.0, 16.0, 8.0, 3.0).stages(9)}
+    assert {name: stage.wall_s for name, stage in stages.items()} == pytest.approx(
+        {"fetch": 10.0, "decode": 2.0, "device": 1.0, "write": 3.0}
+    )
+
+
+@pytest.mark.usefixtures("eight_cores")
+@pytest.mark.parametrize(
+    ("named", "bottleneck", "wall_s"),
+    [
+        # 8 + 4 core seconds.
+        ({"cores": 2}, "cores", 6.0),
+        ({"cores": 64}, "writer thread", 1.0),
+        # 1 MB a volume.
+        ({"cores": 64, "network_bytes_per_s": 1e5}, "network", 10.0),
+        ({"cores": 2, "gpus": 1}, "cores", 4.0),
+    ],
+)
+def test_a_named_machine_takes_what_its_scarcest_resource_allows(
+    named: dict[str, float], bottleneck: str, wall_s: float
+) -> None:
+    found = work(1.0, 8.0, 4.0, 1.0).elsewhere(named, None, None)
+    assert (found.bottleneck, found.wall_s) == (bottleneck, pytest.approx(wall_s))
+    assert found.is_least == ("gpus" in named)
+    assert json.loads(json.dumps(found.to_dict()))["limits"][bottleneck] > 0
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_more_gpus_are_as_many_times_the_measured_one() -> None:
+    measured = work(1.0, 1.0, 12.0, 0.1, device_threads=3, gpus=1)
+    one = measured.elsewhere({"cores": 64}, None, None)
+    two = measured.elsewhere({"cores": 64, "gpus": 2}, None, None)
+    assert (one.bottleneck, one.wall_s) == ("GPU", pytest.approx(4.0))
+    assert (two.bottleneck, two.wall_s) == ("GPU", pytest.approx(2.0))
+    assert not two.is_least
+
+
+@pytest.mark.usefixtures("eight_cores")
+def test_a_hub_grants_so_many_requests_wherever_it_is_asked_from() -> None:
+    quick = work(0.001, 0.001, 0.001, 0.001)
+    found = quick.elsewhere({"cores": 64}, None, 5000)
+    assert (found.bottleneck, found.samples_per_s) == ("Hub requests", pytest.approx(15.0))
+
+
+def test_an_estimate_answers_for_a_named_machine(tmp_path: Path, source: Path) -> None:
+    here = estimate_build(tmp_path, **request(source), device="cpu", calibrate=1)
+    assert here.elsewhere is None
+    assert "elsewhere" not in here.to_dict()
+    there = estimate_build(
+        tmp_path, **request(source), device="cpu", calibrate=1, cores=64, network_gbit=1e-6
+    )
+    assert there.elsewhere is not None
+    assert there.elsewhere.machine.cores == 64
+    # 125 bytes a second.
+    assert there.elsewhere.wall_s == pytest.approx(there.source_bytes / 125, rel=0.01)
+    assert there.elsewhere.bottleneck == "network"
+    assert json.loads(json.dumps(there.to_dict()))["elsewhere"]["machine"]["cores"] == 64
+    assert there.wall_s < there.elsewhere.wall_s
+    table = io.StringIO()
+    _show(there, Console(file=table, width=120))
+    assert "cores: 64, 1e-06 Gbit/s" in table.getvalue()
+    assert "what decides: network, then " in table.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("named", "said"),
+    [
+        ({"cores": 0}, "cores is 0; it takes a whole number from 1"),
+        ({"network_gbit": 0.0}, "network_gbit is 0.0; it takes Gbit/s, more than 0"),
+        ({"network_gbit": float("nan")}, "network_gbit is nan"),
+        ({"gpus": -1}, "gpus is -1; it takes a whole number from 0"),
+        ({"gpus": 2, "calibrate": 0}, "calibrate is 0, and another machine is projected"),
+    ],
+)
+def test_a_machine_of_nothing_is_refused(
+    tmp_path: Path, source: Path, named: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        estimate_build(tmp_path, **request(source), device="cpu", **named)
+
+
+def test_where_nothing_could_be_measured_no_machine_is_projected(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctgpu.building.estimate._calibrate", lambda *_: (0, 0, {}))
+    with pytest.raises(UsageError, match="none of 3 volumes could be built"):
+        estimate_build(tmp_path, **request(source), device="cpu", cores=4)
 
 
 def test_the_command_prints_a_table_or_json(tmp_path: Path, source: Path) -> None:
@@ -139,5 +240,10 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path, source: Path) -> Non
     assert shown.returncode == 0, shown.stderr
     for text in ("110,592,000 bytes a volume", "the bottleneck", "--num-workers"):
         assert text in shown.stdout
+    assert "elsewhere" not in shown.stdout
+    named = ("--cores", "64", "--network-gbit", "25", "--gpus", "8")
+    there = subprocess.run([*command, *named], capture_output=True, text=True, check=True)
+    for text in ("cores: 64, 25 Gbit/s, GPUs: 8", "at least ", "no GPU was measured"):
+        assert text in there.stdout
     told = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
     assert json.loads(told.stdout)["storage"]["stored_bytes"] == 2 * 110_592_000

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import pack
 import pytest
 import words
 
-import publishing
+from benchmarks.harness import machine
+from benchmarks.harness.asking import Asked
 
 
 def test_a_profile_gives_every_metric_with_its_unit(tmp_path: Path) -> None:
@@ -174,18 +174,18 @@ def test_a_published_result_names_the_commit_as_the_facts_do(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     shutil.rmtree(checkout / ".git")
-    monkeypatch.setattr(publishing, "REPOSITORY", checkout)
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(machine, "REPOSITORY", checkout)
     written = {"commit": "abc", "sources": pack.hashes_of_sources()}
     (pack.CARRIED / "pack.json").write_text(json.dumps(written))
     options = argparse.Namespace(json=tmp_path / "gpu.json", plot=None)
+    asked = Asked("gpu", options)
     commits = []
     for content in ("first\n", "second\n"):
         (checkout / "benchmarks" / "run_gpu.py").write_text(content)
-        publishing.publish(options, "gpu", {})
+        asked.publish({})
         commits.append(json.loads(options.json.read_text())["machine"]["commit"])
     (pack.CARRIED / "pack.json").unlink()
-    publishing.publish(options, "gpu", {})
+    asked.publish({})
     commits.append(json.loads(options.json.read_text())["machine"]["commit"])
     assert commits == ["abc", "abc-changed", None]
 

@@ -67,7 +67,8 @@ IS_KILLED = "end_to_end.compare_cupy = lambda *_: os.kill(os.getpid(), signal.SI
 HANGS = """
 import sys, time
 sys.path.insert(0, {folder!r})
-import gpu_timing, run_gpu
+from benchmarks.harness import gpu_timing
+from benchmarks.questions import gpu as run_gpu
 gpu_timing.WARM_UP_S = 0.0
 run_gpu.measure_pipeline = lambda *_: time.sleep(1000)
 """
@@ -201,7 +202,7 @@ ONE_TEST = ("-k", "test_every_memory_order and HWD")
 def test_a_stage_that_hangs_fails_or_is_killed_leaves_the_results_before_it(
     run_check: Callable[..., tuple[int, list[dict[str, Any]], str]],
 ) -> None:
-    hangs = HANGS.format(folder=str(check.REPOSITORY / "benchmarks"))
+    hangs = HANGS.format(folder=str(check.REPOSITORY))
     status, written, said = run_check(
         300.0,
         smoke=lambda one: small(one, SMALL_SMOKE + WRONG_BIT),

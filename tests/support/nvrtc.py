@@ -1,33 +1,47 @@
-"""NVRTC without CuPy and without a GPU: CUDA C++ to PTX."""
+"""NVRTC without CuPy and without a GPU: CUDA C++ to PTX and machine code."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
-import itertools
+from dataclasses import dataclass
 from pathlib import Path
-
-import pytest
 
 #: What CuPy adds by itself.  The arithmetic must not depend on it.
 CUPY_OPTIONS = ("-ftz=true",)
 WHEELS = {"12": "nvidia-cuda-nvrtc-cu12", "13": "nvidia-cuda-nvrtc"}
 
 
-def nvrtc_libraries() -> dict[str, Path]:
-    """NVRTC of every major version that a PyPI wheel brought."""
+def in_wheels(pattern: str) -> list[Path]:
+    """Files of NVIDIA's wheels, those of the newest CUDA last."""
     spec = importlib.util.find_spec("nvidia")
     roots = [Path(root) for root in (spec.submodule_search_locations or [])] if spec else []
-    found = itertools.chain.from_iterable(root.glob("*/lib/libnvrtc.so.*") for root in roots)
-    return {path.name.removeprefix("libnvrtc.so."): path for path in sorted(found)}
+    return sorted(path for root in roots for path in root.glob(pattern))
+
+
+def nvrtc_libraries() -> dict[str, Path]:
+    """NVRTC of every major version that a PyPI wheel brought, the newest last."""
+    found = {
+        path.name.removeprefix("libnvrtc.so."): path for path in in_wheels("*/lib/libnvrtc.so.*")
+    }
+    return dict(sorted(found.items(), key=lambda item: int(item[0])))
 
 
 class CompileError(Exception):
     """What NVRTC says against a source."""
 
 
+@dataclass(frozen=True)
+class Compiled:
+    """What NVRTC made of a source: PTX, machine code (of a real GPU), and what was said of them."""
+
+    ptx: str
+    cubin: bytes
+    log: str
+
+
 class Nvrtc:
-    """The few calls of NVRTC that compiling takes."""
+    """The few calls of NVRTC that compiling takes; may be used by several threads."""
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
@@ -35,6 +49,8 @@ class Nvrtc:
     @classmethod
     def of_version(cls, major: str) -> Nvrtc:
         """That of one major version; the test is skipped where it is not installed."""
+        import pytest  # benchmarks use what is here, and have no need of it
+
         path = nvrtc_libraries().get(major)
         if path is None:
             pytest.skip(f"no NVRTC {major}: pip install {WHEELS[major]}")
@@ -54,6 +70,19 @@ class Nvrtc:
         CompileError
             On an error and on a warning.
         """
+        made = self.build(source, options)
+        if made.log:
+            raise CompileError(made.log)
+        return made.ptx
+
+    def build(self, source: str, options: tuple[str, ...]) -> Compiled:
+        """All that comes of a source.
+
+        Raises
+        ------
+        CompileError
+            On an error.
+        """
         library, program = self._library, ctypes.c_void_p()
         assert not library.nvrtcCreateProgram(
             ctypes.byref(program), source.encode(), b"kernel.cu", 0, None, None
@@ -63,16 +92,18 @@ class Nvrtc:
             failed = library.nvrtcCompileProgram(
                 program, len(texts), (ctypes.c_char_p * len(texts))(*texts)
             )
-            log = self._text(program, "ProgramLog").strip("\0\n ")
-            if failed or log:
+            log = self._output(program, "ProgramLog").decode().strip("\0\n ")
+            if failed:
                 raise CompileError(log)
-            return self._text(program, "PTX").rstrip("\0")
+            ptx = self._output(program, "PTX").decode().rstrip("\0")
+            return Compiled(ptx, self._output(program, "CUBIN"), log)
         finally:
             library.nvrtcDestroyProgram(ctypes.byref(program))
 
-    def _text(self, program: ctypes.c_void_p, what: str) -> str:
+    def _output(self, program: ctypes.c_void_p, what: str) -> bytes:
         size = ctypes.c_size_t()
         assert not getattr(self._library, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
         text = ctypes.create_string_buffer(size.value)
-        assert not getattr(self._library, f"nvrtcGet{what}")(program, text)
-        return text.raw.decode()
+        if size.value:
+            assert not getattr(self._library, f"nvrtcGet{what}")(program, text)
+        return text.raw

@@ -3,7 +3,8 @@
     python -m benchmarks                       this page
     python -m benchmarks compare OLD NEW       what got slower between two results
 
-The sizes are tiny: the page shows that every benchmark runs, and what it measures.
+The sizes are tiny: the page shows that every benchmark runs, and what it measures.  One that is
+run by itself prints its part of the page, whole.
 """
 
 from __future__ import annotations
@@ -19,24 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import (
-    contender_groups,
-    in_words,
-    is_measured,
-    machine_line,
-    measured_leaves,
-    three_digits,
-)
+from benchmarks.harness.machine import REPOSITORY, machine_line
+from benchmarks.harness.measuring import is_measured, median_in_words, three_digits
 
-HERE = Path(__file__).resolve().parent
+HERE = REPOSITORY / "benchmarks"
 
 #: Exit status of a benchmark that needs a device which is not there.
 NO_DEVICE = 3
 
-# Lines for one benchmark; what is beyond them is in the JSON.
+# Lines for one benchmark of the page; what is beyond them is in the JSON.
 _MOST_LINES = 12
-# More than this say nothing without their names, for which a line has no room.
-_FEW = 2
+# Figures in a line.
+_MOST_FIGURES = 8
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def scripts() -> list[Path]:
-    """The benchmarks in this folder."""
+    """The scripts of the questions."""
     return [*sorted(HERE.glob("run_*.py")), *HERE.glob("project.py")]
 
 
@@ -120,17 +115,21 @@ def page(outcomes: Sequence[Outcome]) -> list[str]:
         lines.append(machine_line(machine))
     for outcome in outcomes:
         lines += ["", f"{outcome.name}: {outcome.status}, {outcome.seconds:.1f} s"]
-        if outcome.status != "ok":
+        if outcome.status == "ok":
+            lines += part(outcome.result, most=_MOST_LINES)
+        else:
             lines.append(f"  {outcome.complaint}")
-            continue
-        found = list(headlines(outcome.result))
-        width = max((len(what) for what, _ in found[:_MOST_LINES]), default=0)
-        lines += [f"  {what:<{width}}  {value}" for what, value in found[:_MOST_LINES]]
-        if len(found) > _MOST_LINES:
-            lines.append(f"  and {len(found) - _MOST_LINES} more")
     counts = [outcome.status for outcome in outcomes]
     summary = (f"{counts.count(s)} {s}" for s in ("ok", "needs a GPU", "failed") if s in counts)
     return [*lines, "", ", ".join(summary)]
+
+
+def part(result: Mapping[str, Any], *, most: int | None = None) -> list[str]:
+    """What the page has of one result, `most` lines of it."""
+    found = list(headlines(result))
+    width = max((len(what) for what, _ in found[:most]), default=0)
+    lines = [f"  {what:<{width}}  {value}" for what, value in found[:most]]
+    return lines if len(lines) == len(found) else [*lines, f"  and {len(found) - len(lines)} more"]
 
 
 def headlines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -139,37 +138,37 @@ def headlines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     Of a simulation, which measures nothing, the figures that stand alone.
     """
     for facts in result.get("verdict", {}).values():
-        yield (
-            facts["tried_means"],
-            f"{facts['tried']} tried, {facts['wrong']} {facts['wrong_means']}",
-        )
-    for path, contenders in contender_groups(result):
-        for name, facts in contenders.items():
-            yield " / ".join([*path, name]), _of_contender(facts)
-    quantities = list(measured_leaves(dict(result)))
-    for path, quantity in quantities:
-        if "contenders" not in path:
-            yield " / ".join(path), in_words(quantity["median"], quantity["unit"])
-    if not quantities:
+        tried = f"{facts['tried']} tried, {facts['wrong']} {facts['wrong_means']}"
+        yield facts["tried_means"], tried
+    lines = list(_measured_branches(result, ()))
+    for path, text in sorted(lines, key=lambda line: "contenders" not in line[0]):
+        yield " / ".join(name for name in path if name != "contenders") or "in all", text
+    if not lines:
         for name, value in result.items():
             if isinstance(value, float):
                 yield f"not measured: {name.replace('_', ' ')}", three_digits(value)
 
 
-def _of_contender(facts: Mapping[str, Any]) -> str:
-    """What was measured of a contender, and its ratios to ctgpu."""
-    quantities = [value for value in facts.values() if is_measured(value)]
-    if len(quantities) <= _FEW:
-        figures = [in_words(value["median"], value["unit"]) for value in quantities]
-    else:
-        figures = [f"{len(quantities)} quantities"]
-    figures += [
+def _measured_branches(
+    tree: Mapping[str, Any], path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What was measured in each branch, and the ratios beside it."""
+    said = [_said(name, value) for name, value in tree.items() if is_measured(value)]
+    more = [f"and {len(said) - _MOST_FIGURES} more"] if len(said) > _MOST_FIGURES else []
+    ratios = [
         f"{name.replace('_', ' ')} {three_digits(value)} ×"
-        for name, value in facts.items()
-        if "_over_" in name and "ctgpu" in name
+        for name, value in tree.items()
+        if "_over_" in name and isinstance(value, float)
     ]
-    return ", ".join(figures)
+    if said:
+        yield path, ", ".join(said[:_MOST_FIGURES] + more + ratios)
+    for name, value in tree.items():
+        if isinstance(value, dict) and not is_measured(value):
+            yield from _measured_branches(value, (*path, name))
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _said(name: str, quantity: Mapping[str, Any]) -> str:
+    what = "" if name in ("time", "rate") else f"{name.replace('_', ' ')} "
+    if quantity.get("exact"):
+        return f"{what}{quantity['runs'][0]:,}"
+    return what + median_in_words(quantity)

@@ -1,43 +1,25 @@
 """How fast a build would be on a machine that is not at hand: a model of a few divisions.
 
 What a sample costs comes from a measured run; each resource of a machine allows so many samples a
-second; the least of them is the projection.  ``simulate.py`` runs the real pipeline against it.
+second; the least of them is the projection.  Tests hold it against the real pipeline, in virtual
+time (``tests/support/virtual_time.py``).
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
 
-from common import measured_leaves
-from ctgpu.building.pipeline import STAGES, Workers
-from ctgpu.sources.hub.quota import ACCOUNT_QUOTA, ANONYMOUS_QUOTA, WINDOW_S
-from ctgpu.spec import CT_RATE
+from ctgpu.building.executor import LEAST_DEFAULT_WORKERS, MOST_DEFAULT_WORKERS
+from ctgpu.building.pipeline import Workers
+from ctgpu.sources.hub.quota import ACCOUNT_QUOTA, WINDOW_S
 
 UNLIMITED = math.inf
 GBIT = 1e9 / 8
-GB = 1e9
-# Volumes that a GPU works on at a time, a thread for each (docs/gpu.md).
+#: Volumes that a GPU works on at a time, a thread for each (docs/gpu.md).
 LANES_OF_A_GPU = 3
-VOXEL_BYTES = 2  # int16, as CT-RATE and the measured scan store them
-
-# CT-RATE: train volumes, all volumes, and the two sizes that are stated for all of them.
-TRAIN_VOLUMES = 47_149
-ALL_VOLUMES = 50_188
-READINGS_TB = (12, 21)
-
-# Resolve requests per five minutes by kind of account.  That of PRO is what the Hub documents;
-# ctgpu learns it from the answers.
-QUOTAS = {
-    "anonymous": ANONYMOUS_QUOTA[1],
-    "free account": ACCOUNT_QUOTA[1],
-    "PRO account": 12_000,
-}
-# ctgpu keeps a tenth of a window's requests for a burst and spends the others evenly.
+#: Of a window's requests: a tenth is kept for a burst, the others are spent evenly.
 SUSTAINED_SHARE = 0.9
 
 
@@ -53,6 +35,9 @@ class SampleCosts:
         Seconds of one core.
     write_s : float
         Seconds of the writer's thread, on the measuring machine's disk.
+    fetch_wait_s : float
+        Seconds of a fetching thread beside those of a core, over the measuring machine's link;
+        they count where no link is named.
     """
 
     compressed_bytes: float
@@ -62,6 +47,7 @@ class SampleCosts:
     decode_core_s: float
     device_core_s: float
     write_s: float
+    fetch_wait_s: float = 0.0
 
     @property
     def core_s(self) -> float:
@@ -82,6 +68,7 @@ class SampleCosts:
             compressed_bytes=compressed_bytes,
             raw_bytes=self.raw_bytes * ratio,
             fetch_core_s=self.fetch_core_s * ratio,
+            fetch_wait_s=self.fetch_wait_s * ratio,
             decode_core_s=self.decode_core_s * ratio,
             device_core_s=self.device_core_s * (self.raw_bytes * ratio + self.output_bytes) / moved,
         )
@@ -91,103 +78,6 @@ class SampleCosts:
         """The average sample."""
         columns = zip(*(asdict(sample).values() for sample in samples), strict=True)
         return cls(*(sum(column) / len(samples) for column in columns))
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """What a ``build.json`` says.
-
-    Attributes
-    ----------
-    costs : SampleCosts
-        Of the measured scan.
-    cores : int
-        Of the machine that it was measured on.
-    memory_bytes : float
-        Of that machine.
-    core_share : float
-        Core seconds counted for each busy second of a thread that computes.
-    """
-
-    costs: SampleCosts
-    cores: int
-    memory_bytes: float
-    core_share: float
-
-
-def read_calibration(path: Path, volume_format: str) -> Calibration:
-    """Read the stage times of `volume_format` from a result of ``run_build.py``.
-
-    Raises
-    ------
-    SystemExit
-        With one sentence, where the file is missing or has not what is needed.
-    """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        measured = result["formats"][volume_format]
-        busy_s, run_s = _stage_seconds(measured["stages"])
-        samples, cores = int(result["samples_per_run"]), int(result["cores"])
-        raw_bytes = math.prod(result["shape_hwd"]) * VOXEL_BYTES
-        compressed_bytes = int(measured["file_bytes"])
-        memory_bytes = float(result["machine"]["memory_gib"]) * 2**30
-    except FileNotFoundError:
-        raise SystemExit(f"{path.name} is not there: run benchmarks/run_build.py first") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SystemExit(
-            f"{path.name} has not what a projection needs ({type(error).__name__}: {error}): "
-            f"run benchmarks/run_build.py again, or choose another --format than {volume_format}"
-        ) from None
-    computing_s = sum(busy_s[name] for name in STAGES[:3])
-    there_s = cores * run_s
-    if min(samples, cores, raw_bytes, compressed_bytes, computing_s, there_s) <= 0:
-        raise SystemExit(f"{path.name} tells of a run in which nothing happened: measure it again")
-    share = min(1.0, there_s / computing_s)
-    costs = SampleCosts(
-        compressed_bytes,
-        raw_bytes,
-        CT_RATE.size_bytes,
-        fetch_core_s=busy_s["fetch"] * share / samples,
-        decode_core_s=busy_s["decode"] * share / samples,
-        device_core_s=busy_s["device"] * share / samples,
-        write_s=busy_s["write"] / samples,
-    )
-    return Calibration(costs, cores, memory_bytes, share)
-
-
-def _stage_seconds(stages: Mapping[str, Any]) -> tuple[dict[str, float], float]:
-    """Busy seconds of each stage, summed over its threads, and the seconds of the run."""
-    busy_s = {name: float(stages[name]["busy"]["median"]) for name in STAGES}
-    # The writer is one thread and there from the first moment to the last.
-    return busy_s, float(stages["write"]["span"]["median"])
-
-
-def read_gpu_rate(path: Path) -> float | None:
-    """Samples per second of one GPU in a result of ``run_gpu.py``; None where there is none.
-
-    Raises
-    ------
-    SystemExit
-        With one sentence, where the file is there but is no JSON.
-    """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise SystemExit(f"{path.name} is no JSON ({error}): run run_gpu.py again") from None
-    rates = [
-        float(leaf["median"])
-        for keys, leaf in measured_leaves(result)
-        if keys[0] == "pipeline" and "ctgpu" in keys and leaf["unit"] == "samples/s"
-    ]
-    return rates[0] if rates else None
-
-
-def sizes(costs: SampleCosts) -> dict[str, SampleCosts]:
-    """What a sample costs by each reading of how large CT-RATE's volumes are."""
-    scaled = {f"{tb} TB": costs.scaled_to(tb * 1e12 / ALL_VOLUMES) for tb in READINGS_TB}
-    return {"as measured": costs, **scaled}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +104,9 @@ class Machine:
         Of one node; 0 is the CPU engine.
     requests : int or None
         Resolve requests in five minutes, for all nodes; None is no quota.
+    device_threads : int or None
+        Volumes that the engine of a process takes at a time; by default one a core, or three a
+        GPU.
     """
 
     name: str
@@ -226,14 +119,16 @@ class Machine:
     workers: int | None = None
     connection_bytes_per_s: float = UNLIMITED
     gpus: int = 0
-    requests: int | None = QUOTAS["free account"]
+    requests: int | None = ACCOUNT_QUOTA[1]
+    device_threads: int | None = None
 
     @property
     def threads(self) -> Workers:
         """Threads of one process."""
         cores = max(1, self.cores // self.processes)
-        fetch = self.workers or min(16, max(4, cores))
-        return Workers(fetch, min(fetch, cores), LANES_OF_A_GPU * self.gpus or cores)
+        fetch = self.workers or min(MOST_DEFAULT_WORKERS, max(LEAST_DEFAULT_WORKERS, cores))
+        device = self.device_threads or LANES_OF_A_GPU * self.gpus or cores
+        return Workers(fetch, min(fetch, cores), device)
 
     @property
     def budget_bytes(self) -> float:
@@ -330,25 +225,34 @@ def _limits(machine: Machine, mean: SampleCosts, alike: bool) -> dict[str, float
         fetch_s = max(fetch_s, together_s + mean.fetch_core_s)
     on_cores_s = mean.core_s - (mean.device_core_s if machine.gpus else 0.0)
     limits = {
-        "cores": nodes * machine.cores / on_cores_s,
+        "cores": _rate(nodes * machine.cores, on_cores_s),
         "network": nodes * machine.network_bytes_per_s / mean.compressed_bytes,
         "disk": nodes * machine.disk_bytes_per_s / mean.output_bytes,
-        "fetch threads": processes * threads.fetch / fetch_s,
-        "decode threads": processes * threads.decode / mean.decode_core_s,
-        "writer thread": processes / mean.write_s,
-        "samples in flight": processes * threads.most_in_flight / sum(unloaded),
+        "fetch threads": _rate(processes * threads.fetch, fetch_s),
+        "decode threads": _rate(processes * threads.decode, mean.decode_core_s),
+        "writer thread": _rate(processes, mean.write_s),
+        "samples in flight": _rate(processes * threads.most_in_flight, sum(unloaded)),
         "Hub requests": SUSTAINED_SHARE * (machine.requests or UNLIMITED) / WINDOW_S,
     }
+    if machine.device_threads and not machine.gpus:
+        limits["device threads"] = _rate(processes * threads.device, mean.device_core_s)
     if machine.budget_bytes != UNLIMITED:
         limits["memory"] = processes / _period_s(machine.budget_bytes, mean, unloaded)
     return limits
 
 
+def _rate(at_once: float, each_s: float) -> float:
+    return at_once / each_s if each_s else UNLIMITED
+
+
 def _unloaded_s(machine: Machine, sample: SampleCosts) -> tuple[float, float, float, float]:
     """Seconds that a sample spends in each stage when it has the machine to itself."""
     one_download = min(machine.network_bytes_per_s, machine.connection_bytes_per_s)
+    waiting_s = sample.fetch_wait_s
+    if one_download != UNLIMITED:
+        waiting_s = sample.compressed_bytes / one_download
     return (
-        sample.compressed_bytes / one_download + sample.fetch_core_s,
+        waiting_s + sample.fetch_core_s,
         sample.decode_core_s,
         0.0 if machine.gpus else sample.device_core_s,
         max(sample.write_s, sample.output_bytes / machine.disk_bytes_per_s),

@@ -2,7 +2,8 @@
 
 Every round runs the old way and ctgpu, from raw and from preprocessed tars, and then both with a
 consumer attached; so every ratio is one of neighbours in the same run.  Both ways may use all
-usable cores.  The tars are in the page cache.
+usable cores.  The tars are in the page cache.  The consumer is a training step on the GPU, which
+has not run on a device yet, or a fixed wait where there is none.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import io
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
-import old_way
-from common import in_pages, measured, print_table
+from benchmarks.harness.measuring import Facts, cpu_seconds, in_pages, measured, rounds
+from benchmarks.peers import old_way
+from benchmarks.peers.readers import Data, stock
 from ctgpu.buffers import BufferPool
 from ctgpu.decode import decode
 from ctgpu.engines import Job, open_engine
@@ -31,9 +34,6 @@ from ctgpu.machine import usable_cores
 from ctgpu.sources.tar_samples import samples_of_tar
 from ctgpu.volume.prepare import prepare_volume
 from ctgpu.volume.raw import Spacing
-from loading_clock import Laps, cpu_seconds
-from loading_consumer import Consumer
-from loading_data import Data, stock
 
 READ_NPZ, DECOMPRESS = "read npz from tar", "decompress"
 RESCALE, CLIP, RESIZE, NORMALISE, CROP = "rescale", "clip", "resize", "normalise", "crop/pad"
@@ -44,18 +44,20 @@ LOADING, TOTAL, CPU = "all before the GPU", "total", "cpu_per_sample"
 TOTAL_WAITED = f"{TOTAL}, simulated wait included"
 
 #: The old guide's figures, in milliseconds; it names no machine and no data.
-GUIDE_BEFORE_MS = {
-    READ_NPZ: 100,
-    DECOMPRESS: 50,
-    RESCALE: 250,
-    CLIP: 127,
-    RESIZE: 262,
-    NORMALISE: 135,
-    CROP: 50,
-    GPU: 379,
-    TOTAL: 1350,
+GUIDE_MS: dict[str, dict[str, float]] = {
+    "before": {
+        READ_NPZ: 100,
+        DECOMPRESS: 50,
+        RESCALE: 250,
+        CLIP: 127,
+        RESIZE: 262,
+        NORMALISE: 135,
+        CROP: 50,
+        GPU: 379,
+        TOTAL: 1350,
+    },
+    "after": {READ: 30, PERMUTE: 0.02, GPU: 379, TOTAL: 410},
 }
-GUIDE_AFTER_MS = {READ: 30, PERMUTE: 0.02, GPU: 379, TOTAL: 410}
 #: What its summary claims.
 GUIDE_CLAIMS = {
     "data loading time": "45 to 90 ×",
@@ -63,36 +65,46 @@ GUIDE_CLAIMS = {
     "step time": "10 ×",
     "CPU threads needed": "-73 %",
 }
+#: The guide's "GPU operations" of one step.
+WAIT_S = GUIDE_MS["after"][GPU] / 1e3
 
 NOT_MEASURED = "not measured"
 OLD, OURS = "old way", "ctgpu"
 _FUSED_STEPS = (RESCALE, CLIP, RESIZE, NORMALISE, CROP)
-_LABELS = torch.zeros(1, 18)
+_CLASSES = 18
+_LABELS = torch.zeros(1, _CLASSES)
 # One unit of float16 at 1, two below it.
 _TOLERANCE = 2.0**-10
 
-#: Gives (B, 1, D, H, W) volumes and (B, classes) labels, and notes where the time went.
-Way = Callable[[Laps], Iterator[tuple[torch.Tensor, torch.Tensor]]]
+
+class Laps:
+    """Wall-clock seconds of named steps, summed over the samples of a pass."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the time since the last lap."""
+        self._since = time.perf_counter()
+
+    def lap(self, step: str) -> None:
+        """What has passed since the last lap belongs to `step`."""
+        now = time.perf_counter()
+        self.seconds[step] += now - self._since
+        self._since = now
 
 
-@dataclass(frozen=True)
-class Run:
-    """One pass of one way: seconds of each step for one sample, and CPU seconds of them all."""
-
-    steps: dict[str, float]
-    consumer_s: float
-    cpu_s: float
-
-    @property
-    def loading_s(self) -> float:
-        """All steps before the consumer."""
-        return sum(self.steps.values())
+#: (B, 1, D, H, W) volumes and (B, classes) labels.
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+#: Gives batches, and notes where the time went.
+Way = Callable[[Laps], Batches]
 
 
 def compare_steps(
     data: Data, consumer: Consumer, *, repeats: int, old_samples: int, attached_steps: int
-) -> dict[str, Any]:
-    """Measure the per-step tables and the summary, and print them.
+) -> Facts:
+    """Measure the per-step tables and the summary.
 
     Parameters
     ----------
@@ -112,45 +124,38 @@ def compare_steps(
     dict
         ``before``, ``after``, ``attached`` and ``summary``, JSON-ready.
     """
-    ours_raw, ours_preprocessed = OursRaw(data), OursPreprocessed(data)
-    old_way_raw, old_way_preprocessed = partial(old_raw, data), partial(old_preprocessed, data)
-    check_raw(old_way_raw, ours_raw)
-    passes: dict[tuple[str, str], tuple[Way, int]] = {
-        ("before", OLD): (old_way_raw, 1),
-        ("before", OURS): (ours_raw, 1),
-        ("after", OLD): (old_way_preprocessed, old_samples),
-        ("after", OURS): (ours_preprocessed, data.samples),
+    old, ours = partial(old_raw, data), OursPreprocessed(data)
+    ours_raw = OursRaw(data)
+    check_raw(old, ours_raw)
+    passes: dict[str, Callable[[], Run]] = {
+        f"before/{OLD}": partial(run_pass, old, 1, consumer),
+        f"before/{OURS}": partial(run_pass, ours_raw, 1, consumer),
+        f"after/{OLD}": partial(run_pass, partial(old_preprocessed, data), old_samples, consumer),
+        f"after/{OURS}": partial(run_pass, ours, data.samples, consumer),
     }
-    attached = {OLD: (old_way_raw, 2), OURS: (ours_preprocessed, attached_steps)}
-    runs: dict[tuple[str, str], list[Run]] = {name: [] for name in passes}
-    attached_runs: dict[str, list[tuple[float, float]]] = {name: [] for name in attached}
-    for turn in range(-1, repeats):
-        for name, (way, count) in passes.items():
-            run = run_pass(way, count, consumer)
-            if turn >= 0:
-                runs[name].append(run)
-        for way_name, (way, count) in attached.items():
-            step = run_attached(way, count, consumer)
-            if turn >= 0:
-                attached_runs[way_name].append(step)
-    result: dict[str, Any] = {
+    attached: dict[str, Callable[[], tuple[float, float]]] = {
+        f"attached/{OLD}": partial(run_attached, old, 2, consumer),
+        f"attached/{OURS}": partial(run_attached, ours, attached_steps, consumer),
+    }
+    runs: dict[str, list[Any]] = rounds(passes | attached, repeats)
+    simulated = consumer.simulated
+    result: Facts = {
         name: step_table(
-            {way: runs[name, way] for way in (OLD, OURS)}, guide_ms, simulated=consumer.simulated
+            {way: runs[f"{name}/{way}"] for way in (OLD, OURS)}, guide_ms, simulated=simulated
         )
-        for name, guide_ms in (("before", GUIDE_BEFORE_MS), ("after", GUIDE_AFTER_MS))
+        for name, guide_ms in GUIDE_MS.items()
     }
-    result["attached"] = attached_table(attached_runs, simulated=consumer.simulated)
-    result["summary"] = summarise(result, simulated=consumer.simulated)
-    for name in ("before", "after"):
-        show_steps(name, result[name])
-    show_summary(result["summary"])
+    result["attached"] = attached_table(
+        {way: runs[f"attached/{way}"] for way in (OLD, OURS)}, simulated=simulated
+    )
+    result["summary"] = summarise(result, simulated=simulated)
     return result
 
 
 # ---- the four ways ------------------------------------------------------------------------------
 
 
-def old_raw(data: Data, laps: Laps) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def old_raw(data: Data, laps: Laps) -> Batches:
     """The old way from raw tars: one step after the other, float32 to the end."""
     laps.restart()
     for sample in stock([data.raw]):
@@ -184,7 +189,7 @@ class OursRaw:
         self._pool = BufferPool()
         self._out = in_pages(data.spec.stored_shape, np.float16)
 
-    def __call__(self, laps: Laps) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __call__(self, laps: Laps) -> Batches:
         laps.restart()
         for sample in samples_of_tar(self._data.raw):
             buffer = self._pool.acquire(sample.members["npz"].size_bytes)
@@ -209,7 +214,7 @@ class OursRaw:
             laps.restart()
 
 
-def old_preprocessed(data: Data, laps: Laps) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def old_preprocessed(data: Data, laps: Laps) -> Batches:
     """The old loader on preprocessed tars: webdataset, float32 on the host."""
     laps.restart()
     for sample in stock(data.tars).map(old_way.decode_preprocessed):
@@ -229,14 +234,10 @@ class OursPreprocessed:
 
     def __init__(self, data: Data) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._loader = make_loader(
-            VolumeDataset(data.shards, verify="off"),
-            shuffle=True,
-            device=self._device,
-            copy=False,
-        )
+        dataset = VolumeDataset(data.shards, verify="off")
+        self._loader = make_loader(dataset, shuffle=True, device=self._device, copy=False)
 
-    def __call__(self, laps: Laps) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def __call__(self, laps: Laps) -> Batches:
         with contextlib.closing(iter(self._loader)) as batches:  # type: ignore[type-var]
             laps.restart()
             for batch in batches:
@@ -270,7 +271,103 @@ def check_raw(old: Way, ours: Way) -> None:
         raise SystemExit(f"the old way and ctgpu differ by {worst:g}; wanted {_TOLERANCE:g}")
 
 
-# ---- running them -------------------------------------------------------------------------------
+# ---- the consumer, and running them -------------------------------------------------------------
+
+
+class Consumer(Protocol):
+    """Takes one batch after the other, and knows how long it was busy."""
+
+    name: str
+    simulated: bool
+
+    def __call__(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
+        """Take a batch: (B, 1, D, H, W), host or GPU, and (B, classes)."""
+
+    def drain(self) -> float:
+        """Wait until all batches are done with; busy seconds since the last call."""
+
+
+class SimulatedStep:
+    """Waits as long as the old guide's GPU operations took, and computes nothing."""
+
+    name = f"simulated: a fixed wait of {WAIT_S * 1e3:.0f} ms"
+    simulated = True
+
+    def __init__(self) -> None:
+        self._busy_s = 0.0
+
+    def __call__(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
+        began = time.perf_counter()
+        time.sleep(WAIT_S)
+        self._busy_s += time.perf_counter() - began
+
+    def drain(self) -> float:
+        busy_s, self._busy_s = self._busy_s, 0.0
+        return busy_s
+
+
+class TrainingStep:
+    """Forward, backward and optimiser step of a small 3-D CNN, bfloat16 autocast, on a GPU.
+
+    Busy is what lies between two CUDA events around the step; the upload of a batch that comes
+    from the host is not in it.
+    """
+
+    name = "training step of a small 3-D CNN, bfloat16 autocast"
+    simulated = False
+
+    def __init__(self, device: str = "cuda") -> None:
+        nn = torch.nn
+        self._device = device
+        self._model = nn.Sequential(
+            *(nn.Conv3d(1, 32, kernel_size=4, stride=4), nn.GELU()),
+            *(nn.Conv3d(32, 64, kernel_size=3, stride=2, padding=1), nn.GELU()),
+            *(nn.Conv3d(64, 128, kernel_size=3, stride=2, padding=1), nn.GELU()),
+            *(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(128, _CLASSES)),
+        ).to(device)
+        self._optimiser = torch.optim.AdamW(self._model.parameters(), lr=1e-4)
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __call__(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
+        volume = volume.to(self._device, non_blocking=True)
+        # A study without a label row has NaN.
+        labels = labels.to(self._device, non_blocking=True).nan_to_num()
+        event: Any = torch.cuda.Event  # neither this nor backward has types
+        begin, end = (event(enable_timing=True) for _ in range(2))
+        begin.record()
+        with torch.autocast(self._device, torch.bfloat16):
+            logits = self._model(volume)
+        loss: Any = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
+        self._optimiser.zero_grad()
+        loss.backward()
+        self._optimiser.step()
+        end.record()
+        self._events.append((begin, end))
+
+    def drain(self) -> float:
+        torch.cuda.synchronize()
+        busy_ms: float = sum(begin.elapsed_time(end) for begin, end in self._events)
+        self._events.clear()
+        return busy_ms / 1e3
+
+
+def make_consumer() -> Consumer:
+    """The training step where there is a GPU, else the wait."""
+    return TrainingStep() if torch.cuda.is_available() else SimulatedStep()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One pass of one way: seconds of each step for one sample, and CPU seconds of them all."""
+
+    steps: dict[str, float]
+    consumer_s: float
+    cpu_s: float
+
+    @property
+    def loading_s(self) -> float:
+        """All steps before the consumer."""
+        return sum(self.steps.values())
 
 
 def run_pass(way: Way, count: int, consumer: Consumer) -> Run:
@@ -303,10 +400,10 @@ def run_attached(way: Way, count: int, consumer: Consumer) -> tuple[float, float
 
 def step_table(
     runs: Mapping[str, Sequence[Run]], guide_ms: Mapping[str, float], *, simulated: bool
-) -> dict[str, Any]:
+) -> Facts:
     """One of the guide's tables, with what was measured beside it."""
     consumed, total = (WAIT, TOTAL_WAITED) if simulated else (GPU, TOTAL)
-    contenders: dict[str, dict[str, Any]] = {}
+    contenders: dict[str, Facts] = {}
     for way, of_way in runs.items():
         quantities = {step: [run.steps[step] for run in of_way] for step in of_way[0].steps}
         if RESCALE in quantities:
@@ -318,10 +415,9 @@ def step_table(
             CPU: [run.cpu_s for run in of_way],
         }
         contenders[way] = {name: measured(values, "s") for name, values in quantities.items()}
+    ours_s = contenders[OURS][LOADING]["median"]
     for facts in contenders.values():
-        facts["ctgpu_loading_over_this"] = (
-            facts[LOADING]["median"] / contenders[OURS][LOADING]["median"]
-        )
+        facts["ctgpu_loading_over_this"] = facts[LOADING]["median"] / ours_s
     return {
         "old_guide_ms": dict(guide_ms),
         "contenders": contenders,
@@ -330,12 +426,10 @@ def step_table(
     }
 
 
-def attached_table(
-    runs: Mapping[str, Sequence[tuple[float, float]]], *, simulated: bool
-) -> dict[str, Any]:
+def attached_table(runs: Mapping[str, Sequence[tuple[float, float]]], *, simulated: bool) -> Facts:
     """A training step with the loader before it: how long it takes, how busy the consumer is."""
     step_time, consumer_busy = attached_names(simulated=simulated)
-    contenders: dict[str, dict[str, Any]] = {
+    contenders: dict[str, Facts] = {
         way: {
             step_time: measured([step_s for step_s, _ in of_way], "s"),
             # Seconds in a second: more is better.
@@ -343,10 +437,9 @@ def attached_table(
         }
         for way, of_way in runs.items()
     }
+    ours_s = contenders[OURS][step_time]["median"]
     for facts in contenders.values():
-        facts["ctgpu_over_this"] = (
-            facts[step_time]["median"] / contenders[OURS][step_time]["median"]
-        )
+        facts["ctgpu_over_this"] = facts[step_time]["median"] / ours_s
     return {"contenders": contenders, "simulated": simulated}
 
 
@@ -356,7 +449,7 @@ def attached_names(*, simulated: bool) -> tuple[str, str]:
     return f"{prefix}step_time", f"{prefix}consumer_busy"
 
 
-def summarise(tables: Mapping[str, Any], *, simulated: bool) -> dict[str, dict[str, Any]]:
+def summarise(tables: Mapping[str, Any], *, simulated: bool) -> dict[str, Facts]:
     """The guide's summary: the old way from raw tars, ctgpu from shards.
 
     CPU threads are those that keep up with the consumer: CPU seconds of a sample, by the seconds
@@ -370,97 +463,21 @@ def summarise(tables: Mapping[str, Any], *, simulated: bool) -> dict[str, dict[s
     steps = {way: facts[step_time]["median"] for way, facts in attached.items()}
     consumer_s = ways[OURS][WAIT if simulated else GPU]["median"]
     threads = {way: math.ceil(facts[CPU]["median"] / consumer_s) for way, facts in ways.items()}
-    utilisation = busy | {"ratio": busy[OURS] / busy[OLD]}
-    rows: dict[str, dict[str, Any]] = {
+    utilisation = {"unit": "s/s", **busy, "ratio": busy[OURS] / busy[OLD]}
+    of_consumer = {"simulated": simulated}
+    rows: dict[str, Facts] = {
         "data loading time": {"unit": "s", **loading, "ratio": loading[OLD] / loading[OURS]},
-        "GPU utilisation": {"unit": "s/s", **utilisation}
-        if not simulated
-        else dict.fromkeys((OLD, OURS), NOT_MEASURED),
-        "step time": {
-            "unit": "s",
-            **steps,
-            "ratio": steps[OLD] / steps[OURS],
-            "simulated": simulated,
-        },
+        "GPU utilisation": dict.fromkeys((OLD, OURS), NOT_MEASURED) if simulated else utilisation,
+        "step time": {"unit": "s", **steps, "ratio": steps[OLD] / steps[OURS], **of_consumer},
         "CPU threads needed": {
             "unit": "threads",
             **threads,
             "change": threads[OURS] / threads[OLD] - 1,
             "consumer_s": consumer_s,
-            "simulated": simulated,
+            **of_consumer,
         },
     }
-    for quantity, row in rows.items():
-        row["old_guide"] = GUIDE_CLAIMS[quantity]
+    rows = {quantity: row | {"old_guide": GUIDE_CLAIMS[quantity]} for quantity, row in rows.items()}
     if simulated:
-        rows["share of time that the consumer was busy"] = {
-            "unit": "s/s",
-            **utilisation,
-            "simulated": True,
-        }
+        rows["share of time that the consumer was busy"] = utilisation | of_consumer
     return rows
-
-
-def show_steps(name: str, table: Mapping[str, Any]) -> None:
-    """Print one per-step table."""
-    guide_ms, contenders = table["old_guide_ms"], table["contenders"]
-    old, ours = contenders[OLD], contenders[OURS]
-    shown_ms = guide_ms | {TOTAL_WAITED: guide_ms[TOTAL]}
-    # The guide's order, with what it does not have before its GPU operations.
-    own = [step for step in guide_ms if step not in (GPU, TOTAL)]
-    extra = [step for step in (FUSED,) if step in old]
-    last = [GPU, WAIT, TOTAL_WAITED] if WAIT in old else [GPU, TOTAL]
-
-    def cell(facts: Mapping[str, Any], step: str) -> str:
-        if step in facts:
-            return f"{facts[step]['median'] * 1e3:.3g}"
-        return NOT_MEASURED if step == GPU else "fused" if FUSED in facts else "in the read"
-
-    print_table(
-        f"{name}: one sample, warm, ms, medians",
-        ["step", "old guide", "old way here", "ctgpu here"],
-        [
-            [
-                step,
-                f"{shown_ms[step]:g}" if step in shown_ms else "",
-                cell(old, step),
-                cell(ours, step),
-            ]
-            for step in (*own, *extra, LOADING, *last)
-        ],
-    )
-    print(f"{LOADING}, ctgpu is {old['ctgpu_loading_over_this']:.3g} × as fast as the old way")
-
-
-def show_summary(rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print the summary."""
-    print_table(
-        "summary: the old way from raw tars, ctgpu from shards, medians",
-        ["quantity", "old guide claims", "old way here", "ctgpu here", "measured"],
-        [
-            [
-                quantity + (" (simulated consumer)" if row.get("simulated") else ""),
-                row.get("old_guide", ""),
-                *(_shown(row[way], row.get("unit")) for way in (OLD, OURS)),
-                f"{row['change']:+.0%}"
-                if "change" in row
-                else f"{row['ratio']:.3g} ×"
-                if "ratio" in row
-                else NOT_MEASURED,
-            ]
-            for quantity, row in rows.items()
-        ],
-    )
-    before_ms, after_ms = GUIDE_BEFORE_MS[TOTAL], GUIDE_AFTER_MS[TOTAL]
-    print(
-        f"the guide's own totals, {before_ms:g} and {after_ms:g} ms, give "
-        f"{before_ms / after_ms:.1f} × for the step time"
-    )
-
-
-def _shown(value: Any, unit: str | None) -> str:
-    if unit is None:
-        return str(value)
-    if unit == "s/s":
-        return f"{value:.1%}"
-    return str(value) if unit == "threads" else f"{value:.3g} {unit}"

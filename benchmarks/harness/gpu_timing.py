@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from common import measured
+from benchmarks.harness.measuring import Array, Facts, Run, measured, rounds
 from ctgpu.engines import Job
 from ctgpu.engines.batch import Piece, Placed, Span, header_bytes, pack
 from ctgpu.engines.cuda import CudaEngine
 from ctgpu.volume.geometry import VolumePlan
 from ctgpu.volume.raw import Rescale
-
-Run = Callable[[], object]
 
 #: More memory than any cache keeps: every launch and every copy takes the next set.
 SETS = 3
@@ -58,7 +56,7 @@ def needed_bytes(plan: VolumePlan, itemsize: int) -> int:
 class OnDevice:
     """Volumes and outputs that lie on the device, and the launch that makes one from the other."""
 
-    def __init__(self, engine: CudaEngine, voxels: npt.NDArray[Any], plan: VolumePlan) -> None:
+    def __init__(self, engine: CudaEngine, voxels: Array, plan: VolumePlan) -> None:
         import cupy
 
         self.plan = plan
@@ -140,56 +138,27 @@ def by_events(contenders: Mapping[str, Run], repeats: int) -> dict[str, list[flo
         for run in contenders.values():
             run()
         cupy.cuda.get_current_stream().synchronize()
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(repeats):
-        for name, run in contenders.items():
-            begin, end = cupy.cuda.Event(), cupy.cuda.Event()
-            run()
-            begin.record()
-            run()
-            end.record()
-            end.synchronize()
-            seconds[name].append(cupy.cuda.get_elapsed_time(begin, end) / 1e3)
-    return seconds
+
+    def one(run: Run) -> float:
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        run()
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(cupy.cuda.get_elapsed_time(begin, end)) / 1e3
+
+    timed = {name: partial(one, run) for name, run in contenders.items()}
+    return rounds(timed, repeats, warm_ups=0)
 
 
-def by_clock(
-    contenders: Mapping[str, Run], repeats: int, *, warm_ups: int = 1
-) -> dict[str, dict[str, list[float]]]:
-    """Wall-clock and CPU seconds (``"wall"``, ``"cpu"``) of each run, interleaved.
-
-    CPU seconds are those of all threads of this process: what spins instead of sleeping shows.
-    """
-    taken: dict[str, dict[str, list[float]]] = {
-        name: {"wall": [], "cpu": []} for name in contenders
-    }
-    for turn in range(warm_ups + repeats):
-        for name, run in contenders.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            if turn >= warm_ups:
-                taken[name]["wall"].append(time.perf_counter() - wall)
-                taken[name]["cpu"].append(time.process_time() - cpu)
-    return taken
-
-
-def by_rate(bytes_moved: int, seconds: Sequence[float]) -> dict[str, Any]:
+def by_rate(bytes_moved: int, seconds: Sequence[float]) -> Facts:
     """How long each run took to move that many bytes, read and written together, and the rate."""
     taken = measured(seconds, "s")
     return {
         "bytes_moved": bytes_moved,
         "time": taken,
         "gb_per_s": bytes_moved / taken["median"] / 1e9,
-    }
-
-
-def against_ctgpu(seconds: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Each contender's time, and how often ctgpu's goes into it."""
-    times = {name: measured(runs, "s") for name, runs in seconds.items()}
-    ours = times["ctgpu"]["median"]
-    return {
-        name: {"time": taken, "this_over_ctgpu": taken["median"] / ours}
-        for name, taken in times.items()
     }
 
 

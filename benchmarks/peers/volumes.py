@@ -1,4 +1,4 @@
-"""Peers of ``run_preprocess.py``: each does its whole preprocessing, from voxels in memory.
+"""Other libraries on one volume: each does its whole preprocessing, from voxels in memory.
 
 SimpleITK and scipy sample the contract's grid; TorchIO and MONAI the one that follows from the
 spacing, as their users would have it, which is shifted by a fraction of a voxel.
@@ -11,24 +11,28 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from common import REAL_CT_SPACING_MM
+from benchmarks.harness.asking import REAL_CT_SPACING_MM
+from benchmarks.harness.measuring import Array, Run
+from ctgpu.spec import Spec
 from ctgpu.volume.geometry import VolumePlan
 
-Voxels = npt.NDArray[Any]
-Run = Callable[[], object]
+
+def window(spec: Spec) -> tuple[float, float]:
+    """Of HU; the contract of these benchmarks has one."""
+    assert spec.hu_window is not None
+    return spec.hu_window
 
 
-def _affine() -> Voxels:
+def _affine() -> Array:
     return np.diag([*REAL_CT_SPACING_MM, 1.0])
 
 
-def monai(voxels: Voxels, plan: VolumePlan) -> Run:
+def monai(voxels: Array, plan: VolumePlan) -> Run:
     transforms = importlib.import_module("monai.transforms")
     meta = importlib.import_module("monai.data").MetaTensor
     spec = plan.spec
-    lo, hi = spec.hu_window
+    lo, hi = window(spec)
     chain = transforms.Compose(
         [
             transforms.ScaleIntensityRange(lo, hi, -1.0, 1.0, clip=True),
@@ -41,20 +45,20 @@ def monai(voxels: Voxels, plan: VolumePlan) -> Run:
     )
 
 
-def torchio(voxels: Voxels, plan: VolumePlan) -> Run:
+def torchio(voxels: Array, plan: VolumePlan) -> Run:
     tio = importlib.import_module("torchio")
     torch = importlib.import_module("torch")
     spec = plan.spec
     chain = tio.Compose(
         [
-            tio.Clamp(*spec.hu_window),
-            tio.RescaleIntensity((-1, 1), in_min_max=spec.hu_window),
+            tio.Clamp(*window(spec)),
+            tio.RescaleIntensity((-1, 1), in_min_max=window(spec)),
             tio.Resample(spec.target_spacing_mm),
             tio.CropOrPad(spec.shape_hwd, padding_mode=spec.padding),
         ]
     )
 
-    def run() -> Voxels:
+    def run() -> Array:
         tensor = torch.from_numpy(voxels.astype(np.float32))[None]
         image = tio.ScalarImage(tensor=tensor, affine=_affine())
         return np.asarray(chain(image).data.numpy().astype(np.float16))
@@ -62,18 +66,18 @@ def torchio(voxels: Voxels, plan: VolumePlan) -> Run:
     return run
 
 
-def simpleitk(voxels: Voxels, plan: VolumePlan) -> Run:
+def simpleitk(voxels: Array, plan: VolumePlan) -> Run:
     sitk = importlib.import_module("SimpleITK")
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     spec = plan.spec
-    lo, hi = spec.hu_window
+    lo, hi = window(spec)
     start = [
         s * ((a.crop_start - a.pad_before + 0.5) * a.n_source / a.n_resized - 0.5)
         for a, s in zip(plan.axes, plan.spacing_mm, strict=True)
     ]
     step = [s * a.n_source / a.n_resized for a, s in zip(plan.axes, plan.spacing_mm, strict=True)]
 
-    def run() -> Voxels:
+    def run() -> Array:
         image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0))
         image.SetSpacing(plan.spacing_mm)
         image = sitk.Clamp(sitk.Cast(image, sitk.sitkFloat32), lowerBound=lo, upperBound=hi)
@@ -88,31 +92,66 @@ def simpleitk(voxels: Voxels, plan: VolumePlan) -> Run:
             lo,
         )
         x = sitk.GetArrayViewFromImage(image).transpose(2, 1, 0)
-        return (x / np.float32((hi - lo) / 2)).astype(np.float16, order="C")
+        made: Array = (x / np.float32((hi - lo) / 2)).astype(np.float16, order="C")
+        return made
 
     return run
 
 
-def scipy(voxels: Voxels, plan: VolumePlan) -> Run:
+def scipy(voxels: Array, plan: VolumePlan) -> Run:
     ndimage = importlib.import_module("scipy.ndimage")
     spec = plan.spec
-    lo, hi = spec.hu_window
+    lo, hi = window(spec)
     kept = tuple(slice(a.crop_start, a.crop_start + a.n_valid) for a in plan.axes)
     pads = [(a.pad_before, a.n_out - a.pad_before - a.n_valid) for a in plan.axes]
 
-    def run() -> Voxels:
+    def run() -> Array:
         x = np.clip(voxels.astype(np.float32), lo, hi)
         zoom = [a.n_resized / a.n_source for a in plan.axes]
         x = ndimage.zoom(x, zoom, order=1, grid_mode=True, mode="nearest") / ((hi - lo) / 2)
-        return np.pad(x[kept], pads, constant_values=spec.padding).astype(np.float16)
+        return np.pad(x[kept], pads, constant_values=spec.padding or 0.0).astype(np.float16)
 
     return run
 
 
 #: What makes each peer's run; raises ImportError where it is not installed.
-PEERS: dict[str, Callable[[Voxels, VolumePlan], Run]] = {
+PEERS: dict[str, Callable[[Array, VolumePlan], Run]] = {
     "SimpleITK": simpleitk,
     "TorchIO": torchio,
     "MONAI": monai,
     "scipy zoom": scipy,
 }
+
+
+def torch_written_well(voxels: Any, plan: VolumePlan) -> Callable[[], Any]:
+    """The contract's steps by someone who knows torch: in memory order, in place, one copy.
+
+    Parameters
+    ----------
+    voxels : torch.Tensor
+        (D, W, H), which is the memory's order; interpolated as such, on its device.
+    plan : VolumePlan
+        What is made of them; crop, pad, turn and float16 are one copy into the result.
+    """
+    import torch
+
+    spec = plan.spec
+    lo, hi = window(spec)
+    kept = tuple(slice(a.crop_start, a.crop_start + a.n_valid) for a in plan.axes)
+    placed = tuple(slice(a.pad_before, a.pad_before + a.n_valid) for a in plan.axes)
+
+    def run() -> Any:
+        x = torch.nn.functional.interpolate(
+            voxels.float().clamp_(lo, hi)[None, None],
+            size=plan.resized_shape[::-1],
+            mode="trilinear",
+            align_corners=False,
+        )[0, 0]
+        out = torch.full(
+            spec.shape_hwd, spec.padding or 0.0, dtype=torch.float16, device=voxels.device
+        )
+        x = x[kept[::-1]] if lo == -hi else x[kept[::-1]].sub_((lo + hi) / 2)
+        out[placed] = x.mul_(2 / (hi - lo)).permute(2, 1, 0)
+        return out
+
+    return run

@@ -16,16 +16,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ctgpu.buffers import ByteBudget
 from ctgpu.building.pipeline import Pipeline, Stages, Workers
+from ctgpu.building.projection import UNLIMITED as _UNLIMITED
+from ctgpu.building.projection import SampleCosts
 from ctgpu.sources.hub.quota import RequestQuota
-
-if TYPE_CHECKING:
-    from projection import SampleCosts
-
-_UNLIMITED = float("inf")
 
 
 class Stuck(BaseException):
@@ -358,7 +355,7 @@ def simulate(node: Node, samples: Sequence[SampleCosts]) -> Simulated:
     ----------
     node : Node
         Where it runs.
-    samples : sequence of Sample
+    samples : sequence of SampleCosts
         What each process does, in this order.
 
     Raises

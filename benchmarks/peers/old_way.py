@@ -26,13 +26,16 @@ def read(path: Path) -> npt.NDArray[Any]:
         return decompress(path)
     import nibabel
 
-    return nibabel.load(path).get_fdata()
+    image: Any = nibabel.load(path)
+    voxels: npt.NDArray[Any] = image.get_fdata()
+    return voxels
 
 
 def decompress(npz: Path | BinaryIO) -> npt.NDArray[Any]:
     """The first array of an ``.npz``."""
     with np.load(npz) as archive:
-        return archive[archive.files[0]]
+        first: npt.NDArray[Any] = archive[archive.files[0]]
+        return first
 
 
 def preprocess(

@@ -1,0 +1,1 @@
+"""What every question uses: options, repeats, results and the console."""

@@ -1,0 +1,1 @@
+"""What ctgpu is held against: the old way, and other libraries."""

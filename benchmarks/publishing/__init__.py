@@ -1,0 +1,1 @@
+"""Documents and pictures, made of results."""

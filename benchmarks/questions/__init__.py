@@ -1,0 +1,1 @@
+"""One question a module: its ``main`` measures, and writes one result."""

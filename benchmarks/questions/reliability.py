@@ -1,0 +1,260 @@
+"""What is left of a build that is killed, starved, throttled and fed rubbish?
+
+Every scenario is the one of ``tests/faults/``, at full size: builds killed with SIGKILL and
+resumed, builders that stand still while another host finishes, conversions that delete their
+inputs, a Hub that fails 30 % of all requests, corrupted inputs, a disk that fills up, a memory
+budget, and plans of 47,149 samples.  Each result is compared, byte by byte, with that of a build
+that nothing happened to.  Memory and scale are measured ``--repeats`` times, the others asked once.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Of tests/, which the script has made known.
+import corpus
+import deleting
+import frozen
+import scenarios
+
+from benchmarks.harness.asking import Asked, Question
+from benchmarks.harness.measuring import Facts, measured
+from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD
+from ctgpu.spec import Spec
+from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.hub import Faults
+from ctgpu.volume.ref import SampleRef
+
+#: CT-RATE's two splits together would be more; this is the larger one.
+FULL_SAMPLES = 47_149
+FULL_SHARDS = math.ceil(FULL_SAMPLES / DEFAULT_SAMPLES_PER_SHARD)
+
+#: What was found, how often something was tried, and how often that went wrong.
+Answer = tuple[Facts, int, int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Ask every question, and sum up."""
+    question = Question("reliability", __doc__)
+    question.add_argument("--seed", type=int, default=1, help="other seeds, other moments")
+    asked = question.asked(arguments, repeats=1)
+    results: Facts = {}
+    verdict: Facts = {}
+    for ask, (tried_means, wrong_means) in QUESTIONS.items():
+        with asked.folder() as folder:
+            facts, tried, wrong = ask(folder, asked, asked.options.seed)
+        results[ask.__name__] = facts
+        verdict[ask.__name__] = {
+            "tried_means": tried_means,
+            "tried": tried,
+            "wrong_means": wrong_means,
+            "wrong": wrong,
+        }
+    return asked.publish(
+        {
+            "data": "chest phantoms" + (", few of them" if asked.quick else ""),
+            "cache": "warm: every source was written just before",
+            "seed": asked.options.seed,
+            "repeats": asked.repeats,
+            "verdict": verdict,
+            **results,
+        }
+    )
+
+
+def facts_of(result: Any) -> Facts:
+    """What a scenario found, its time as a measured one."""
+    facts: Facts = {k: dict(v) if isinstance(v, Counter) else v for k, v in vars(result).items()}
+    if "seconds" in facts:
+        facts["time"] = measured([facts.pop("seconds")], "s")
+    return facts
+
+
+def of_parts(parts: Mapping[str, tuple[Any, int, int]]) -> Answer:
+    """Several runs of a scenario, with their numbers tried and gone wrong, as one answer."""
+    facts = {name: facts_of(result) for name, (result, _, _) in parts.items()}
+    return facts, sum(p[1] for p in parts.values()), sum(p[2] for p in parts.values())
+
+
+def kills(work_dir: Path, asked: Asked, seed: int) -> Answer:
+    """SIGKILL at random moments, each build resumed and compared."""
+    samples, count = (8, 3) if asked.quick else (16, 50)
+    result = scenarios.kill_and_resume(work_dir, samples=samples, kills=count, seed=seed)
+    again = {"most_samples_fetched_again_after_a_kill": max(result.redone, default=0)}
+    return (
+        facts_of(result) | again,
+        result.kills,
+        len(result.different) + len(result.written_twice),
+    )
+
+
+def frozen_writers(work_dir: Path, asked: Asked, seed: int) -> Answer:
+    """SIGSTOP at calls spread over a build, SIGCONT once another host has finished it."""
+    if not frozen.may_rename_host():
+        return {"skipped": "no process may be given a host name of its own here"}, 0, 0
+    trials = 2 if asked.quick else 60
+    result = frozen.freeze_and_take_over(work_dir, trials=trials, seed=seed)
+    wrong = (*result.damaged, *result.changed, *result.odd_exits)
+    return facts_of(result), result.trials, len(wrong)
+
+
+def deletion(work_dir: Path, asked: Asked, seed: int) -> Answer:
+    """``convert --delete-after`` killed at random calls, its inputs replaced in between."""
+    count = 2 if asked.quick else 100
+    result = deleting.convert_and_delete(work_dir, conversions=count, seed=seed)
+    wrong = (*result.lost, *result.kept_for_nothing)
+    return facts_of(result), result.deleted + result.kept, len(wrong)
+
+
+def bad_hub(work_dir: Path, asked: Asked, seed: int) -> Answer:
+    """30 % of all requests fail: statuses, resets, cut, stalled, trickling and flipped bodies."""
+    samples, workers = (4, 4) if asked.quick else (100, 16)
+    redirects: Facts = {"ignore_range": True, "expired_redirects": 3}
+    parts = {}
+    for name, more in (("ranges", {}), ("no_ranges_and_expired_redirects", redirects)):
+        (folder := work_dir / name).mkdir()
+        result = scenarios.build_from_bad_hub(
+            folder,
+            Faults(failure_rate=0.3, seed=seed, **more),
+            samples=samples,
+            workers=workers,
+        )
+        parts[name] = (result, result.requests_made, result.failed + len(result.different))
+    return of_parts(parts)
+
+
+def corrupted_inputs(work_dir: Path, asked: Asked, seed: int) -> Answer:
+    """Damaged files, files made to do harm, and files that rotted behind their listed checksum."""
+    count = 30 if asked.quick else 1000
+    jobs: dict[str, Callable[[Path], Any]] = {
+        "damaged": lambda at: scenarios.build_corrupted(at, corpus.damaged(count, seed)),
+        "made_to_do_harm": lambda at: scenarios.build_corrupted(at, corpus.crafted()),
+        "rotten_behind_checksum": lambda at: scenarios.build_rotten_hub(
+            at, count=count // 10, seed=seed
+        ),
+    }
+    parts = {}
+    for name, job in jobs.items():
+        (folder := work_dir / name).mkdir()
+        result = job(folder)
+        parts[name] = (result, result.inputs, len(result.accepted_wrong) + len(result.odd_errors))
+    return of_parts(parts)
+
+
+def no_space(work_dir: Path, asked: Asked, seed: int) -> Answer:
+    """A small file system that fills up at random moments."""
+    points, samples = (2, 4) if asked.quick else (20, 12)
+    try:
+        result = scenarios.fill_and_resume(work_dir, points=points, samples=samples, seed=seed)
+    except PermissionError as error:
+        return {"skipped": f"no file system may be mounted here: {error}"}, 0, 0
+    return facts_of(result), result.points, len(result.different) + len(result.odd_errors)
+
+
+def memory(work_dir: Path, asked: Asked, seed: int) -> Answer:
+    """Peak memory of processes with 32 workers each under a budget of two volumes."""
+    side, samples = (96, 8) if asked.quick else (320, 24)
+    spacing_mm = (1.0, 1.0, 1.0)
+    first = lay_out_ct_rate(
+        work_dir / "source",
+        {"valid_1_a_1": Volume(chest_phantom((side,) * 3, spacing_mm, seed), spacing_mm)},
+        nested=False,
+        tables=(),
+    )["valid_1_a_1"]
+    for n in range(2, samples + 1):
+        first.with_name(f"valid_{n}_a_1.nii.gz").hardlink_to(first)
+    spec = Spec(target_spacing_mm=spacing_mm, shape_hwd=(side,) * 3)
+    footprint_bytes = first.stat().st_size + 4 * side**3
+    limit_bytes = 2 * footprint_bytes
+    runs = [
+        scenarios.build_measured(
+            work_dir / f"out-{n}", work_dir / "source", spec, limit_bytes=limit_bytes, workers=32
+        )
+        for n in range(asked.repeats)
+    ]
+    facts = {
+        "workers": 32,
+        "samples": runs[0]["written"],
+        "footprint_of_one_bytes": footprint_bytes,
+        "limit_bytes": limit_bytes,
+        "peak_reserved": of_runs(runs, "peak_reserved_bytes", "bytes"),
+        "peak_rss": of_runs(runs, "peak_rss_bytes", "bytes"),
+        "peak_rss_after_imports": of_runs(runs, "imports_rss_bytes", "bytes"),
+        "peak_rss_after_one_sample": of_runs(runs, "one_sample_rss_bytes", "bytes"),
+    }
+    return facts, len(runs), sum(run["peak_reserved_bytes"] > limit_bytes for run in runs)
+
+
+def of_runs(runs: Iterable[Facts], name: str, unit: str) -> Facts | None:
+    """One figure of every run; None where this system does not tell a process's peak memory."""
+    values = [run[name] for run in runs]
+    return None if None in values else measured(values, unit)
+
+
+def scale(work_dir: Path, asked: Asked, seed: int) -> Answer:
+    """Planning, running a finished build again, and resuming behind many finished shards."""
+    shards, samples = (10, 500) if asked.quick else (FULL_SHARDS, FULL_SAMPLES)
+    source = {"kind": "hub", "location": "nobody/has-it", "revision": "0" * 40}
+    last = SampleRef.of_file("dataset/valid_fixed/valid_1_a_1.nii.gz", 1 << 27)
+    finished = work_dir / "finished"
+    plan = scenarios.make_plan_of(finished, shards, DEFAULT_SAMPLES_PER_SHARD, source, last)
+    scenarios.pretend_committed(finished, plan, range(shards))
+    counts = (10, 20) if asked.quick else (10, 100, 1_000, 10_000)
+    planned, again = [], []
+    resumed: dict[int, list[Facts]] = {committed: [] for committed in counts}
+    for n in range(asked.repeats):
+        with tempfile.TemporaryDirectory(dir=work_dir, prefix=f"{n}-") as fresh:
+            planned.append(scenarios.plan_measured(Path(fresh), samples))
+            again.append(scenarios.run_measured(finished))
+            for committed, runs in resumed.items():
+                runs.append(scenarios.resume_measured(Path(fresh), committed))
+    opened = tars_opened(again)
+    facts = {
+        "planning": {
+            "samples": planned[0]["samples"],
+            "shards": planned[0]["shards"],
+            "time": of_runs(planned, "seconds", "s"),
+            "peak_rss": of_runs(planned, "peak_rss_bytes", "bytes"),
+        },
+        "finished_again": {
+            "shards": shards,
+            "samples": again[0]["total_samples"],
+            "time": of_runs(again, "seconds", "s"),
+            "tars_opened": opened,
+        },
+        "resume_of_the_last_sample": {
+            f"{committed}_committed": {
+                "time_to_begin": of_runs(runs, "seconds_to_begin", "s"),
+                "time": of_runs(runs, "seconds", "s"),
+                "tars_opened": tars_opened(runs),
+            }
+            for committed, runs in resumed.items()
+        },
+    }
+    return facts, shards, len(opened)
+
+
+def tars_opened(runs: Iterable[Facts]) -> list[str]:
+    """Finished tars that any of the runs opened."""
+    return sorted({name for run in runs for name in run["tars_opened"]})
+
+
+#: Every question, and what is tried there and what goes wrong.
+QUESTIONS: dict[Callable[[Path, Asked, int], Answer], tuple[str, str]] = {
+    kills: ("kills with SIGKILL", "files that differ or samples made twice"),
+    frozen_writers: (
+        "builders stopped in a call until another host was done",
+        "findings, changed tars or odd exits",
+    ),
+    deletion: ("inputs that --delete-after deleted or kept", "lost, or kept for nothing"),
+    bad_hub: ("requests to a failing Hub", "samples lost or files that differ"),
+    corrupted_inputs: ("corrupted inputs", "accepted wrongly or refused oddly"),
+    no_space: ("disks that fill up", "files that differ or odd errors"),
+    memory: ("builds under a byte budget", "went over it"),
+    scale: ("finished shards met again", "opened without need"),
+}
