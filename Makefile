@@ -5,12 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 REAL_CT ?= ../shared/real_ct
 FUZZ_SECONDS ?= 3600
-# A file's tests stay together, for they share what they build, and so do those of an xdist_group
-# (tests/conftest.py).  One worker more than cores, as much of their time is spent waiting for other
+# A file's tests stay together, for they share what they build; the files go in the order of
+# tests/conftest.py.  One worker more than cores, as much of their time is spent waiting for other
 # processes.
-PYTEST = $(BIN)/python -m pytest --durations=10 --dist loadgroup \
+PYTEST = $(BIN)/python -m pytest --durations=10 --dist loadfile --no-loadscope-reorder \
   -n $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 FUZZ = -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20
+# Else every process would compile the modules, and every worker rewrite the tests, in every run.
+unexport PYTHONDONTWRITEBYTECODE
 NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
 
 .PHONY: help demo quick test exhaustive test-hostile lint layers types format bench sanitize fuzz gpu-pack gpu-check clean

@@ -20,6 +20,7 @@ from ctgpu.installation import install_command
 from ctgpu.machine import usable_cores
 from ctgpu.spec import CT_RATE, SPEC_WANTED, Intensity, Spec
 from ctgpu.volume.arrays import output_of, spacing_of, voxels_of
+from ctgpu.volume.crop import require_croppable
 from ctgpu.volume.intensity import HuGuard
 from ctgpu.volume.on_scan import Geometry
 from ctgpu.volume.orientation import DEFAULT_MAX_TILT_DEGREES, Axes, AxisRules
@@ -57,9 +58,9 @@ def preprocess(
     Parameters
     ----------
     path_or_array : path or array-like
-        A ``.nii.gz``, ``.nii`` or ``.npz`` file, or voxels of shape (H, W, D): an array of any
-        strides and any integer or floating dtype of at most 64 bits, either byte order; a torch or
-        CuPy tensor, which is copied off its GPU; or nested lists.
+        The file of a volume (``.nii.gz``, ``.npz``, ``.mha``, …), or voxels of shape (H, W, D): an
+        array of any strides and any integer or floating dtype of at most 64 bits, either byte
+        order; a torch or CuPy tensor, which is copied off its GPU; or nested lists.
     spacing_mm : array-like, optional
         Source voxel size, shape (3,): H, W, D in millimetres; by default the file's own.  An array
         needs it.
@@ -119,6 +120,7 @@ def preprocess(
     ):
         require_choice(name, word, get_args(words))
     require_kind("spec", spec, Spec, SPEC_WANTED, optional=False)
+    require_croppable(spec)
     require_whole_number("threads", threads, most=MOST_WORKERS)
     if output == "torch":
         _require_torch()

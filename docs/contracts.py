@@ -66,6 +66,13 @@ STEPS: dict[str, dict[str, Spec]] = {
         "padded, 200 × 180 × 150": replace(BASE, shape_hwd=(200, 180, 150), pad_value=500),
     },
 }
+_ON_A_TABLE = replace(BASE, shape_hwd=(220, 200, 120), pad_value=500)
+#: Of the scan on its table, seen from the feet.
+BOXES: dict[str, Spec] = {
+    "crop centre": _ON_A_TABLE,
+    "crop foreground": replace(_ON_A_TABLE, crop="foreground"),
+    "crop body, margin 10 mm": replace(_ON_A_TABLE, crop="body", margin_mm=10),
+}
 
 
 def stored_scan() -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
@@ -76,12 +83,24 @@ def stored_scan() -> tuple[npt.NDArray[np.int16], npt.NDArray[np.float64]]:
     return hu[::-1, ::-1], np.array(_SPACING_MM)
 
 
+def scan_on_a_table() -> npt.NDArray[np.int16]:
+    """The chest with air around it, and a table at its back."""
+    hu, _ = stored_scan()
+    wide = np.full((220, 200, hu.shape[2]), -1000, np.int16)
+    wide[30:190, 50:190] = hu
+    wide[10:210, 30:34] = wide[10:14, 30:60] = wide[206:210, 30:60] = -200
+    return wide
+
+
+def volume_of(hu: npt.NDArray[np.int16], spec: Spec) -> npt.NDArray[Any]:
+    return np.asarray(
+        ctgpu.preprocess(hu, _SPACING_MM, spec, _DEVICE, assume_orientation="RAS", hu_guard="warn")
+    )
+
+
 def made(spec: Spec) -> npt.NDArray[Any]:
     """The coronal slice in the middle of the output, feet down where D leads to the head."""
-    hu, spacing_mm = stored_scan()
-    volume = ctgpu.preprocess(
-        hu, spacing_mm, spec, _DEVICE, assume_orientation="RAS", hu_guard="warn"
-    )
+    volume = volume_of(stored_scan()[0], spec)
     return np.asarray(volume[:, volume.shape[1] // 2].T[::-1])
 
 
@@ -93,14 +112,16 @@ def draw(out: Path, dots_per_inch: int = 75) -> None:
     from matplotlib import pyplot
 
     columns = max(map(len, STEPS.values()))
-    figure, rows = pyplot.subplots(len(STEPS) + 3, columns, figsize=(10, 16))
-    image_rows = [rows[0], rows[1], rows[2], rows[5]]
+    figure, rows = pyplot.subplots(len(STEPS) + 4, columns, figsize=(10, 18.5))
+    image_rows = [rows[0], rows[1], rows[2], rows[6]]
     for panels, (step, specs) in zip(image_rows, STEPS.items(), strict=True):
         for panel, (title, spec) in zip(panels, specs.items(), strict=True):
-            panel.imshow(made(spec), cmap="gray", vmin=-1000, vmax=1000, interpolation="nearest")
-            panel.set_title(f"{step}: {title}" if panel is panels[0] else title, fontsize=9)
-            panel.tick_params(labelsize=7)
-    for row, draw_panel in ((3, _draw_grids), (4, _draw_values), (6, _draw_rounding)):
+            _draw_slice(panel, made(spec), f"{step}: {title}" if panel is panels[0] else title)
+    for panel, (title, spec) in zip(rows[5], BOXES.items(), strict=True):
+        volume = volume_of(scan_on_a_table(), spec)
+        axial = volume[..., volume.shape[2] // 2].T
+        _draw_slice(panel, axial, f"6. {title}" if panel is rows[5, 0] else title)
+    for row, draw_panel in ((3, _draw_grids), (4, _draw_values), (7, _draw_rounding)):
         grid = rows[row, 0].get_gridspec()
         for panel in rows[row]:
             panel.remove()
@@ -108,6 +129,12 @@ def draw(out: Path, dots_per_inch: int = 75) -> None:
     figure.tight_layout()
     figure.savefig(out, dpi=dots_per_inch)
     pyplot.close(figure)
+
+
+def _draw_slice(panel: Any, hu: npt.NDArray[Any], title: str) -> None:
+    panel.imshow(hu, cmap="gray", vmin=-1000, vmax=1000, interpolation="nearest")
+    panel.set_title(title, fontsize=9)
+    panel.tick_params(labelsize=7)
 
 
 def _draw_grids(panel: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -21,6 +22,18 @@ pytest_configure = begin_again_in_utf8
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+#: Files whose tests kill processes, limit memory or start Ray: one process runs them all.
+PROCESS_FILES = ("test_ray.py", "test_ray_cluster.py", "test_kills.py", "test_limits.py")
+
+#: Files whose tests take half a minute or more, all together: the longest come first.
+LONG_FILES = (
+    *PROCESS_FILES,
+    *("test_quick.py", "test_docs.py", "test_defects.py"),
+    *("test_cuda.py", "test_cuda_engine.py", "test_cpu_bits.py", "test_cpu.py"),
+    *("test_cuda_tiles.py", "test_whole_check.py", "test_endless_hub.py"),
+    *("test_hu_scale.py", "test_terminal.py"),
+)
+
 
 def _real_ct_folder() -> Path | None:
     named = os.environ.get("CTGPU_REAL_CT")
@@ -28,6 +41,19 @@ def _real_ct_folder() -> Path | None:
         if folder and next(Path(folder).glob("*.nii.gz"), None):
             return Path(folder)
     return None
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which machines that only check a GPU lack
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out files, as ``--dist loadfile`` does, but :data:`PROCESS_FILES` to one worker."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "processes" if file.rpartition("/")[2] in PROCESS_FILES else file
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +67,7 @@ def real_ct() -> Path:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip ``gpu`` tests, visibly, where no CUDA device can be used; leave out exhaustive ones."""
+    """Skip ``gpu`` tests where there is no device; leave out exhaustive ones; long files first."""
     if any(item.get_closest_marker(name) for item in items for name in ("gpu", "large")):
         from ctgpu.engines import available_engines
 
@@ -57,16 +83,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         exhaustive = [item for item in items if item.get_closest_marker("exhaustive")]
         config.hook.pytest_deselected(items=exhaustive)
         items[:] = [item for item in items if item not in exhaustive]
-    for item in items:
-        # With `--dist loadgroup` a file's tests stay together, as with `loadfile`, unless they say
-        # with which others they run one after the other.
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Take the group off a test's name, where xdist has put it, so that ``--lf`` knows the test."""
-    name, _, group = report.nodeid.rpartition("@")
-    if name and "]" not in group and "PYTEST_XDIST_WORKER" not in os.environ:
-        report.nodeid = name
+    # A worker takes file after file: with a long one at the end, the others would wait for it.
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))

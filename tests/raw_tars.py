@@ -13,9 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ctgpu.spec import Spec
+from ctgpu.testing.ctrate import chest_phantom
+from support.phantoms import SPACING_MM
 
 SPEC = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(72, 72, 36))
-SPACING_MM = (3.5, 3.0, 5.0)
+
+#: Members by extension, by key.
+Samples = dict[str, dict[str, bytes]]
 
 
 def write_tar(path: Path, samples: Mapping[str, Mapping[str, bytes]]) -> None:
@@ -50,3 +54,20 @@ def raw_sample(
         "cls": labels.astype("<f4").tobytes(),
         "txt": f"Findings of {study}.".encode(),
     }
+
+
+def samples(first: int, count: int = 2) -> Samples:
+    """As the old scripts stored chests."""
+    return {
+        f"scan_{n}": raw_sample(
+            f"scan_{n}", chest_phantom((64, 60, 40), SPACING_MM, n), SPACING_MM, n
+        )
+        for n in range(first, first + count)
+    }
+
+
+def lay_out(folder: Path, *tars: Samples) -> Path:
+    """A folder of these tars."""
+    for number, content in enumerate(tars):
+        write_tar(folder / f"shard-{number:06d}.tar", content)
+    return folder

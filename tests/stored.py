@@ -11,9 +11,7 @@ import numpy.typing as npt
 from nibabel.orientations import axcodes2ornt, ornt_transform
 
 from ctgpu.testing.ctrate import chest_phantom
-
-#: Of the phantom, whose axes lead to the left, back and head.
-SPACING_MM = (3.5, 3.0, 5.0)
+from support.phantoms import SPACING_MM
 
 
 def chest_as(codes: str, shape: tuple[int, int, int] = (72, 80, 60)) -> nibabel.Nifti1Image:

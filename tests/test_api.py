@@ -19,9 +19,9 @@ from ctgpu.buffers import Buffer, BufferPool
 from ctgpu.errors import DecodeError, DeviceError, GeometryError, IntensityError, UsageError
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from support.phantoms import SPACING_MM
 
 SMALL = Spec(target_spacing_mm=(3.0, 3.0, 6.0), shape_hwd=(72, 64, 40))
-SPACING_MM = (3.5, 3.0, 5.0)
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +134,7 @@ def test_wider_types_of_either_byte_order_give_the_same_bits(
     assert np.array_equal(made.view(np.uint16), expected.view(np.uint16))
 
 
+@pytest.mark.slow
 def test_files_of_64_bit_integers_give_the_same_bits(tmp_path: Path, chest: np.ndarray) -> None:
     expected = ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu")
     affine = np.diag([*SPACING_MM, 1.0])

@@ -83,6 +83,7 @@ for round in range(60):
 """
 
 
+@pytest.mark.slow
 def test_threads_that_meet_a_type_together_read_it_whole() -> None:
     """msgspec's first look at a type is not safe: without a lock, the process ends here."""
     text = json.dumps({f"a{n}": {f"b{k}": k for k in range(40)} for n in range(3)}).encode()

@@ -86,6 +86,7 @@ def test_its_code_writes_a_prediction_onto_the_scan(
     assert np.abs(np.argwhere(found) - MARK).max() <= 2
 
 
+@pytest.mark.slow
 def test_its_picture_is_small_and_made_by_its_script(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert (DOCS / "axes.png").stat().st_size < 200_000
@@ -97,6 +98,7 @@ def test_its_picture_is_small_and_made_by_its_script(tmp_path: Path) -> None:
     assert (tmp_path / "axes.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_its_picture_shows_one_patient(tmp_path: Path) -> None:
     from ctgpu.checking.sheet import as_displayed
 

@@ -32,10 +32,16 @@ def test_its_code_makes_the_spec_of_its_command() -> None:
         target_spacing_mm=(1.5, 1.5, 3),
         grid="origin",
         shape_hwd=(224, 224, 160),
+        clip="after",
         output_range=(0, 1),
     )
     options = "--orientation RAS --spacing 1.5,1.5,3 --grid origin --shape 224,224,160"
-    assert f"{options} --output-range 0,1" in PAGE
+    assert f"{options} --clip after --output-range 0,1" in PAGE
+    assert found["spec"] == Spec.preset("merlin")
+
+
+def test_its_table_of_presets_is_of_today() -> None:
+    assert runpy.run_path(str(DOCS / "presets.py"))["with_table"](PAGE) == PAGE
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 import ctgpu
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -123,6 +125,7 @@ def names_of_code(text: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_a_samples_day_calls_things_by_their_names() -> None:
     names = names_of_code(day()) | {name for name in names_of_code(PAGE) if "." in name}
     assert len(names) > 60
@@ -141,6 +144,7 @@ def test_every_thread_is_called_by_its_name() -> None:
     assert {word for word in quoted(day()) if word.startswith("ctgpu-")} == started
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_there_is_found_out() -> None:
     there = ("building.builder.make_shards", "Pipeline._admit", "cli.main", "ctgpu.build")
     gone = (

@@ -8,20 +8,17 @@ import re
 import shlex
 import subprocess
 import sys
-import types
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
-import msgspec
 import nibabel
 import numpy as np
 import pytest
 
 import ctgpu
 from built import Sample, read_samples, tar_bytes
-from ctgpu.data_sets import BUILT_IN, Description, built_in, globs
-from ctgpu.data_sets.fields import Part, TableRule
+from ctgpu.data_sets import Description, globs
 from ctgpu.errors import UsageError
 from ctgpu.shards.plan import Plan
 from ctgpu.sources.patients import PatientSplit
@@ -30,31 +27,11 @@ from ctgpu.sources.table import study_id_in
 from ctgpu.sources.table_files import TABLE_SUFFIXES
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import chest_phantom
+from data_sets_page import PAGE, REPOSITORY, blocks, rows, section
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-PAGE = (REPOSITORY / "docs/data_sets.md").read_text(encoding="utf-8")
 SHAPE_HWD, SPACING_MM = (14, 12, 10), (8.0, 9.0, 12.0)
 SMALL = ["--shape", "12,10,8", "--spacing", "9,9,12", "--device", "cpu"]
 SPEC = Spec(shape_hwd=(12, 10, 8), target_spacing_mm=(9.0, 9.0, 12.0))
-
-
-def section(heading: str) -> str:
-    """What stands below a heading, up to the next one."""
-    _, found, after = PAGE.partition(f"\n{heading}\n")
-    assert found, heading
-    return re.split(r"\n##+ ", after)[0]
-
-
-def blocks(text: str, language: str) -> list[str]:
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    return [block for stated, block in found if stated == language]
-
-
-def rows(text: str, number: int = 0) -> list[list[str]]:
-    """The cells of a table's rows, without its header; of several tables, of one by its number."""
-    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    lines = tables[number].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
 def run(line: str, *more: str) -> subprocess.CompletedProcess[str]:
@@ -107,6 +84,7 @@ def test_its_headings_differ_and_its_links_lead_to_them() -> None:
 # Your own data.
 
 
+@pytest.mark.slow
 def test_ten_lines_lead_from_a_folder_with_a_table_to_the_first_batch(
     scans: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,6 +106,7 @@ def test_ten_lines_lead_from_a_folder_with_a_table_to_the_first_batch(
     assert Plan.load(Path("shards/mine")).split == "train"
 
 
+@pytest.mark.slow
 def test_tables_beside_the_volumes_need_no_option_and_the_summary_says_so(scans: Path) -> None:
     table = (scans.parent / "labels.csv").read_text()
     (scans / "labels.csv").write_text(table + "c,1,1\n")
@@ -144,6 +123,7 @@ def test_tables_beside_the_volumes_need_no_option_and_the_summary_says_so(scans:
     assert np.array_equal(read_samples(Path("out"))["c"].labels, [1, 1])
 
 
+@pytest.mark.slow
 def test_columns_that_are_not_recognised_are_named(scans: Path) -> None:
     (scans / "labels.csv").write_text("file,nodule,age\na,1,61\nb,0,58\n")
     result = run("ctgpu build --source scans --output-dir out", *SMALL)
@@ -206,6 +186,7 @@ def test_each_kind_of_column_is_taken_for_what_the_page_says() -> None:
 # A description.
 
 
+@pytest.mark.slow
 def test_what_describe_writes_is_a_description_that_a_build_goes_by(scans: Path) -> None:
     shown = blocks(section("## A description"), "sh")
     describe, build = shown[0].splitlines()
@@ -264,6 +245,7 @@ def built(study: Path, name: str, **options: Any) -> dict[str, Sample]:
     return read_samples(folder)
 
 
+@pytest.mark.slow
 def test_the_whole_example_does_what_its_comments_say(study: Path) -> None:
     train = built(study, "train")
     assert list(train) == ["s1_r1", "s1_r2"]
@@ -349,121 +331,6 @@ def test_volumes_of_one_name_are_refused_and_the_folder_may_be_the_name(tmp_path
     assert build(taken, "two") == ["p1", "p2"]
 
 
-# Every field.
-
-
-def type_in_words(kind: Any) -> str:
-    """A field's type, as the page calls it."""
-    words = choices(kind)
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-def choices(kind: Any) -> list[str]:
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin in (Union, types.UnionType):
-        return [word for one in arguments if one is not type(None) for word in choices(one)]
-    if origin is Literal:
-        return [f'`"{value}"`' for value in arguments]
-    if origin is tuple:
-        (word,) = choices(arguments[0])
-        return [f"{word}s" if arguments[-1] is ... else f"{len(arguments)} {word}s"]
-    if origin is dict:
-        first, *more = choices(arguments[1])
-        return [" or ".join([f"{first.removesuffix('s')}s", *more]) + " by name"]
-    if isinstance(kind, type) and issubclass(kind, Part):
-        return ["section"]
-    return [{str: "text", float: "number"}[kind]]
-
-
-def default_in_words(one: msgspec.structs.FieldInfo) -> str:
-    """A field's default, as the page writes it."""
-    if one.required:
-        return "needed"
-    value = one.default_factory() if one.default is msgspec.NODEFAULT else one.default  # type: ignore[misc]
-    if value is None:
-        return "none"
-    is_section = "section" in type_in_words(one.type)
-    return "–" if is_section else f"`{json.dumps(value)}`"
-
-
-def parts_of(kind: type[Part]) -> dict[str, type[Part]]:
-    """Sections of a description by the name of their field."""
-    found = {}
-    for one in msgspec.structs.fields(kind):
-        for inner in (one.type, *get_args(one.type)):
-            if isinstance(inner, type) and issubclass(inner, Part):
-                found[one.name] = inner
-    return found
-
-
-def test_every_field_stands_there_with_its_type_and_default() -> None:
-    kinds: dict[str, type[Part]] = {"Description": Description, **parts_of(Description)}
-    assert list(kinds)[1:] == ["layout", "splits", "volumes", "arrays", "tables", "leave_out"]
-    for name, kind in kinds.items():
-        hints = get_type_hints(kind)
-        wanted = [
-            [f"`{one.name}`", type_in_words(hints[one.name]), default_in_words(one)]
-            for one in msgspec.structs.fields(kind)
-        ]
-        table = rows(section(f"### {name}"))
-        assert [row[:3] for row in table] == wanted, name
-        assert all(len(row) == 4 and len(row[3]) > 8 for row in table), name
-
-
-def test_no_class_of_a_description_is_without_a_table() -> None:
-    def reached(kind: type[Part]) -> set[type[Part]]:
-        inner = set(parts_of(kind).values())
-        return inner.union(*map(reached, inner)) if inner else inner
-
-    assert reached(Description) | {Description} == set(Part.__subclasses__())
-
-
-# The built-in ones.
-
-
-def test_the_built_in_ones_are_listed_and_no_others() -> None:
-    text = PAGE.partition("\n## The built-in ones\n")[2].partition("\n## ")[0]
-    assert sorted(re.findall(r"^### (\S+)$", text, re.MULTILINE)) == sorted(BUILT_IN)
-
-
-@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "plain"])
-def test_a_built_in_one_is_as_the_page_has_it(name: str) -> None:
-    data_set, text = built_in(name), section(f"### {name}")
-    for split in data_set.splits:
-        assert f"`{split}`" in text, split
-    for rule in data_set.rules_of_files:
-        files = rule.files.values() if isinstance(rule.files, dict) else [rule.files]
-        for path in (paths[0] for paths in files):
-            file = path.rsplit("/", 1)[-1]
-            # "imgvalid_…" stands for the rest of a name that was spelt out before.
-            assert file in text or f"{file.partition('_')[0]}_…" in text, path
-        if isinstance(rule, TableRule):
-            columns = {*rule.text, *rule.spacing_mm, *(rule.rescale or ()), *(rule.shape or ())}
-            columns |= {*rule.other_names, rule.patient, rule.split, rule.keys[0]} - {None}
-            for column in columns:
-                assert f"`{column}`" in text, column
-    licence = re.split(r"[;,]", data_set.licence)[0]
-    assert licence in text or "see the record" in text
-
-
-def test_what_it_says_of_single_ones_holds() -> None:
-    assert f"the {len(built_in().class_names)} abnormalities" in section("### ct-rate")
-    merlin, inspect, rad = (built_in(name) for name in ("merlin", "inspect", "rad-chestct"))
-    (labels,) = [table for table in merlin.tables if table.labels]
-    assert f"Labels: {len(merlin.class_names)} findings" in section("### merlin")
-    assert labels.label_words["-1"] == "unknown"
-    for column in inspect.class_names:
-        assert f"`{column}`" in section("### inspect")
-    (labels,) = [table for table in inspect.tables if table.labels]
-    assert labels.label_words["censored"] == "unknown"
-    text = section("### rad-chestct")
-    assert f"(`{rad.volumes.orientation}`)" in text
-    assert f"`{rad.arrays.member}` has axes {', '.join(rad.arrays.axes)}" in text
-    assert rad.arrays.spacing_mm == (0.8, 0.8, 0.8)
-    assert rad.tables[0].label_separator == "*"
-    assert all(one.repository is None for one in (merlin, inspect, rad))
-
-
 # Which description a build goes by.
 
 
@@ -504,6 +371,7 @@ def test_what_no_table_was_joined_to_is_the_folder_that_it_always_was(scans: Pat
 # Splits.
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_split_by_patient_part_no_patient(scans: Path) -> None:
     train, valid = blocks(section("### A split by patient"), "sh")[0].splitlines()
     held_out = [f"P{n}" for n in range(99) if PatientSplit("valid", (0.9, 0.1), 1).takes(f"P{n}")]
@@ -536,6 +404,7 @@ def test_the_commands_of_a_split_by_patient_part_no_patient(scans: Path) -> None
     assert "nothing says which patient 4 volumes show" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_scan_that_is_there_twice_is_named_and_becomes_two_samples(scans: Path) -> None:
     (scans / "e.nii.gz").write_bytes((scans / "a.nii.gz").read_bytes())
     result = run("ctgpu build --source scans --output-dir out", *SMALL)

@@ -6,35 +6,32 @@ Number 13, the loader's, belongs to the loader.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 import ctgpu
 from built import read_samples, tar_bytes
 from ctgpu.building.events import Event, SampleWritten
+from ctgpu.cli.commands import app
 from ctgpu.sources.columns import report_text
 from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import Volume, lay_out_ct_rate
+from support.phantoms import chests, study_ids
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SMALL = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(80, 72, 40))
-SPACING_MM = (3.5, 3.0, 5.0)
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    volumes = {
-        f"valid_{n}_a_1": Volume(chest_phantom((90, 80, 60), SPACING_MM, n), SPACING_MM)
-        for n in range(1, 6)
-    }
-    lay_out_ct_rate(tmp_path / "source", volumes)
+    lay_out_ct_rate(tmp_path / "source", chests(study_ids(5), first_seed=1))
     return tmp_path / "source"
 
 
@@ -61,6 +58,7 @@ def test_defect_01_axes_keep_their_order(tmp_path: Path) -> None:
     assert tuple(manifest["sample_shape"]) == sample.array.shape == (60, 52, 44)
 
 
+@pytest.mark.slow
 def test_defect_02_a_resumed_run_neither_doubles_samples_nor_overfills_shards(
     tmp_path: Path, source: Path
 ) -> None:
@@ -80,6 +78,7 @@ def test_defect_03_the_default_spacing_is_not_isotropic() -> None:
     assert Spec().shape_hwd == (480, 480, 240)
 
 
+@pytest.mark.slow
 def test_defect_04_slope_and_intercept_are_not_applied_on_top_of_hu(
     tmp_path: Path, source: Path
 ) -> None:
@@ -95,6 +94,7 @@ def test_defect_04_slope_and_intercept_are_not_applied_on_top_of_hu(
         assert 0.0 < np.median(centre) < 0.1
 
 
+@pytest.mark.slow
 def test_defect_05_a_second_run_keeps_the_manifest(tmp_path: Path, source: Path) -> None:
     first = build(tmp_path / "out", source).manifest
     second = build(tmp_path / "out").manifest
@@ -102,6 +102,7 @@ def test_defect_05_a_second_run_keeps_the_manifest(tmp_path: Path, source: Path)
     assert second["total_samples"] == 5
 
 
+@pytest.mark.slow
 def test_defect_06_a_failure_is_seen_in_the_exit_code_and_nothing_is_deleted(
     tmp_path: Path, source: Path
 ) -> None:
@@ -112,6 +113,7 @@ def test_defect_06_a_failure_is_seen_in_the_exit_code_and_nothing_is_deleted(
     assert sorted(source.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_defect_07_a_failed_sample_is_named_and_can_be_retried(
     tmp_path: Path, source: Path
 ) -> None:
@@ -123,6 +125,7 @@ def test_defect_07_a_failed_sample_is_named_and_can_be_retried(
     assert report.manifest["failed_samples"] == 1
 
 
+@pytest.mark.slow
 def test_defect_08_a_shard_has_its_name_only_when_it_is_whole(tmp_path: Path, source: Path) -> None:
     seen: list[tuple[str, set[str]]] = []
 
@@ -136,6 +139,7 @@ def test_defect_08_a_shard_has_its_name_only_when_it_is_whole(tmp_path: Path, so
     assert seen[2] == ("valid_3_a_1", {"shard-000000.tar"})
 
 
+@pytest.mark.slow
 def test_defect_09_a_re_run_and_the_manifest_read_no_tar(tmp_path: Path, source: Path) -> None:
     build(tmp_path / "out", source)
     opened: list[str] = []
@@ -151,6 +155,7 @@ def test_defect_09_a_re_run_and_the_manifest_read_no_tar(tmp_path: Path, source:
     assert not [name for name in opened if name.endswith(".tar")]
 
 
+@pytest.mark.slow
 def test_defect_10_a_missing_row_is_noticed_before_the_file_is_read(
     tmp_path: Path, source: Path
 ) -> None:
@@ -168,6 +173,13 @@ def _commands(document: Path) -> list[list[str]]:
     return [line.partition("#")[0].split() for line in lines if line.strip().startswith("ctgpu ")]
 
 
+@cache
+def _help(subcommand: str) -> str:
+    shown = CliRunner().invoke(app, [subcommand, "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0, shown.output
+    return shown.output
+
+
 @pytest.mark.parametrize(
     "document", [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))],
     ids=lambda path: path.name,
@@ -177,17 +189,10 @@ def test_defect_11_every_documented_option_exists(document: Path) -> None:
         _, subcommand, *rest = command
         if subcommand.startswith("-"):
             continue
-        result = subprocess.run(
-            [sys.executable, "-m", "ctgpu.cli", subcommand, "--help"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"COLUMNS": "200"},
-        )
-        assert result.returncode == 0, command
+        shown = _help(subcommand)
         for option in rest:
             if option.startswith("--"):
-                assert re.search(rf"{option}\b", result.stdout), (command, option)
+                assert re.search(rf"{option}\b", shown), (command, option)
 
 
 def test_defect_12_large_voxels_are_not_rounded_before_they_are_rescaled(tmp_path: Path) -> None:
@@ -216,6 +221,7 @@ def test_defect_14_a_report_is_joined_one_way_and_never_says_nan(absent: str) ->
     assert report_text({"Findings_EN": absent, "Impressions_EN": absent}, columns) == ""
 
 
+@pytest.mark.slow
 def test_defects_02_and_08_together_tars_are_reproducible(tmp_path: Path, source: Path) -> None:
     build(tmp_path / "a", source)
     build(tmp_path / "b", source)

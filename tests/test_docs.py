@@ -24,14 +24,15 @@ from ctgpu.cli.commands import app
 from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD
 from ctgpu.sources.patients import PatientSplit
 from ctgpu.spec import CT_RATE
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import lay_out_ct_rate
 from ctgpu.testing.hub import LocalHub
 from raw_tars import raw_sample, write_tar
+from support.command_line import run_here
+from support.phantoms import chest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PAGES = [*DOCUMENTS, REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "CHANGELOG.md"]
-SPACING_MM = (3.5, 3.0, 5.0)
 STUDY = "valid_1_a_1"
 
 #: Old flags, and the subcommand that takes them.
@@ -87,8 +88,15 @@ def tree() -> set[PurePosixPath]:
     return found
 
 
+@cache
+def places() -> list[str]:
+    """Those files, and the folders that they are in."""
+    return [*map(str, tree() | {parent for path in tree() for parent in path.parents})]
+
+
 def named_paths(text: str) -> set[str]:
     """What a document names of the tree: files by their suffixes, and all below its folders."""
+    text = re.sub(r"\[[^]]*\]\(https?://[^)]*\)", "", text)  # files of others
     tops = "|".join(re.escape(top) for top in {path.parts[0] for path in tree() if path.parts[1:]})
     below = re.findall(rf"(?<![\w./~-])(?:\./)?(?:{tops})/[\w./*-]*", text)
     found = {name.rstrip("./").removeprefix("./") for name in [*FILE.findall(text), *below]}
@@ -100,11 +108,9 @@ def is_in_the_tree(name: str, folder: PurePosixPath, named: set[str]) -> bool:
 
     A name alone may also stand for files of one folder, or for one that `named` has the folder of.
     """
-    places = tree() | {parent for path in tree() for parent in path.parents}
-    for start in (PurePosixPath(), folder):
-        pattern = os.path.normpath(start / name)
-        if any(fnmatch.fnmatchcase(str(path), pattern) for path in places):
-            return True
+    patterns = {os.path.normpath(name), os.path.normpath(folder / name)}
+    if any(fnmatch.filter(places(), pattern) for pattern in patterns):
+        return True
     if "/" in name:
         return False
     return len({path.parent for path in tree() if path.match(name)}) == 1 or any(
@@ -220,8 +226,7 @@ def lay_out_scans(root: Path) -> None:
     held_out = next(name for name in named if PatientSplit("valid", (0.9, 0.1), 1).takes(name))
     others = next(name for name in named if PatientSplit("train", (0.9, 0.1), 1).takes(name))
     for seed, name in enumerate("ab"):
-        volume = Volume(chest_phantom((60, 56, 40), SPACING_MM, seed), SPACING_MM)
-        made = lay_out_ct_rate(root / "elsewhere", {name: volume}, tables=())
+        made = lay_out_ct_rate(root / "elsewhere", {name: chest((60, 56, 40), seed)}, tables=())
         (root / "scans").mkdir(exist_ok=True)
         made[name].rename(root / "scans" / f"{name}.nii.gz")
     (root / "labels.csv").write_text(f"file,patient,nodule\na,{held_out},1\nb,{others},0\n")
@@ -234,10 +239,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What the documents take for granted: originals, data sets, old shards, scans, and a Hub."""
     root = tmp_path_factory.mktemp("made")
     lay_out_scans(root)
-    voxels = chest_phantom((90, 80, 60), SPACING_MM)
-    lay_out_ct_rate(root / "CT-RATE", {STUDY: Volume(voxels, SPACING_MM)})
+    volume = chest()
+    lay_out_ct_rate(root / "CT-RATE", {STUDY: volume})
     ctgpu.build(root / "shards/valid", source=root / "CT-RATE", device="cpu")
-    write_tar(root / "old/raw/shard-000000.tar", {STUDY: raw_sample(STUDY, voxels, SPACING_MM, 0)})
+    raw = raw_sample(STUDY, volume.voxels, volume.spacing_mm, 0)
+    write_tar(root / "old/raw/shard-000000.tar", {STUDY: raw})
     sample = read_samples(root / "shards/valid")[STUDY]
     old = {"bin": sample.volume, "json": b'{"preprocessed": true}', "cls": bytes(72)}
     write_tar(root / "old/preprocessed/shard-000000.tar", {STUDY: old})
@@ -276,7 +282,9 @@ def runnable() -> list[tuple[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("document", "line"), runnable())
-def test_every_shown_command_runs(tmp_path: Path, made: Path, document: str, line: str) -> None:
+def test_every_shown_command_runs(
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch, document: str, line: str
+) -> None:
     sandbox(made, tmp_path)
     line = line.replace("/data/CT-RATE", str(tmp_path / "CT-RATE"))
     line = re.sub(r"\{000000\.\.\d+\}", "{000000..000000}", line)
@@ -288,15 +296,8 @@ def test_every_shown_command_runs(tmp_path: Path, made: Path, document: str, lin
             shutil.rmtree(target)  # shown as the first command of a new data set
     if words[1] == "describe" and "--output" in words:
         (tmp_path / words[words.index("--output") + 1]).unlink()  # likewise of a new description
-    result = subprocess.run(
-        [sys.executable, "-m", "ctgpu.cli", *words[1:]],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-        timeout=300,
-        env=environment(made, tmp_path),
-    )
+    monkeypatch.chdir(tmp_path)
+    result = run_here(*words[1:], **environment(made, tmp_path), HF_HUB_OFFLINE="0")
     # Where there is no network or device, doctor says so with 3.
     assert result.returncode in ((0, 3) if words[1] == "doctor" else (0,)), result.stderr
     assert "Traceback" not in result.stderr

@@ -59,6 +59,7 @@ def test_this_very_run_is_shut_out() -> None:
     assert get_token() is None
 
 
+@pytest.mark.slow
 def test_a_run_with_a_hostile_environment_is_shut_out_before_anything_reads_it(
     tmp_path: Path,
 ) -> None:

@@ -13,13 +13,13 @@ import pytest
 import ctgpu
 from ctgpu.errors import UsageError
 from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.phantoms import chest, study_ids
 
 torch = pytest.importorskip("torch")
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs/loading.md").read_text()
-SPACING_MM = (3.5, 3.0, 5.0)
-STUDIES = [f"valid_{n}_a_1" for n in range(1, 6)]
+STUDIES = study_ids(5)
 
 
 def code(mark: str) -> str:
@@ -30,8 +30,7 @@ def code(mark: str) -> str:
 
 
 def lay_out(source: Path) -> None:
-    volumes = {s: Volume(chest_phantom((60, 56, 40), SPACING_MM, 1), SPACING_MM) for s in STUDIES}
-    lay_out_ct_rate(source, volumes)
+    lay_out_ct_rate(source, dict.fromkeys(STUDIES, chest((60, 56, 40), 1)))
 
 
 @pytest.fixture
@@ -100,6 +99,7 @@ def test_its_selections_are_data_sets(shards: Path) -> None:
     assert sorted(seen) == sorted(STUDIES[n] for n in names["train"].indices)
 
 
+@pytest.mark.slow
 def test_hu_come_back_from_every_type_as_near_as_it_says(tmp_path: Path) -> None:
     from ctgpu.loading import VolumeDataset, make_loader
 
@@ -129,3 +129,32 @@ def test_hu_come_back_from_every_type_as_near_as_it_says(tmp_path: Path) -> None
         exec(code("spec.scale_offset"), names)
     exec(code('["normalisation"]'), names)
     assert (names["hu"] - exact).abs().max() <= 1
+
+
+def test_its_windows_are_channels(tmp_path: Path) -> None:
+    from ctgpu.loading import VolumeDataset, make_loader
+
+    lay_out(tmp_path / "source")
+    (wide,) = re.findall(r"`--hu-window (-\d+,\d+)`, which covers all the named ones", PAGE)
+    lo, hi = map(float, wide.split(","))
+    for fields in ({"hu_window": (lo, hi)}, {"dtype": "int16", "hu_window": None}):
+        spec = Spec(target_spacing_mm=(8.0, 8.0, 12.0), shape_hwd=(24, 20, 16), **fields)  # type: ignore[arg-type]
+        folder = tmp_path / f"shards-{spec.dtype}"
+        ctgpu.build(folder, source=tmp_path / "source", spec=spec, limit=2, device="cpu")
+        names: dict[str, Any] = {"make_loader": make_loader, "dataset": VolumeDataset(folder)}
+        exec(code(".unbind(1)"), names)
+        for name, window in (("lung", "lung"), ("mediastinum", "mediastinum"), ("wide", None)):
+            chosen = window or (-1150, 350)
+            (alone,) = make_loader(names["dataset"], 2, window=chosen)  # type: ignore[arg-type]
+            assert torch.equal(names[name], alone["volume"][:, 0])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_its_pipeline_of_monai_makes_batches(shards: Path) -> None:
+    pytest.importorskip("monai")
+    names: dict[str, Any] = {}
+    exec(code("MonaiDataset(").replace("(96, 96, 96)", "(8, 9, 10)"), names)
+    assert names["batch"]["image"].shape == (1, 1, 8, 9, 10)  # the last of five, two at a time
+    assert names["batch"]["image"].dtype == torch.float32
+    assert names["batch"]["label"].shape == (1, 18)
+    assert len(names["patches"]) == 3

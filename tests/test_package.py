@@ -27,6 +27,7 @@ def test_import_is_light_and_silent() -> None:
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
 
 
+@pytest.mark.slow
 def test_dir_lists_what_is_public_before_and_after_it_is_used() -> None:
     code = (
         "import ctgpu; assert dir(ctgpu) == sorted(ctgpu.__all__), dir(ctgpu); "
@@ -46,6 +47,8 @@ def test_public_names_are_there() -> None:
         ctgpu.nonsense  # noqa: B018
 
 
+#: MONAI calls what torch warns of.
+OF_MONAI = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 #: What stays from version to version, by module.
 PUBLIC = {
     "ctgpu": "PRESETS BuildReport CtgpuError Geometry RelabelReport Spec __version__ build "
@@ -53,6 +56,7 @@ PUBLIC = {
     "ctgpu.loading": "WINDOWS VolumeDataset VolumeLoader make_loader",
     "ctgpu.loading.webdataset": "decoder",
     "ctgpu.loading.dali": "pipeline",
+    "ctgpu.loading.monai": "MonaiDataset",
     "ctgpu.engines": "Engine Job arithmetic_of available_engines open_engine",
     "ctgpu.errors": "AccessError CtgpuError DecodeError DeviceError EnvironmentFailure FetchError "
     "GeometryError IntensityError MismatchError NewerFormatError SampleError SourceError "
@@ -86,10 +90,12 @@ PARAMETERS = {
     "ctgpu.loading.VolumeDataset": "dir_or_pattern verify",
     "ctgpu.loading.make_loader": "dataset batch_size shuffle seed shuffle_window_bytes "
     "sample_weights class_balanced drop_last device prefetch_bytes num_threads copy labelled_only "
-    "on_error window random_crop_hwd transform rank world_size",
+    "on_error window windows random_crop_hwd transform rank world_size",
     "ctgpu.loading.webdataset.decoder": "sample",
     "ctgpu.loading.dali.pipeline": "dataset batch_size device_id num_threads shuffle seed "
     "shuffle_bytes rank world_size prefetch_queue_depth",
+    "ctgpu.loading.monai.MonaiDataset": "dataset transform image_key label_key window windows "
+    "dtype labelled_only",
     "ctgpu.engines.arithmetic_of": "device",
     "ctgpu.engines.available_engines": "",
     "ctgpu.engines.open_engine": "device",
@@ -117,6 +123,7 @@ FLAGS = {
     "manifest": "debug",
     "plan": "axes calibrate dataset debug device hu-guard json limit max-tilt-degrees memory-limit "
     "num-workers output-dir preset recon repo-id revision samples-per-shard source split",
+    "presets": "",
     "relabel": "debug source",
     "verify": "debug json num-samples original-pattern preprocessed-pattern source",
 }
@@ -135,6 +142,7 @@ def offered(module: ModuleType) -> set[str]:
     }
 
 
+@OF_MONAI
 @pytest.mark.parametrize("module", PUBLIC)
 def test_what_is_public_stays(module: str) -> None:
     names = set(PUBLIC[module].split())
@@ -146,6 +154,7 @@ def test_what_is_public_stays(module: str) -> None:
     assert offered(found) - FOR_THE_PACKAGE.get(module, set()) <= names
 
 
+@OF_MONAI
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_stay(name: str) -> None:
     module, _, function = name.rpartition(".")

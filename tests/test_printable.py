@@ -38,6 +38,7 @@ def test_what_a_terminal_or_a_reader_of_lines_obeys_is_escaped(text: str, shown:
     assert printable(text) == shown
 
 
+@pytest.mark.slow
 def test_nothing_that_is_not_printable_is_left_in_all_of_unicode() -> None:
     for first in range(0, sys.maxunicode + 1, 1 << 12):
         shown = printable("".join(map(chr, range(first, first + (1 << 12)))))

@@ -17,6 +17,7 @@ import numpy as np
 from benchmarks.harness import page
 from benchmarks.harness.machine import REPOSITORY, machine_facts, machine_line, shown
 from benchmarks.harness.measuring import Array, in_pages
+from ctgpu.testing.ctrate import chest_phantom
 from ctgpu.volume.raw import Spacing
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
@@ -41,18 +42,17 @@ class Scan:
     spacing_mm: Spacing
     about: str
 
+    @classmethod
+    def phantom(cls, shape_hwd: tuple[int, int, int], spacing_mm: Spacing, seed: int = 0) -> Scan:
+        """A made-up chest."""
+        about = f"phantom {'×'.join(map(str, shape_hwd))}"
+        return cls(chest_phantom(shape_hwd, spacing_mm, seed), spacing_mm, about)
+
 
 class Question(argparse.ArgumentParser):
     """The options that every question takes; one adds its own, and then calls :meth:`asked`.
 
-    Parameters
-    ----------
-    name : str
-        The result's.
-    description : str or None
-        The docstring of the module.
-    repeats : int
-        Interleaved runs, where nothing else is asked for.
+    `name` is the result's, `description` the docstring of the module.
     """
 
     def __init__(self, name: str, description: str | None, *, repeats: int = 7) -> None:
@@ -65,9 +65,7 @@ class Question(argparse.ArgumentParser):
         add("--data", type=Path, default=real_ct, help="folder of real CT volumes")
         add("--quick", action="store_true", help="tiny sizes: shows that it runs")
         add("--json", type=Path, help="where to write the result")
-        add("--plot", type=Path, help="PNG to draw the result into (extra bench)")
         add("--repeats", type=int, default=repeats, help="interleaved runs of each")
-        add("--work-dir", type=Path, help="where to work; default a temporary folder")
 
     def asked(self, arguments: Sequence[str] | None, **quick: Any) -> Asked:
         """The options of one call; with ``--quick`` those of `quick` take the place of theirs."""
@@ -97,30 +95,19 @@ class Asked:
     def scan(self, quick_shape_hwd: tuple[int, int, int] = (96, 80, 60)) -> Scan:
         """The real scan, or a phantom with ``--quick``."""
         if self.quick:
-            about = f"phantom {'×'.join(map(str, quick_shape_hwd))}"
-            return Scan(phantom_ct(quick_shape_hwd), (3.0, 3.0, 6.0), about)
+            return Scan.phantom(quick_shape_hwd, (3.0, 3.0, 6.0))
         return Scan(load_real_ct(self.options.data), REAL_CT_SPACING_MM, REAL_CT_REPEATED)
 
     @contextmanager
     def folder(self) -> Iterator[Path]:
         """A folder to work in, removed afterwards."""
-        with tempfile.TemporaryDirectory(dir=self.options.work_dir) as name:
+        with tempfile.TemporaryDirectory() as name:
             yield Path(name)
 
     def publish(self, facts: Mapping[str, Any], *, show: bool = True) -> int:
-        """Print a result, write it as JSON with the machine's facts, and draw it where asked.
+        """Write a result as JSON, with the machine's facts, and `show` it.
 
-        Parameters
-        ----------
-        facts : mapping
-            JSON-ready; without ``--json`` they go to ``benchmarks/results/``.
-        show : bool
-            Whether to print it.
-
-        Returns
-        -------
-        int
-            0, the exit status.
+        Without ``--json`` it goes to ``benchmarks/results/``.  Returns 0, the exit status.
         """
         result = {"benchmark": self.name, "machine": machine_facts(), **facts}
         if show:
@@ -129,11 +116,6 @@ class Asked:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         print(f"written: {shown(str(path))}")
-        if self.options.plot is not None:
-            from benchmarks.publishing import bars
-
-            bars.draw(result, self.options.plot)
-            print(f"drawn: {shown(str(self.options.plot))}")
         return 0
 
 
@@ -148,16 +130,4 @@ def load_real_ct(folder: Path) -> Array:
     image = np.asanyarray(loaded.dataobj)
     volume = in_pages((*image.shape[:2], REAL_CT_SLICES), np.int16, order="F")
     volume[...] = image[:, :, np.arange(REAL_CT_SLICES) % image.shape[2]]
-    return volume
-
-
-def phantom_ct(shape_hwd: tuple[int, int, int]) -> Array:
-    """Synthetic HU with air, soft tissue and noise, int16; for ``--quick`` and for odd sizes."""
-    volume = in_pages(shape_hwd, np.int16, order="F")
-    random = np.random.default_rng(0)
-    texture = random.integers(-60, 60, shape_hwd[:2], np.int16)
-    i, j = np.ogrid[-1.0 : 1.0 : shape_hwd[0] * 1j, -1.0 : 1.0 : shape_hwd[1] * 1j]
-    body = np.where(i * i + j * j < 0.7, 40, -1000).astype(np.int16)
-    for k in range(shape_hwd[2]):
-        volume[:, :, k] = body + np.roll(texture, k, axis=k % 2)
     return volume

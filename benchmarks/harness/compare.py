@@ -21,7 +21,7 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,25 +148,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("new", type=Path, help="result from after")
     options = parser.parse_args(arguments)
     try:
-        old, new = load(options.old), load(options.new)
-        if old["benchmark"] != new["benchmark"]:
-            raise UnusableError(
-                f"{options.old} is a result of {old['benchmark']} and {options.new} of "
-                f"{new['benchmark']}: compare two results of one benchmark"
-            )
-        before, after = dict(measured_leaves(old)), dict(measured_leaves(new))
-        both = [path for path in before if path in after]
-        if not both:
-            raise UnusableError(
-                f"{options.old} and {options.new} have no measured quantity in common"
-            )
-        alike = [path for path in both if before[path]["unit"] == after[path]["unit"]]
-        changes = [Change.of(path, before[path], after[path]) for path in alike]
+        return compare(options.old, options.new)
     except UnusableError as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
-    for line in differing_conditions(old, new):
-        print(line)
+
+
+def compare(old_path: Path, new_path: Path) -> int:
+    """Print how two results differ; 1 where something got slower, else 0."""
+    old, new = load(old_path), load(new_path)
+    if old["benchmark"] != new["benchmark"]:
+        raise UnusableError(
+            f"{old_path} is a result of {old['benchmark']} and {new_path} of {new['benchmark']}: "
+            "compare two results of one benchmark"
+        )
+    before, after = dict(measured_leaves(old)), dict(measured_leaves(new))
+    both = [path for path in before if path in after]
+    if not both:
+        raise UnusableError(f"{old_path} and {new_path} have no measured quantity in common")
+    alike = [path for path in both if before[path]["unit"] == after[path]["unit"]]
+    changes = [Change.of(path, before[path], after[path]) for path in alike]
+    print("".join(f"{line}\n" for line in differing_conditions(old, new)), end="")
     got_slower = show(changes)
     for title, paths in (
         ("measured in another unit:", set(both) - set(alike)),
@@ -174,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("only in the new result:", after.keys() - before.keys()),
     ):
         _show_list(title, [" / ".join(path) for path in sorted(paths)])
-    return 1 if got_slower else 0
+    return int(got_slower)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -211,30 +213,31 @@ def load(path: Path) -> dict[str, Any]:
 def differing_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What else differs between two results, loudest first."""
     machines = old["machine"], new["machine"]
+    conditions = sorted({*_conditions(old), *_conditions(new)})
     lines = [
-        f"DIFFERENT MACHINE: {name} was {machines[0].get(name)}, is {machines[1].get(name)}"
-        for name in MACHINE
-        if machines[0].get(name) != machines[1].get(name)
-    ]
-    lines += [
-        f"DIFFERENT DATA: {name} was {old.get(name)}, is {new.get(name)}"
-        for name in sorted({*_conditions(old), *_conditions(new)})
-        if old.get(name) != new.get(name)
+        f"DIFFERENT {what}: {name} was {was}, is {now}"
+        for what, names, of in (("MACHINE", MACHINE, machines), ("DATA", conditions, (old, new)))
+        for name, was, now in _differing(names, *of)
     ]
     if lines:
         lines.append("So a difference below says nothing about the code.")
     versions = [machine.get("versions", {}) for machine in machines]
-    changed = [
-        f"{name} {versions[0].get(name, 'none')} → {versions[1].get(name, 'none')}"
-        for name in sorted({*versions[0], *versions[1]})
-        if versions[0].get(name) != versions[1].get(name)
-    ]
-    if changed:
-        lines.append(f"other versions: {', '.join(changed)}")
+    changed = _differing(sorted({*versions[0], *versions[1]}), *versions)
+    if told := ", ".join(f"{name} {was or 'none'} → {now or 'none'}" for name, was, now in changed):
+        lines.append(f"other versions: {told}")
     return lines
 
 
-def _conditions(result: Mapping[str, Any]) -> Iterable[str]:
+def _differing(
+    names: Iterable[str], old: Mapping[str, Any], new: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Name, then and now, of those that are not the same; None where one is missing."""
+    for name in names:
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
+
+
+def _conditions(result: Mapping[str, Any]) -> Iterator[str]:
     """Names of what a result says of its data and settings: neither measured nor derived."""
     for name, value in result.items():
         if name in ("benchmark", "machine", "repeats") or isinstance(value, float):

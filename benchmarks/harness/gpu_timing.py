@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness.measuring import Array, Facts, Run, measured, rounds
+from benchmarks.harness.measuring import Array, Facts, Run, rounds, times_of
 from ctgpu.engines import Job
 from ctgpu.engines.batch import Piece, Placed, Span, header_bytes, pack
 from ctgpu.engines.cuda import CudaEngine
@@ -45,91 +46,55 @@ def torch_with_cuda() -> Any:
     return torch
 
 
-def needed_bytes(plan: VolumePlan, itemsize: int) -> int:
-    """Bytes of the source that the output depends on."""
-    needed = itemsize
-    for axis in plan.axes:
-        needed *= int(axis.i1[-1]) - int(axis.i0[0]) + 1
-    return needed
+def on_device(engine: CudaEngine, voxels: Array, plan: VolumePlan) -> Run:
+    """Queues one launch over volumes and outputs that lie on the device, each time the next set."""
+    import cupy
+
+    job = Job(voxels, Rescale(), plan, np.empty(0, np.float16))
+    piece = Piece.of(job, 0, plan.axes[2].n_out)
+    span = Span.of(piece.voxels)
+    runtime, sets = cupy.cuda.runtime, []
+    for _ in range(SETS):
+        source = cupy.empty(span.size_bytes, np.uint8)
+        runtime.memcpy(source.data.ptr, span.address, span.size_bytes, runtime.memcpyHostToDevice)
+        out = cupy.empty(piece.out_shape, np.float16)
+        header = cupy.empty(header_bytes([piece]), np.uint8)
+        address = source.data.ptr + span.origin_bytes
+        placed = Placed(piece, piece.voxels, address, out.data.ptr)
+        packed, launches = pack([placed], header.data.ptr)
+        header.set(packed)
+        sets.append((source, out, header, launches))
+    in_turn = itertools.cycle(sets)
+
+    def launch() -> None:
+        *_, header, launches = next(in_turn)
+        engine.kernels.launch(0, launches, header.data.ptr)
+
+    return launch
 
 
-class OnDevice:
-    """Volumes and outputs that lie on the device, and the launch that makes one from the other."""
+def device_copy(bytes_moved: int) -> Run:
+    """Queues one copy within the device: half of the bytes read, half written, next set by set."""
+    import cupy
 
-    def __init__(self, engine: CudaEngine, voxels: Array, plan: VolumePlan) -> None:
-        import cupy
+    runtime, size_bytes = cupy.cuda.runtime, bytes_moved // 2
+    sets = [[cupy.zeros(size_bytes, np.uint8) for _ in range(2)] for _ in range(SETS)]
+    in_turn = itertools.cycle(sets)
 
-        self.plan = plan
-        self.bytes_moved = needed_bytes(plan, voxels.itemsize) + plan.spec.size_bytes
-        self._kernels = engine.kernels
-        self._sets = []
-        job = Job(voxels, Rescale(), plan, np.empty(0, np.float16))
-        piece = Piece.of(job, 0, plan.axes[2].n_out)
-        span = Span.of(piece.voxels)
-        runtime = cupy.cuda.runtime
-        for _ in range(SETS):
-            source = cupy.empty(span.size_bytes, np.uint8)
-            runtime.memcpy(
-                source.data.ptr, span.address, span.size_bytes, runtime.memcpyHostToDevice
-            )
-            out = cupy.empty(piece.out_shape, np.float16)
-            header = cupy.empty(header_bytes([piece]), np.uint8)
-            address = source.data.ptr + span.origin_bytes
-            placed = Placed(piece, piece.voxels, address, out.data.ptr)
-            packed, launches = pack([placed], header.data.ptr)
-            header.set(packed)
-            self._sets.append((source, out, header, launches))
-        self._turn = 0
+    def launch() -> None:
+        source, target = (array.data.ptr for array in next(in_turn))
+        stream = cupy.cuda.get_current_stream().ptr
+        runtime.memcpyAsync(target, source, size_bytes, runtime.memcpyDeviceToDevice, stream)
 
-    def launch(self) -> None:
-        """Queue one launch over the next set."""
-        *_, header, launches = self._sets[self._turn]
-        self._turn = (self._turn + 1) % SETS
-        self._kernels.launch(0, launches, header.data.ptr)
+    return launch
 
 
-class DeviceCopy:
-    """A copy within the device that moves `bytes_moved`: half of them read, half written."""
-
-    def __init__(self, bytes_moved: int) -> None:
-        import cupy
-
-        self._size_bytes = bytes_moved // 2
-        self.bytes_moved = 2 * self._size_bytes
-        self._sets = [
-            (cupy.zeros(self._size_bytes, np.uint8), cupy.empty(self._size_bytes, np.uint8))
-            for _ in range(SETS)
-        ]
-        self._turn = 0
-
-    def launch(self) -> None:
-        """Queue one copy over the next set."""
-        import cupy
-
-        source, target = self._sets[self._turn]
-        self._turn = (self._turn + 1) % SETS
-        runtime, stream = cupy.cuda.runtime, cupy.cuda.get_current_stream()
-        runtime.memcpyAsync(
-            target.data.ptr,
-            source.data.ptr,
-            self._size_bytes,
-            runtime.memcpyDeviceToDevice,
-            stream.ptr,
-        )
-
-
-def by_events(contenders: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run on the current stream, one contender after the other, round by round.
+def by_events(contenders: Mapping[str, Run], repeats: int) -> dict[str, Facts]:
+    """The time of each run on the current stream, one contender after the other, round by round.
 
     Clocks are warmed first.  Before each timed run an untimed one is queued, and the first event
     behind it: an event on an idle stream is reached while the host still prepares the launch.
-
-    Parameters
-    ----------
-    contenders : mapping of str to callable
-        What to time; each queues its work and returns.
-    repeats : int
-        Rounds.
+    Each of the contenders queues its work and returns.
     """
     import cupy
 
@@ -149,17 +114,7 @@ def by_events(contenders: Mapping[str, Run], repeats: int) -> dict[str, list[flo
         return float(cupy.cuda.get_elapsed_time(begin, end)) / 1e3
 
     timed = {name: partial(one, run) for name, run in contenders.items()}
-    return rounds(timed, repeats, warm_ups=0)
-
-
-def by_rate(bytes_moved: int, seconds: Sequence[float]) -> Facts:
-    """How long each run took to move that many bytes, read and written together, and the rate."""
-    taken = measured(seconds, "s")
-    return {
-        "bytes_moved": bytes_moved,
-        "time": taken,
-        "gb_per_s": bytes_moved / taken["median"] / 1e9,
-    }
+    return times_of(rounds(timed, repeats, warm_ups=0))
 
 
 def both_ways(jobs: Sequence[Job], samples: int) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -62,33 +64,24 @@ def shown(argument: str) -> str:
 
 
 def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
+    with suppress(OSError):
+        told = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text("utf-8"), re.M)
+        if told:
+            return told[1].strip()
     return platform.processor() or platform.machine()
 
 
-def _of_engine(device: str, fact: Any) -> str | None:
-    try:
-        engine = open_engine(device)
-    except CtgpuError:
-        return None
-    try:
+def _of_engine(device: str, fact: Callable[[Mapping[str, Any]], object]) -> str | None:
+    with suppress(CtgpuError), closing(open_engine(device)) as engine:
         return str(fact(engine.describe()))
-    finally:
-        engine.close()
+    return None
 
 
 def _versions() -> dict[str, str]:
     versions = {}
     for name in _RECORDED:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return versions
 
 

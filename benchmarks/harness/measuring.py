@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -39,16 +37,9 @@ median = statistics.median
 def rounds(
     runs: Mapping[str, Callable[[], T]], repeats: int, *, warm_ups: int = 1
 ) -> dict[str, list[T]]:
-    """What every run returns, one after the other and round by round.
+    """What every run returns in `repeats` rounds, and before these `warm_ups` that are not kept.
 
-    Interleaving spreads the machine's slow moments over all contenders.
-
-    Parameters
-    ----------
-    runs : mapping of str to callable
-        Each is called without arguments.
-    repeats, warm_ups : int
-        Rounds that are kept, and before them those that are not.
+    They take turns, which spreads the machine's slow moments over all contenders.
     """
     kept: dict[str, list[T]] = {name: [] for name in runs}
     for turn in range(-warm_ups, repeats):
@@ -66,27 +57,38 @@ def seconds_of(run: Run) -> float:
     return time.perf_counter() - begin
 
 
-def interleaved(
-    runs: Mapping[str, Run], repeats: int, *, warm_ups: int = 1
-) -> dict[str, list[float]]:
-    """Wall-clock seconds of every run, by :func:`rounds`, undisturbed by the garbage collector."""
+def timed(runs: Mapping[str, Run], repeats: int, *, warm_ups: int = 1) -> dict[str, Facts]:
+    """The time of each, by :func:`rounds`, undisturbed by the garbage collector."""
     gc.collect()
     gc.disable()
     try:
-        clocked = {name: partial(seconds_of, run) for name, run in runs.items()}
-        return rounds(clocked, repeats, warm_ups=warm_ups)
+        seconds = {name: partial(seconds_of, run) for name, run in runs.items()}
+        return times_of(rounds(seconds, repeats, warm_ups=warm_ups))
     finally:
         gc.enable()
 
 
-def timed(runs: Mapping[str, Run], repeats: int) -> dict[str, Facts]:
-    """The time of each, ``{"time": …}``, as contenders have it."""
-    return times_of(interleaved(runs, repeats))
-
-
 def times_of(seconds: Mapping[str, Sequence[float]]) -> dict[str, Facts]:
-    """The same of runs that were clocked already."""
+    """``{"time": …}`` of runs that were clocked already, as contenders have it."""
     return {name: {"time": measured(runs, "s")} for name, runs in seconds.items()}
+
+
+def rated(
+    runs: Mapping[str, Run], samples: int, repeats: int, *, warm_ups: int = 1
+) -> dict[str, Facts]:
+    """``{"rate": …, "cpu_per_sample": …}`` of each, by :func:`rounds`; a run makes `samples`."""
+
+    def each(run: Run) -> tuple[float, float]:
+        began_cpu = cpu_seconds()
+        wall_s = seconds_of(run)
+        return samples / wall_s, (cpu_seconds() - began_cpu) / samples
+
+    clocked = {name: partial(each, run) for name, run in runs.items()}
+    facts = {}
+    for name, taken in rounds(clocked, repeats, warm_ups=warm_ups).items():
+        rates, cpu_s = zip(*taken, strict=True)
+        facts[name] = {"rate": measured(rates, "samples/s"), "cpu_per_sample": measured(cpu_s, "s")}
+    return facts
 
 
 def cpu_seconds() -> float:
@@ -96,13 +98,6 @@ def cpu_seconds() -> float:
         times = child.cpu_times()
         total += times.user + times.system
     return total
-
-
-def peak_rss_bytes() -> int:
-    """Most memory that this process ever had resident."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Kibibytes on Linux, bytes on macOS.
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def in_pages(shape: tuple[int, ...], dtype: npt.DTypeLike, *, order: Any = "C") -> Array:
@@ -119,25 +114,11 @@ def in_pages(shape: tuple[int, ...], dtype: npt.DTypeLike, *, order: Any = "C") 
 def measured(runs: Sequence[float], unit: str) -> Facts:
     """One measured quantity, as every result holds it: ``compare`` and the pictures look for these.
 
-    Parameters
-    ----------
-    runs : sequence of float
-        The value of every run, in the order of the rounds.
-    unit : str
-        ``"s"``, ``"bytes"`` … where less is better, ``"samples/s"``, ``"GB/s"`` … where more is.
-
-    Returns
-    -------
-    dict
-        ``unit``, ``median``, ``min``, ``max`` and ``runs``.
+    Of `runs` there is the value of each, in the order of the rounds.  Of units such as ``"s"`` and
+    ``"bytes"`` less is better, of rates such as ``"samples/s"`` more.
     """
-    return {
-        "unit": unit,
-        "median": median(runs),
-        "min": min(runs),
-        "max": max(runs),
-        "runs": list(runs),
-    }
+    ends = {"median": median(runs), "min": min(runs), "max": max(runs)}
+    return {"unit": unit, **ends, "runs": list(runs)}
 
 
 def counted(value: int, unit: str) -> Facts:
@@ -148,23 +129,22 @@ def counted(value: int, unit: str) -> Facts:
 def with_ratio(
     facts: dict[str, Facts], key: str, reference: str, figure: str = "time"
 ) -> dict[str, Facts]:
-    """Each with the ratio of its median to that of `reference`.
+    """Each contender with the ratio of its median `figure` to that of `reference`, one of them.
 
-    Parameters
-    ----------
-    facts : dict
-        Contenders by name; they are changed, and returned.
-    key : str
-        Under which the ratio is kept: ``"this_over_…"``, or ``"…_over_this"`` the other way round.
-    reference : str
-        One of the contenders.
-    figure : str
-        What is compared of them.
+    The ratio is kept under `key`: ``"this_over_…"``, or ``"…_over_this"`` the other way round.
+    `facts` are changed, and returned.
     """
     first = facts[reference][figure]["median"]
     for of in facts.values():
         this = of[figure]["median"]
         of[key] = first / this if key.endswith("_over_this") else this / first
+    return facts
+
+
+def with_bandwidth(facts: dict[str, Facts], bytes_moved: int) -> dict[str, Facts]:
+    """Each contender with the rate at which it moves so many bytes, read and written together."""
+    for of in facts.values():
+        of["gb_per_s"] = bytes_moved / of["time"]["median"] / 1e9
     return facts
 
 

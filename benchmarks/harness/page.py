@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,39 +28,16 @@ HERE = REPOSITORY / "benchmarks"
 #: Exit status of a benchmark that needs a device which is not there.
 NO_DEVICE = 3
 
+# How a benchmark's run ends.
+_OK, _NEEDS_GPU, _FAILED = "ok", "needs a GPU", "failed"
 # Lines for one benchmark of the page; what is beyond them is in the JSON.
 _MOST_LINES = 12
 # Figures in a line.
 _MOST_FIGURES = 8
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one benchmark's run ended.
-
-    Attributes
-    ----------
-    name : str
-        The script's, without its suffix.
-    seconds : float
-        All of it.
-    status : str
-        ``"ok"``, ``"needs a GPU"`` or ``"failed"``.
-    result : dict
-        What it wrote; empty where it wrote nothing.
-    complaint : str
-        The last line that it printed to standard error.
-    """
-
-    name: str
-    seconds: float
-    status: str
-    result: dict[str, Any]
-    complaint: str
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run all and print the page; returns the exit status."""
+    """Run all and print each one's part of the page; returns the exit status."""
     lines = (__doc__ or "").splitlines()
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
@@ -68,15 +45,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--keep", type=Path, help="folder for the results; default: none is kept")
     options = parser.parse_args(arguments)
+    print("Benchmarks, tiny sizes: these show that all of it runs, not how fast it is.")
+    counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         kept = options.keep or Path(folder)
         kept.mkdir(parents=True, exist_ok=True)
-        outcomes = []
         for script in scripts():
-            print(f"{script.stem} …", file=sys.stderr, flush=True)
-            outcomes.append(run(script, kept))
-    print("\n".join(page(outcomes)))
-    return 1 if any(outcome.status == "failed" for outcome in outcomes) else 0
+            began = time.perf_counter()
+            status, lines = run(script, kept)
+            seconds = time.perf_counter() - began
+            print("", f"{script.stem}: {status}, {seconds:.1f} s", *lines, sep="\n", flush=True)
+            counts[status] += 1
+    ends = (_OK, _NEEDS_GPU, _FAILED)
+    print("\n" + ", ".join(f"{counts[end]} {end}" for end in ends if counts[end]))
+    return int(counts[_FAILED] > 0)
 
 
 def scripts() -> list[Path]:
@@ -84,11 +66,13 @@ def scripts() -> list[Path]:
     return [*sorted(HERE.glob("run_*.py")), *HERE.glob("project.py")]
 
 
-def run(script: Path, folder: Path) -> Outcome:
-    """Run one in its quick form, in a process of its own; its JSON goes to `folder`."""
+def run(script: Path, folder: Path) -> tuple[str, list[str]]:
+    """Run one in its quick form, in a process of its own; its JSON goes to `folder`.
+
+    Returns how it ended, and what the page says of it: figures, or its last words.
+    """
     path = folder / f"{script.stem.removeprefix('run_')}.json"
     path.unlink(missing_ok=True)
-    began = time.perf_counter()
     ran = subprocess.run(
         [sys.executable, str(script), "--quick", "--json", str(path)],
         cwd=HERE.parent,
@@ -96,32 +80,12 @@ def run(script: Path, folder: Path) -> Outcome:
         text=True,
         check=False,
     )
-    seconds = time.perf_counter() - began
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    status = "failed"
-    if ran.returncode == 0 and result:
-        status = "ok"
-    elif ran.returncode == NO_DEVICE and script.stem == "run_gpu":
-        status = "needs a GPU"
-    complaint = (ran.stderr.strip().splitlines() or ["it wrote no result"])[-1]
-    return Outcome(script.stem, seconds, status, result, complaint)
-
-
-def page(outcomes: Sequence[Outcome]) -> list[str]:
-    """The page's lines."""
-    lines = ["", "Benchmarks, tiny sizes: these show that all of it runs, not how fast it is."]
-    machine = next((o.result["machine"] for o in outcomes if o.result), None)
-    if machine:
-        lines.append(machine_line(machine))
-    for outcome in outcomes:
-        lines += ["", f"{outcome.name}: {outcome.status}, {outcome.seconds:.1f} s"]
-        if outcome.status == "ok":
-            lines += part(outcome.result, most=_MOST_LINES)
-        else:
-            lines.append(f"  {outcome.complaint}")
-    counts = [outcome.status for outcome in outcomes]
-    summary = (f"{counts.count(s)} {s}" for s in ("ok", "needs a GPU", "failed") if s in counts)
-    return [*lines, "", ", ".join(summary)]
+    if ran.returncode == 0 and path.exists():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        return _OK, [machine_line(result["machine"]), *part(result, most=_MOST_LINES)]
+    needs_gpu = ran.returncode == NO_DEVICE and script.stem == "run_gpu"
+    last = (ran.stderr.strip().splitlines() or ["it wrote no result"])[-1]
+    return _NEEDS_GPU if needs_gpu else _FAILED, [f"  {last}"]
 
 
 def part(result: Mapping[str, Any], *, most: int | None = None) -> list[str]:

@@ -126,12 +126,8 @@ PEERS: dict[str, Callable[[Array, VolumePlan], Run]] = {
 def torch_written_well(voxels: Any, plan: VolumePlan) -> Callable[[], Any]:
     """The contract's steps by someone who knows torch: in memory order, in place, one copy.
 
-    Parameters
-    ----------
-    voxels : torch.Tensor
-        (D, W, H), which is the memory's order; interpolated as such, on its device.
-    plan : VolumePlan
-        What is made of them; crop, pad, turn and float16 are one copy into the result.
+    `voxels` are a tensor (D, W, H), which is the memory's order, and interpolated as such, on its
+    device.  Crop, pad, turn and float16 are one copy into the result.
     """
     import torch
 

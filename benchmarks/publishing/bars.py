@@ -11,20 +11,21 @@ import json
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from benchmarks.harness.machine import machine_line
 from benchmarks.harness.measuring import (
+    Facts,
     in_words,
-    is_measured,
     is_peers,
     measured,
     measured_leaves,
+    median_in_words,
     more_is_better,
 )
-from benchmarks.publishing.tables import named, said
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,6 +41,7 @@ _STYLE: Any = {
     "axes.spines.right": False,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
+    "errorbar.capsize": 2,
     "xtick.color": INK,
 }
 # Where what was measured spreads wider than this, an axis is logarithmic.
@@ -47,20 +49,19 @@ _WIDE = 30.0
 _LONGEST_LABEL = 46
 
 
-@dataclass(frozen=True)
-class Bar:
-    """A row: what it is called, its value and what is written beside it, slowest to fastest run."""
+class Bar(NamedTuple):
+    """A row: what it is called, its quantity, what is written beside it if not the median.
+
+    Without a colour, those whose label begins with ctgpu are ctgpu's own.
+    """
 
     label: str
-    value: float
-    text: str
-    colour: str
-    low: float
-    high: float
+    quantity: Facts
+    text: str = ""
+    colour: str = ""
 
 
-@dataclass(frozen=True)
-class Panel:
+class Panel(NamedTuple):
     """A table of bars."""
 
     title: str
@@ -92,26 +93,23 @@ def draw(result: Result, path: Path) -> None:
 
 
 def figure_of(result: Result) -> Figure:
-    """The picture: a panel for each table, headed by what was measured on what."""
+    """The picture: a panel for each table, and below them what was measured on what."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     title, tables = PICTURES.get(result["benchmark"], ("Benchmark: {benchmark}", of_leaves))
     panels = list(tables(result))
-    about = str(result.get("data", ""))
-    spread = any(bar.low < bar.high for panel in panels for bar in panel.bars)
     measured_on = machine_line(result["machine"])
-    measured_on += "; medians, and slowest and fastest run" if spread else ""
-    facts = [line for text in (about, measured_on) for line in textwrap.wrap(text, 125)]
-    head_in = 0.42 + 0.19 * len(facts)
+    quantities = [bar.quantity for panel in panels for bar in panel.bars]
+    if any(quantity["min"] < quantity["max"] for quantity in quantities):
+        measured_on += "; medians, and slowest and fastest run"
+    facts = [*textwrap.wrap(str(result.get("data", "")), 125), *textwrap.wrap(measured_on, 125)]
     rows_in = [0.3 * len(panel.bars) + 0.6 for panel in panels] or [0.6]
-    height_in = head_in + sum(rows_in) + 0.25 * len(rows_in)
-    layout = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - head_in / height_in), h_pad=0.1)
+    height_in = sum(rows_in) + 0.25 * len(rows_in) + 0.19 * len(facts) + 0.5
+    layout = ConstrainedLayoutEngine(h_pad=0.1)
     figure = Figure(figsize=(_WIDTH_IN, height_in), layout=layout)
-    heading = title.format(**result)
-    figure.text(0.012, 1 - 0.1 / height_in, heading, fontsize=13, fontweight="bold", va="top")
-    below: Any = {"fontsize": 9, "color": INK, "va": "top", "linespacing": 1.25}
-    figure.text(0.012, 1 - 0.38 / height_in, "\n".join(facts), **below)
+    figure.suptitle(title.format(**result), x=0.012, ha="left", fontsize=13, fontweight="bold")
+    figure.supxlabel("\n".join(facts), x=0.012, ha="left", fontsize=9, color=INK)
     axes = figure.subplots(len(rows_in), 1, squeeze=False, height_ratios=rows_in)[:, 0]
     if not panels:
         axes[0].set_axis_off()
@@ -123,22 +121,26 @@ def figure_of(result: Result) -> Figure:
 
 def _draw_panel(panel: Panel, axes: Axes) -> None:
     """Horizontal bars from the first at the top, the spread of the runs, and each one's text."""
-    bars, rows = panel.bars, range(len(panel.bars))
-    largest = max(bar.high for bar in bars)
-    smallest = min((bar.low for bar in bars if bar.low > 0), default=largest)
-    spread = [[bar.value - bar.low for bar in bars], [bar.high - bar.value for bar in bars]]
-    axes.barh(
-        rows,
-        [bar.value for bar in bars],
-        xerr=spread if any(map(any, spread)) else None,
-        color=[bar.colour for bar in bars],
-        height=0.66,
-        error_kw={"elinewidth": 1, "capsize": 2, "ecolor": INK},
+    bars = panel.bars
+    values, low, high = (
+        np.array([bar.quantity[end] for bar in bars], float) for end in ("median", "min", "max")
     )
-    for row, bar in zip(rows, bars, strict=True):
+    largest = high.max()
+    smallest = min(low[low > 0], default=largest)
+    texts = [bar.text or median_in_words(bar.quantity) for bar in bars]
+    own = [OURS if bar.label.startswith("ctgpu") else OTHERS for bar in bars]
+    axes.barh(
+        range(len(bars)),
+        values,
+        xerr=(values - low, high - values) if (low < high).any() else None,
+        color=[bar.colour or usual for bar, usual in zip(bars, own, strict=True)],
+        height=0.66,
+        error_kw={"elinewidth": 1, "ecolor": INK},
+    )
+    for row, (bar, text) in enumerate(zip(bars, texts, strict=True)):
         axes.annotate(
-            bar.text,
-            (max(bar.high, smallest), row),
+            text,
+            (max(high[row], smallest), row),
             xytext=(5, 0),
             textcoords="offset points",
             va="center",
@@ -147,21 +149,21 @@ def _draw_panel(panel: Panel, axes: Axes) -> None:
         )
     # The end of a long label tells it apart.
     shown = [b.label if len(b.label) <= _LONGEST_LABEL else f"…{b.label[-45:]}" for b in bars]
-    axes.set_yticks(rows, shown)
+    axes.set_yticks(range(len(bars)), shown)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(bars) - 0.4, -0.6)
     # Texts stand beside the bars' ends, the longest of them over some hundredths of the width.
-    room = 0.012 * max(len(bar.text) for bar in bars)
+    room = 0.012 * max(map(len, texts))
     is_log = largest > _WIDE * smallest
     if is_log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.9f}".rstrip("0").rstrip("."))
         decades = math.log10(largest / smallest) + 1
         axes.set_xlim(smallest / 2, largest * 10 ** (decades * room / (1 - room)))
     else:
         axes.set_xlim(0, largest / (1 - room) or 1)
-        if panel.unit == "bytes":
-            axes.xaxis.set_major_formatter(lambda value, _: in_words(value, "bytes"))
+    axes.xaxis.set_major_formatter(
+        lambda value, _: in_words(value, "bytes") if panel.unit == "bytes" else f"{value:,g}"
+    )
     axes.set_xlabel(f"{panel.unit} (log scale)" if is_log else panel.unit)
     axes.set_title(panel.title)
 
@@ -169,120 +171,86 @@ def _draw_panel(panel: Panel, axes: Axes) -> None:
 # ---- what is drawn ------------------------------------------------------------------------------
 
 
-def rows(
-    facts: Iterable[Result],
-    value: str,
-    text: str = "",
-    label: str = "{name}",
-    *,
-    scale: float = 1.0,
-    colour: str = "",
-) -> list[Bar]:
-    """Bars of one figure of each; texts as the documents' tables have them, at first the figure.
+def rates(contenders: Mapping[str, Result], label: str = "{}", colour: str = "") -> list[Bar]:
+    """The rate of each."""
+    return [Bar(label.format(name), of["rate"], "", colour) for name, of in contenders.items()]
 
-    Without a colour, those whose label begins with ctgpu are ctgpu's own.
-    """
-    bars = []
-    for of in facts:
-        name, figure = said(label, **of), of[value]
-        if not is_measured(figure):
-            figure = dict.fromkeys(("median", "min", "max"), figure)
-        elif figure.get("exact"):
-            figure = measured(figure["runs"], figure["unit"])
-        middle, low, high = (scale * figure[key] for key in ("median", "min", "max"))
-        own = colour or (OURS if name.startswith("ctgpu") else OTHERS)
-        shown = said(
-            text or f"{{{value}}}", **{**of, value: figure if "unit" in figure else middle}
-        )
-        bars.append(Bar(name, middle, shown, own, low, high))
-    return bars
+
+def percent(share: float) -> Facts:
+    """A share that is no measured quantity itself."""
+    return measured([100 * share], "%")
 
 
 def _build(result: Result) -> Iterator[Panel]:
     for name, facts in result["formats"].items():
-        yield Panel(f"{name}: the whole job", "samples/s", rows(named(facts["contenders"]), "rate"))
-        marks = {
-            stage: ": bottleneck" * (stage == facts["bottleneck"]) for stage in facts["stages"]
-        }
-        stages = ({"mark": marks[of["name"]], **of} for of in named(facts["stages"]))
-        yield Panel(
-            f"{name}: ctgpu's stages, and their threads",
-            "% of the time busy",
-            rows(
-                stages,
-                "busy_share",
-                "{busy_share:.0f}% busy{mark}",
-                "{name} × {threads}",
-                scale=100,
-                colour=OURS,
-            ),
-        )
+        yield Panel(f"{name}: the whole job", "samples/s", rates(facts["contenders"]))
+        stages = [
+            Bar(
+                f"{stage} × {of['threads']}",
+                percent(of["busy_share"]),
+                f"{of['busy_share']:.0%} busy" + ": bottleneck" * (stage == facts["bottleneck"]),
+                OURS,
+            )
+            for stage, of in facts["stages"].items()
+        ]
+        yield Panel(f"{name}: ctgpu's stages, and their threads", "% of the time busy", stages)
 
 
 def _preprocess(result: Result) -> Iterator[Panel]:
-    moved = result["bytes_moved"]
-    rates = [
-        {"name": name, "rate": measured([moved / run / 1e9 for run in of["time"]["runs"]], "GB/s")}
+    gigabytes = result["bytes_moved"] / 1e9
+    bars = [
+        Bar(name, measured([gigabytes / run for run in of["time"]["runs"]], "GB/s"))
         for name, of in result["contenders"].items()
     ]
     yield Panel(
         "floor: one read and one streaming write; memcpy: as many bytes",
         "GB/s, of the source read once and the output written once",
-        sorted(rows(rates, "rate"), key=lambda bar: bar.value),
+        sorted(bars, key=lambda bar: float(bar.quantity["median"])),
     )
 
 
 def _gpu(result: Result) -> Iterator[Panel]:
     kernel = result["kernel"]
-    share: Any = {"text": "{share_of_copy:.1f} %", "scale": 100, "colour": OURS}
-    yield Panel(
-        f"kernel; the device's copy makes {kernel['copy']['gb_per_s']:.0f} GB/s",
-        "% of it",
-        rows(named(kernel["cases"]), "share_of_copy", **share),
-    )
-    threads = rows(named(result["inflate"]["threads"]), "rate", colour=OURS)
+    title = f"kernel; the device's copy makes {kernel['copy']['gb_per_s']:.0f} GB/s"
+    shares = {name: percent(of["share_of_copy"]) for name, of in kernel["cases"].items()}
+    yield Panel(title, "% of it", [Bar(name, share, "", OURS) for name, share in shares.items()])
+    threads = rates(result["inflate"]["threads"], colour=OURS)
     yield Panel("from .nii.gz in memory, by threads that inflate", "samples/s", threads)
 
 
 def _loading(result: Result) -> Iterator[Panel]:
-    warm = rows(named(result["warm"]["contenders"]), "rate")
+    warm = rates(result["warm"]["contenders"])
     yield Panel("readers in one process, warm files", "samples/s", warm)
     by_count = [
-        {"name": f"{name} × {count}", **of}
+        bar
         for count, facts in result["threads"].items()
-        for name, of in facts["contenders"].items()
+        for bar in rates(facts["contenders"], f"{{}} × {count}")
     ]
-    by_count.sort(key=lambda of: str(of["name"]).rpartition(" × ")[0])
-    title = f"by threads or workers, on {result['cores']} cores"
-    yield Panel(title, "samples/s", rows(by_count, "rate"))
+    by_count.sort(key=lambda bar: bar.label.rpartition(" × ")[0])
+    yield Panel(f"by threads or workers, on {result['cores']} cores", "samples/s", by_count)
 
 
 def _distribute(result: Result) -> Iterator[Panel]:
-    text = "{rate}, {share_of_ideal:.0%} of {shards} shards' ideal"
-    bars = rows(named(result["scaling"]), "rate", text, "{name} workers", colour=OURS)
-    yield Panel(f"one-sample shards, on {result['cores']} cores", "shards/s", bars)
-
-
-def _project(result: Result) -> Iterator[Panel]:
-    for reading, costs in result["costs"].items():
-        facts = (
-            {"bound": "at most " * row["upper_bound"], **row}
-            for row in result["projections"]
-            if row["reading"] == reading
+    bars = [
+        Bar(
+            f"{count} workers",
+            of["rate"],
+            f"{median_in_words(of['rate'])}, {of['share_of_ideal']:.0%} of {of['shards']} shards' "
+            "ideal",
+            OURS,
         )
-        text = "{bound}{samples_per_s:3}/s, {hours:3} h: {bottleneck}"
-        bars = rows(facts, "samples_per_s", text, "{machine[name]}", colour=OURS)
-        size = f"{costs['compressed_bytes'] / 1e6:.0f} MB a volume"
-        yield Panel(f"{reading}: {size}", "samples/s, projected and not measured", bars)
+        for count, of in result["scaling"].items()
+    ]
+    yield Panel(f"one-sample shards, on {result['cores']} cores", "shards/s", bars)
 
 
 def _reliability(result: Result) -> Iterator[Panel]:
     bars = []
     for of in result["verdict"].values():
-        text = "{tried:,.0f} tried, {wrong} {wrong_means}"
+        text = f"{of['tried']:,} tried, {of['wrong']} {of['wrong_means']}"
         text = text if of["tried"] else "not tried on this machine"
         colour = BAD if of["wrong"] else OURS
-        bars += rows([of], "tried", text, "{tried_means}", colour=colour)
+        bars.append(Bar(of["tried_means"], measured([of["tried"]], ""), text, colour))
     yield Panel("red: something went wrong", "times tried", bars)
 
 
@@ -290,10 +258,11 @@ def of_leaves(result: Result) -> Iterator[Panel]:
     """Everything that was measured, by unit."""
     by_unit: dict[str, list[Bar]] = {}
     for path, quantity in measured_leaves(dict(result)):
+        unit = quantity["unit"]
         name = " / ".join(part for part in path if part != "contenders")
-        own = OTHERS if is_peers(path) else OURS
-        bars = rows([{"name": name, "of": quantity}], "of", colour=own)
-        by_unit.setdefault(quantity["unit"], []).extend(bars)
+        colour = OTHERS if is_peers(path) else OURS
+        # What was counted has runs alone.
+        by_unit.setdefault(unit, []).append(Bar(name, measured(quantity["runs"], unit), "", colour))
     for unit, bars in by_unit.items():
         better = "more" if more_is_better(unit) else "less"
         yield Panel(f"{unit}, {better} is better", unit, bars)
@@ -306,6 +275,5 @@ PICTURES: dict[str, tuple[str, Callable[[Result], Iterable[Panel]]]] = {
     "gpu": ("The CUDA engine", _gpu),
     "loading": ("Loading preprocessed samples", _loading),
     "distribute": ("Ray: one-sample shards with a simulated device stage", _distribute),
-    "project": ("Projected, not measured: {volumes:,} volumes by machine", _project),
     "reliability": ("What was left of builds that were hurt", _reliability),
 }

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.asking import REAL_CT_ORIGIN, RESULTS
-from benchmarks.harness.machine import REPOSITORY, machine_line
-from benchmarks.publishing import bars, tables
+from benchmarks.harness.machine import REPOSITORY
+from benchmarks.publishing import bars
+from benchmarks.publishing.tables import rendered
 
 README = REPOSITORY / "README.md"
 PAGE = REPOSITORY / "docs" / "performance.md"
@@ -28,8 +29,9 @@ PICTURES = {
     "distribute.png": "distribute",
 }
 
-#: What the documents are made of.
+#: What the documents are made of, and of what else where it was measured.
 NAMES = ("build", "preprocess", "loading", "distribute", "reliability", "project")
+WHERE_MEASURED = ("gpu", "preprocess_merlin")
 
 Result = Mapping[str, Any]
 
@@ -45,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_all(folder: Path) -> dict[str, Result]:
-    """Every result that the documents need, and the GPU's where there is one.
+    """Every result that the documents need, and those of :data:`WHERE_MEASURED` that are there.
 
     Raises
     ------
@@ -53,11 +55,11 @@ def load_all(folder: Path) -> dict[str, Result]:
         With one sentence, where one has not been measured.
     """
     results = {}
-    for name in (*NAMES, "gpu"):
+    for name in (*NAMES, *WHERE_MEASURED):
         path = folder / f"{name}.json"
         if path.is_file():
             results[name] = json.loads(path.read_text(encoding="utf-8"))
-        elif name != "gpu":
+        elif name in NAMES:
             script = "project" if name == "project" else f"run_{name}"
             raise SystemExit(f"{name}.json is not in {folder.name}: run benchmarks/{script}.py")
     return results
@@ -72,95 +74,9 @@ def with_section(readme: str, results: Mapping[str, Result]) -> str:
 
 def section(results: Mapping[str, Result]) -> str:
     """The README's section, as Markdown."""
-    build, one, loading = results["build"], results["preprocess"], results["loading"]
-    shown = ("ctgpu", "torch written well", "SimpleITK", "numpy + torch steps", "TorchIO", "MONAI")
-    few = {n: f for n, f in one["contenders"].items() if n in (*shown, one["ctgpu"])}
-    return _joined(
-        [_machine(build), "The old way is what the scripts did that ctgpu replaces."],
-        ["**The whole job**, from a local Hub to shards, downloads and payloads checked:"],
-        tables.build_table(build),
-        _picture("docs/performance/stages.png", "Rate of each way, and how busy each stage was"),
-        ["**One volume**, voxels in memory to float16, one thread:"],
-        tables.volume_table(one, few),
-        _picture("docs/performance/roofline.png", "Rate of each contender below the memory's"),
-        ["**Loading**, against what an old guide to those scripts claims:"],
-        tables.summary_table(loading),
-        tables.loading_note(loading),
-        tables.distribution_lines(results["distribute"])[:1],
-        tables.gpu(results.get("gpu")),
-        [
-            "Per-step tables, other readers, thread counts, cold files, Ray, survival, and a "
-            "projection of CT-RATE's whole train split: "
-            "[docs/performance.md](docs/performance.md). "
-            "`python -m benchmarks` runs every benchmark at tiny size."
-        ],
-    )
+    return rendered("readme", results)
 
 
 def page(results: Mapping[str, Result]) -> str:
     """``docs/performance.md``."""
-    build, one, loading = results["build"], results["preprocess"], results["loading"]
-    return _joined(
-        ["# Performance"],
-        ["<!-- made by `python benchmarks/report.py` from benchmarks/results/; do not edit -->"],
-        [_machine(build), *_elsewhere(results)],
-        [REAL_CT_ORIGIN],
-        _heading("The whole job", "run_build.py", build),
-        tables.build_table(build),
-        _picture("performance/stages.png", "Rate of each way, and how busy each stage was"),
-        _heading("One volume", "run_preprocess.py", one),
-        tables.volume_table(one, one["contenders"]),
-        _picture("performance/roofline.png", "Rate of each contender below the memory's"),
-        tables.floor_lines(one),
-        tables.first_call_table(one),
-        _heading("Loading: the old guide's tables", "run_loading.py", loading),
-        tables.step_table("before", loading["steps"]["before"]),
-        tables.step_table("after", loading["steps"]["after"]),
-        tables.summary_table(loading),
-        tables.loading_note(loading),
-        ["## Loading: other readers"],
-        tables.reader_table(loading),
-        tables.thread_table(loading),
-        tables.cold_lines(loading),
-        _picture("performance/loading.png", "Samples per second by reader and by threads"),
-        _heading("Several processes and machines", "run_distribute.py", results["distribute"]),
-        tables.distribution_lines(results["distribute"]),
-        tables.scaling_table(results["distribute"]),
-        _picture("performance/distribute.png", "Shards per second over workers"),
-        _heading("What survives", "run_reliability.py", results["reliability"]),
-        tables.survival_table(results["reliability"]),
-        _heading("The whole train split, projected", "project.py", results["project"]),
-        tables.projection(results["project"], build),
-        ["## GPU"],
-        tables.gpu(results.get("gpu")),
-    )
-
-
-def _joined(*parts: Sequence[str]) -> str:
-    return "\n\n".join("\n".join(part) for part in parts if part) + "\n"
-
-
-def _heading(title: str, script: str, result: Result) -> list[str]:
-    facts = [str(result[key]) for key in ("data", "cache") if key in result]
-    facts.append(f"`python benchmarks/{script}`")
-    return [f"## {title}", "", "; ".join(facts) + "."]
-
-
-def _machine(result: Result) -> str:
-    machine = result["machine"]
-    return (
-        f"Measured on {machine_line(machine)}, {machine['utc'].partition('T')[0]}; medians of "
-        "interleaved runs, every ratio within one run, files warm where nothing else is said. "
-        "Your machine gives other times."
-    )
-
-
-def _elsewhere(results: Mapping[str, Result]) -> list[str]:
-    """The machines that are not the one of the whole job."""
-    usual = machine_line(results["build"]["machine"])
-    others = {name: machine_line(result["machine"]) for name, result in results.items()}
-    return [f"`{n}` was measured on {where}." for n, where in others.items() if where != usual]
-
-
-def _picture(path: str, text: str) -> list[str]:
-    return [f"![{text}]({path})"]
+    return rendered("performance", results, origin=REAL_CT_ORIGIN)

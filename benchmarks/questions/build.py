@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import multiprocessing
-import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -31,7 +31,6 @@ from benchmarks.harness.asking import Asked, Question, Scan
 from benchmarks.harness.measuring import (
     Facts,
     measured,
-    peak_rss_bytes,
     rounds,
     seconds_of,
     with_ratio,
@@ -43,58 +42,62 @@ from ctgpu.volume.raw import Spacing
 
 REPO_ID = "local/ct-rate"
 FORMATS = (".nii.gz", ".npz")
+MEMORY_LIMIT_BYTES = 2_000_000_000
+SPAWN = multiprocessing.get_context("spawn")
 ALONE, PER_CORE = "old, one thread", "old, one process per core"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the build by format of the files."""
-    question = Question("build", __doc__)
-    add = question.add_argument
-    add("--samples", type=int, default=8, help="samples of one ctgpu run")
-    add("--old-samples", type=int, default=2, help="samples of one run of the old way, per process")
-    add("--memory-limit-gb", type=float, default=2.0, help="ctgpu's byte budget")
-    asked = question.asked(arguments, samples=2, old_samples=1, repeats=1)
-    options, scan, formats = asked.options, asked.scan(), {}
-    for volume_format in FORMATS:
-        with asked.folder() as folder:
-            formats[volume_format] = compare(folder, scan, volume_format, asked)
+    asked = Question("build", __doc__).asked(arguments, repeats=1)
+    scan, formats = asked.scan((48, 40, 30)), {}
+    # Of one run of ctgpu, and of one run of the old way in each of its processes.
+    samples = (2, 1) if asked.quick else (8, 2)
+    with ProcessPoolExecutor(usable_cores(), mp_context=SPAWN) as old_pool:
+        for volume_format in FORMATS:
+            with asked.folder() as folder:
+                formats[volume_format] = compare(
+                    folder, scan, volume_format, samples, asked, old_pool
+                )
     return asked.publish(
         {
-            "data": scan.about if asked.quick else f"{scan.about}, called {scan.spacing_mm} mm",
+            "data": f"{scan.about}, called {scan.spacing_mm} mm",
             "shape_hwd": list(scan.voxels.shape),
             "cores": usable_cores(),
-            "samples_per_run": options.samples,
-            "old_samples_per_process": options.old_samples,
-            "memory_limit_bytes": int(options.memory_limit_gb * 1e9),
+            "samples_per_run": samples[0],
+            "old_samples_per_process": samples[1],
+            "memory_limit_bytes": MEMORY_LIMIT_BYTES,
             "cache": "warm: every file was read before the first run",
             "formats": formats,
         }
     )
 
 
-def compare(folder: Path, scan: Scan, volume_format: Any, asked: Asked) -> Facts:
+def compare(
+    folder: Path,
+    scan: Scan,
+    volume_format: Any,
+    samples: tuple[int, int],
+    asked: Asked,
+    old_pool: ProcessPoolExecutor,
+) -> Facts:
     """Run every contender, one after the other, on one format."""
-    options, cores = asked.options, usable_cores()
-    paths = make_source(folder / "source", scan, volume_format, options.samples)
-    limit_bytes = int(options.memory_limit_gb * 1e9)
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        serve(folder / "source") as url,
-        ProcessPoolExecutor(cores, mp_context=spawn) as old_pool,
-    ):
-        job = (url, paths[: options.old_samples], scan.spacing_mm)
+    cores, (our_samples, old_samples) = usable_cores(), samples
+    paths = make_source(folder / "source", scan, volume_format, our_samples)
+    with serve(folder / "source") as url:
+        old_job = (url, paths[:old_samples], scan.spacing_mm)
 
         def alone() -> float:
-            return old_pool.submit(run_old_way, *job, folder / "old-0").result()
+            return old_pool.submit(run_old_way, *old_job, folder / "old-0").result()
 
         def per_core() -> None:
             folders = [folder / f"old-{n}" for n in range(cores)]
-            for future in [old_pool.submit(run_old_way, *job, place) for place in folders]:
+            for future in [old_pool.submit(run_old_way, *old_job, place) for place in folders]:
                 future.result()
 
         def ours() -> Facts:
-            with ProcessPoolExecutor(1, mp_context=spawn) as pool:
-                report = pool.submit(run_ctgpu, url, folder / "out", limit_bytes).result()
+            with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
+                report = pool.submit(run_ctgpu, url, folder / "out").result()
             shutil.rmtree(folder / "out")
             return report
 
@@ -103,14 +106,14 @@ def compare(folder: Path, scan: Scan, volume_format: Any, asked: Asked) -> Facts
             PER_CORE: partial(seconds_of, per_core),
             "ctgpu": ours,
         }
-        kept = rounds(runs, asked.repeats)
+        kept = rounds(runs, asked.repeats, warm_ups=0 if asked.quick else 1)
     reports = kept["ctgpu"]
-    rates = {
-        ALONE: [options.old_samples / seconds for seconds in kept[ALONE]],
-        PER_CORE: [cores * options.old_samples / seconds for seconds in kept[PER_CORE]],
-        "ctgpu": [options.samples / report["wall_s"] for report in reports],
+    taken = kept | {"ctgpu": [report["wall_s"] for report in reports]}
+    made = (old_samples, cores * old_samples, our_samples)
+    contenders: dict[str, Facts] = {
+        name: {"rate": measured([count / seconds for seconds in taken[name]], "samples/s")}
+        for name, count in zip(runs, made, strict=True)
     }
-    contenders: dict[str, Facts] = {n: {"rate": measured(r, "samples/s")} for n, r in rates.items()}
     return {
         "file_bytes": (folder / "source" / paths[0]).stat().st_size,
         "contenders": with_ratio(contenders, "ctgpu_over_this", "ctgpu", "rate"),
@@ -146,18 +149,16 @@ def make_source(root: Path, scan: Scan, volume_format: Any, samples: int) -> lis
     """Lay the scan out as CT-RATE under several names, and return their paths in the data set."""
     names = [f"valid_{n}_a_1" for n in range(1, samples + 1)]
     volume = Volume(scan.voxels, scan.spacing_mm)
-    first = lay_out_ct_rate(root, {names[0]: volume}, format=volume_format, tables=())[names[0]]
+    only_first = {names[0]: volume}
+    first = lay_out_ct_rate(root, only_first, format=volume_format, nested=False)[names[0]]
     if volume_format == ".nii.gz":
         # The level that most tools write.
         first.write_bytes(gzip.compress(gzip.decompress(first.read_bytes()), 6, mtime=0))
     else:
         np.savez_compressed(first, scan.voxels)
-    paths = [first]
-    for name in names[1:]:
-        other = root / "dataset/valid_fixed" / name.rsplit("_", 2)[0] / name.rsplit("_", 1)[0]
-        other.mkdir(parents=True)
-        os.link(first, other / (name + volume_format))
-        paths.append(other / (name + volume_format))
+    paths = [first.with_name(name + volume_format) for name in names]
+    for path in paths[1:]:
+        path.hardlink_to(first)
     write_tables(root, dict.fromkeys(names, volume))
     return [path.relative_to(root).as_posix() for path in paths]
 
@@ -197,11 +198,17 @@ def run_old_way(url: str, paths: Sequence[str], spacing_mm: Spacing, folder: Pat
     return seconds
 
 
-def run_ctgpu(url: str, out: Path, limit_bytes: int) -> Facts:
+def peak_rss_bytes() -> int:
+    """Most memory that this process ever had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes, but for macOS
+
+
+def run_ctgpu(url: str, out: Path) -> Facts:
     """One build from the Hub, and what it cost."""
     began = time.perf_counter()
     report = ctgpu.build(
-        out, repo_id=REPO_ID, endpoint=url, device="cpu", memory_limit_bytes=limit_bytes
+        out, repo_id=REPO_ID, endpoint=url, device="cpu", memory_limit_bytes=MEMORY_LIMIT_BYTES
     )
     wall_s = time.perf_counter() - began
     assert report.exit_code == 0

@@ -3,7 +3,8 @@
 Each contract is made of the same real chest CT as ``run_preprocess.py`` uses, from voxels in memory
 into reused memory, one thread, warm, interleaved with the default.  All of them read as much: the
 spacing is such that the output covers just what the source covers.  What a volume's own statistics
-take is counted apart: it is done once, on the host, before any engine.
+take, and the box that it is cropped to, is counted apart: it is done once, on the host, before any
+engine.
 """
 
 from __future__ import annotations
@@ -12,17 +13,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from benchmarks.harness.asking import REAL_CT_NAME, Question
-from benchmarks.harness.measuring import Array, Facts, Run, in_pages, timed, with_ratio
-from ctgpu import _native
-from ctgpu.engines import Job
-from ctgpu.engines.cpu import preprocess
+from benchmarks.harness.asking import REAL_CT_NAME, Question, Scan
+from benchmarks.harness.measuring import Array, Facts, Run, timed, with_ratio
+from benchmarks.harness.one_volume import covering_spacing_mm, ours
 from ctgpu.spec import Spec
+from ctgpu.volume.crop import crop_box
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.orientation import Reorientation
 from ctgpu.volume.raw import Rescale
 from ctgpu.volume.statistics import statistics_of
-from ctgpu.volume.stored import numpy_dtype
 
 DEFAULT = "ctgpu, default"
 # As most NIfTI files of chests lie.
@@ -30,9 +29,10 @@ _STORED = "LPS"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure every field in either layout, and the statistics."""
+    """Measure every field in either layout, the statistics and the crops."""
     asked = Question("contracts", __doc__).asked(arguments, repeats=2)
-    voxels = asked.scan((96, 90, 40)).voxels
+    scan = asked.scan((96, 90, 40))
+    voxels = scan.voxels
     return asked.publish(
         {
             "data": "synthetic phantom" if asked.quick else f"{REAL_CT_NAME}, its slices repeated",
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 for layout in ("HWD", "DHW")
             },
             "statistics": statistics(voxels, asked.repeats),
+            "crops": crops(scan, 2 * asked.repeats),
         }
     )
 
@@ -85,21 +86,27 @@ def engine_run(voxels: Array, spec: Spec) -> Run:
         else Reorientation.between(_STORED, spec.orientation)
     )
     view = turned.view(voxels)
-    # The output covers just what the source covers, in all fits.
-    h, w, d = (
-        target * n_out / n
-        for target, n_out, n in zip(spec.target_spacing_mm, spec.shape_hwd, view.shape, strict=True)
-    )
     known = statistics_of(voxels, Rescale(), spec) if spec.needs_statistics else None
-    plan = plan_volume(view.shape, (h, w, d), spec, statistics=known)
-    job = Job(view, Rescale(), plan, in_pages(spec.stored_shape, numpy_dtype(spec.dtype)))
-    return partial(preprocess, _native, job, variant="", threads=1)
+    # The output covers just what the source covers, in all fits.
+    spacing_mm = covering_spacing_mm(view.shape, spec)
+    return ours(view, plan_volume(view.shape, spacing_mm, spec, statistics=known))
 
 
 def statistics(voxels: Array, repeats: int) -> Facts:
     """What the statistics of one volume take."""
-    own = {name: spec for name, spec in specs(Spec()).items() if spec.needs_statistics}
     runs: dict[str, Run] = {
-        name: partial(statistics_of, voxels, Rescale(), spec) for name, spec in own.items()
+        name: partial(statistics_of, voxels, Rescale(), spec)
+        for name, spec in specs(Spec()).items()
+        if spec.needs_statistics
     }
     return {"contenders": timed(runs, repeats)}
+
+
+def crops(scan: Scan, repeats: int) -> Facts:
+    """What it takes to find the box of each crop, over the engine's time for the default."""
+    runs: dict[str, Run] = {DEFAULT: engine_run(scan.voxels, Spec())}
+    for spec in (Spec(crop="foreground"), Spec(crop="body")):
+        runs[f"ctgpu, {spec.crop}"] = partial(
+            crop_box, scan.voxels, Rescale(), scan.spacing_mm, spec
+        )
+    return {"contenders": with_ratio(timed(runs, repeats), "this_over_default", DEFAULT)}

@@ -26,11 +26,12 @@ from driving import RayCluster, array, begin, catch, finish, ray_environment
 from scenarios import snapshot
 
 import ctgpu
-from benchmarks.harness.asking import Question, Scan, phantom_ct
+from benchmarks.harness.asking import Question, Scan
 from benchmarks.harness.measuring import Facts, Run, measured, rounds, seconds_of
 from benchmarks.questions.build import make_source
 from ctgpu.distribute.ray import RayExecutor
-from ctgpu.engines import Engine, Job, open_engine
+from ctgpu.engines import Engine, Job
+from ctgpu.engines.cpu import CpuEngine
 from ctgpu.machine import usable_cores
 from ctgpu.shards.manifest import write_manifest
 from ctgpu.spec import Spec
@@ -38,7 +39,7 @@ from ctgpu.spec import Spec
 _TINY = Spec(shape_hwd=(16, 16, 8), target_spacing_mm=(8.0, 8.0, 16.0))
 
 
-class WaitingEngine(Engine):
+class WaitingEngine(CpuEngine):
     """The CPU engine, and a wait that stands for a device: simulated.
 
     Parameters
@@ -48,45 +49,35 @@ class WaitingEngine(Engine):
     """
 
     def __init__(self, wait_s: float) -> None:
+        super().__init__()
         self._wait_s = wait_s
 
-    @property
-    def name(self) -> str:
-        return "simulated"
-
-    @property
-    def concurrency(self) -> int:
-        return 1
-
     def run(self, jobs: Sequence[Job], *, threads: int = 1) -> None:
-        open_engine("cpu").run(jobs, threads=threads)
+        super().run(jobs, threads=threads)
         time.sleep(self._wait_s * len(jobs))
 
     def describe(self) -> dict[str, Any]:
-        return {"name": self.name, "wait_s": self._wait_s}
+        return {**super().describe(), "name": "simulated", "wait_s": self._wait_s}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, and measure costs and scaling."""
-    question = Question("distribute", __doc__, repeats=3)
-    add = question.add_argument
-    add("--samples", type=int, default=8, help="real scans, two to a shard")
-    add("--wait-s", type=float, default=5.0, help="the simulated device stage")
-    asked = question.asked(arguments, samples=4, repeats=1, wait_s=0.2)
+    asked = Question("distribute", __doc__, repeats=3).asked(arguments, repeats=1)
+    scan, about, spec = asked.scan(), "; 16 × 16 × 8 phantoms for cost", Spec()
+    samples, shards, workers, wait_s = 8, 128, [1, 4, 16, 64], 5.0
+    if asked.quick:
+        about, spec = "", Spec(shape_hwd=(240, 240, 120), target_spacing_mm=(1.5, 1.5, 3.0))
+        samples, shards, workers, wait_s = 4, 4, [2], 0.2
     os.environ.update(ray_environment())
-    options, scan = asked.options, asked.scan()
-    workers, shards = ((1, 2), 4) if asked.quick else ((1, 4, 16, 64), 128)
-    halved = Spec(shape_hwd=(240, 240, 120), target_spacing_mm=(1.5, 1.5, 3.0))
     with asked.folder() as folder:
-        make_source(folder / "source", scan, ".nii.gz", options.samples)
-        about = "" if asked.quick else "; 16 × 16 × 8 phantoms for cost"
+        make_source(folder / "source", scan, ".nii.gz", samples)
         facts = {
             "data": scan.about + about,
             "cores": usable_cores(),
             "cache": "warm: the sources were written just before",
-            "bytes": same_bytes(folder, halved if asked.quick else Spec(), options.samples),
+            "bytes": {"samples": samples, "ways": same_bytes(folder, spec)},
             "overhead": overhead(folder, shards, asked.repeats),
-            "scaling": scaling(folder, workers, options.wait_s, asked.repeats),
+            "scaling": scaling(folder, workers, wait_s, asked.repeats),
         }
     return asked.publish(facts)
 
@@ -94,26 +85,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # ---- the same bytes -----------------------------------------------------------------------------
 
 
-def same_bytes(folder: Path, spec: Spec, samples: int) -> Facts:
+def same_bytes(folder: Path, spec: Spec) -> Facts:
     """Builds by several processes, disturbed and not, held against that of one."""
     out = folder / "out"
     shape, spacing = (",".join(map(str, of)) for of in (spec.shape_hwd, spec.target_spacing_mm))
     options: tuple[object, ...] = (
-        "--output-dir",
-        out,
-        "--source",
-        folder / "source",
-        "--shape",
-        shape,
+        *("--output-dir", out, "--source", folder / "source", "--shape", shape),
+        *("--spacing", spacing, "--samples-per-shard", 2, "--num-workers", 1),
     )
-    options += ("--spacing", spacing, "--samples-per-shard", 2, "--num-workers", 1)
 
     def parts() -> None:
         for process in [begin(*options, **array(element, 2)) for element in range(2)]:
             finish(process)
         write_manifest(out)
-
-    cluster = RayCluster(2)
 
     def on_cluster(disturb: Any = lambda driver: None) -> None:
         driver = begin(*options, "--ray", cluster.address)
@@ -124,28 +108,31 @@ def same_bytes(folder: Path, spec: Spec, samples: int) -> Facts:
         for pid in catch(out, 1, driver):
             os.kill(pid, signal.SIGKILL)
 
+    def lose_node(driver: Any) -> None:
+        cluster.lose_node(catch(out, 2, driver))
+
     ways: dict[str, Run] = {
         "Ray, 2 nodes": on_cluster,
         "2 parts of a job array": parts,
         "Ray, a worker killed": partial(on_cluster, kill_worker),
-        "Ray, a node lost": partial(on_cluster, lambda d: cluster.lose_node(catch(out, 2, d))),
+        "Ray, a node lost": partial(on_cluster, lose_node),
     }
     finish(begin(*options))
     expected = snapshot(out)
     facts: Facts = {}
-    with cluster:
+    with RayCluster(2) as cluster:
         for name, way in ways.items():
             shutil.rmtree(out)
             seconds = seconds_of(way)
             made = snapshot(out)
-            differ = {f for f in expected.keys() | made.keys() if expected.get(f) != made.get(f)}
+            names = sorted(expected.keys() | made.keys())
             facts[name] = {
                 "time": measured([seconds], "s"),
                 "files": len(expected),
-                "files_that_differ": sorted(differ),
+                "files_that_differ": [n for n in names if made.get(n) != expected.get(n)],
             }
     shutil.rmtree(out)
-    return {"samples": samples, "ways": facts}
+    return facts
 
 
 # ---- what a task costs, and scaling -------------------------------------------------------------
@@ -153,36 +140,29 @@ def same_bytes(folder: Path, spec: Spec, samples: int) -> Facts:
 
 def overhead(folder: Path, shards: int, repeats: int) -> Facts:
     """Tiny shards in this process, and one Ray task each on one worker, in turns."""
-    source = tiny_source(folder / "tiny", shards)
-    build = partial(build_tiny, folder / "out", source, "cpu")
+    build = partial(build_tiny, folder / f"tiny-{shards}", shards, "cpu")
     with connected(RayCluster(1)):
         runs = {"one process": build, "Ray, one worker": partial(build, by_ray=True)}
-        of_shard = {
-            name: [seconds / shards for seconds in taken]
-            for name, taken in rounds(runs, repeats).items()
-        }
-    costs = [ray - own for own, ray in zip(*of_shard.values(), strict=True)]
+        taken = rounds(runs, repeats)
+    costs = [ray - own for own, ray in zip(*taken.values(), strict=True)]
     return {
         "shards": shards,
-        "contenders": {n: {"time_per_shard": measured(runs, "s")} for n, runs in of_shard.items()},
+        "contenders": {name: {"time_per_shard": measured(s, "s")} for name, s in taken.items()},
         "ray_per_shard": measured(costs, "s"),
     }
 
 
 def scaling(folder: Path, workers: Sequence[int], wait_s: float, repeats: int) -> Facts:
     """Eight shards for each worker, each of which waits: simulated device, real rest."""
-    facts: Facts = {}
+    facts: dict[int, Facts] = {}
     for count in workers:
-        shards = 8 * count
-        source = tiny_source(folder / f"tiny-{count}", shards)
-        build = partial(build_tiny, folder / "out", source, WaitingEngine(wait_s), by_ray=True)
+        shards, engine = 8 * count, WaitingEngine(wait_s)
+        build = partial(build_tiny, folder / f"tiny-{shards}", shards, engine, by_ray=True)
         with connected(RayCluster(1, count)):
             # The first run also starts the workers' processes.
-            first, *rates = [
-                shards / seconds for seconds in rounds({"": build}, 1 + repeats, warm_ups=0)[""]
-            ]
+            first, *rates = [1 / build() for _ in range(1 + repeats)]
         rate = measured(rates, "shards/s")
-        facts[str(count)] = {
+        facts[count] = {
             "shards": shards,
             "simulated": True,
             "wait_s": wait_s,
@@ -191,11 +171,12 @@ def scaling(folder: Path, workers: Sequence[int], wait_s: float, repeats: int) -
             "share_of_ideal": rate["median"] * wait_s / count,
             "with_start": measured([first], "shards/s"),
         }
-    alone = facts[str(workers[0])]["rate"]["median"] / workers[0]
-    for count_, fact in facts.items():
-        fact["this_over_one_worker"] = fact["rate"]["median"] / alone
-        fact["share_of_linear"] = fact["this_over_one_worker"] / int(count_)
-    return facts
+        alone = facts[workers[0]]["rate"]["median"] / workers[0]
+        facts[count] |= {
+            "this_over_one_worker": rate["median"] / alone,
+            "share_of_linear": rate["median"] / alone / count,
+        }
+    return {str(count): of for count, of in facts.items()}
 
 
 @contextmanager
@@ -205,22 +186,15 @@ def connected(cluster: RayCluster) -> Iterator[None]:
 
     # Workers need not find this module for its engine.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    with cluster:
-        ray.init(cluster.address, log_to_driver=False, logging_level="WARNING")
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    with cluster, ray.init(cluster.address, log_to_driver=False, logging_level="WARNING"):
+        yield
 
 
-def tiny_source(root: Path, samples: int) -> Path:
-    """So many names of one tiny phantom."""
-    make_source(root, Scan(phantom_ct((32, 32, 16)), (4.0, 4.0, 8.0), ""), ".nii.gz", samples)
-    return root
-
-
-def build_tiny(out: Path, source: Path, device: str | Engine, *, by_ray: bool = False) -> float:
-    """Seconds of one build of one-sample shards; what it made is removed."""
+def build_tiny(source: Path, shards: int, device: str | Engine, *, by_ray: bool = False) -> float:
+    """Seconds for each shard of one build of so many, of one tiny phantom each; it is removed."""
+    if not source.exists():
+        make_source(source, Scan.phantom((32, 32, 16), (4.0, 4.0, 8.0)), ".nii.gz", shards)
+    out = source.with_name("out")
     began = time.perf_counter()
     report = ctgpu.build(
         out,
@@ -235,4 +209,4 @@ def build_tiny(out: Path, source: Path, device: str | Engine, *, by_ray: bool = 
     assert report.exit_code == 0
     assert report.manifest["total_samples"] == report.manifest["planned_samples"]
     shutil.rmtree(out)
-    return seconds
+    return seconds / shards

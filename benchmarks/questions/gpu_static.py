@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 import sys
 from collections.abc import Mapping
@@ -20,8 +21,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
-
-import numpy as np
 
 from benchmarks.harness.asking import Asked
 from benchmarks.harness.measuring import Facts, counted
@@ -71,11 +70,7 @@ _REGISTERS, _REGISTER_UNIT, _SHARED_BYTES, _MOST_WARPS = 65536, 256, 228 << 10, 
 _SHARED_BYTES_OF_SYSTEM = 1024  # of each block
 
 # Opcodes of nvdisasm, by what they do to memory.
-_MEMORY = {
-    "global loads": ("LDG", "LD"),
-    "shared loads": ("LDS",),
-    "shared stores": ("STS",),
-}
+_MEMORY = {"global loads": ("LDG", "LD"), "shared loads": ("LDS",), "shared stores": ("STS",)}
 
 
 def main(asked: Asked) -> int:
@@ -145,11 +140,8 @@ def options_of(key: KernelKey) -> list[str]:
 def counted_from() -> dict[str, str]:
     """SHA-256 of all that the counts follow from, compiler and disassembler apart.
 
-    Returns
-    -------
-    dict of str to str
-        Every file of the kernels' sources, by its path in ``kernels/``, and ``"variants"``: their
-        names, with the options that each is compiled with.
+    That is every file of the kernels' sources, by its path in ``kernels/``, and ``"variants"``:
+    their names, with the options that each is compiled with.
     """
     hashes = {
         name: hashlib.sha256((kernel_folder() / name).read_bytes()).hexdigest()
@@ -186,16 +178,15 @@ def count(nvrtc: Nvrtc, disassembler: Path, key: KernelKey) -> Facts:
         raise ToolError(f"ptxas says nothing of {name_of(key)}: {compiled.log!r}")
     _, stores, loads, registers, shared = map(int, said.groups())
     opcodes = disassemble(disassembler, compiled.cubin)
-    numbers = {
+    of_family = {name: sum(opcodes[code] for code in family) for name, family in _MEMORY.items()}
+    return {
         "registers": counted(registers, "registers"),
         "spill stores": counted(stores, "bytes"),
         "spill loads": counted(loads, "bytes"),
         "shared memory": counted(shared, "bytes"),
         "instructions": counted(opcodes.total(), "instructions"),
+        **{name: counted(total, "instructions") for name, total in of_family.items()},
     }
-    for name, family in _MEMORY.items():
-        numbers[name] = counted(sum(opcodes[opcode] for opcode in family), "instructions")
-    return numbers
 
 
 # ---- the roofline ------------------------------------------------------------------------------
@@ -236,11 +227,9 @@ def roofline(nvrtc: Nvrtc, key: KernelKey, numbers: Mapping[str, Any], spec: Spe
     issued = counts.warps.total() / counted_blocks
     machine_code = round(issued * numbers["instructions"]["runs"][0] / in_ptx)
     source_shape = (512, 512, 300)
-    tile_w, tile_d = key.tile_wd
-    blocks = 1
-    for n, tile in zip(spec.shape_hwd, (32, tile_w, tile_d), strict=True):
-        blocks *= -(-n // tile)
-    moved = 2 * int(np.prod(source_shape)) + spec.size_bytes
+    tiles = zip(spec.shape_hwd, (32, *key.tile_wd), strict=True)
+    blocks = math.prod(-(-n // tile) for n, tile in tiles)
+    moved = 2 * math.prod(source_shape) + spec.size_bytes
     resident = blocks_of_a_multiprocessor(
         numbers["registers"]["runs"][0], numbers["shared memory"]["runs"][0]
     )

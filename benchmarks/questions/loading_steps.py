@@ -8,40 +8,41 @@ has not run on a device yet, or a fixed wait where there is none.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import math
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import islice
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.harness.measuring import Facts, cpu_seconds, in_pages, measured, rounds
+from benchmarks.harness.measuring import Facts, cpu_seconds, in_pages, measured, rounds, seconds_of
 from benchmarks.peers import old_way
-from benchmarks.peers.readers import Data, stock
+from benchmarks.peers.readers import stock, tars_of
 from ctgpu.buffers import BufferPool
 from ctgpu.decode import decode
 from ctgpu.engines import Job, open_engine
 from ctgpu.loading import VolumeDataset, make_loader
 from ctgpu.machine import usable_cores
 from ctgpu.sources.tar_samples import samples_of_tar
+from ctgpu.spec import Spec
 from ctgpu.volume.prepare import prepare_volume
 from ctgpu.volume.raw import Spacing
 
+OLD, OURS = "old way", "ctgpu"
 READ_NPZ, DECOMPRESS = "read npz from tar", "decompress"
-RESCALE, CLIP, RESIZE, NORMALISE, CROP = "rescale", "clip", "resize", "normalise", "crop/pad"
+FUSED_STEPS = ("rescale", "clip", "resize", "normalise", "crop/pad")
+RESCALE, CLIP, RESIZE, NORMALISE, CROP = FUSED_STEPS
 FUSED = f"{RESCALE} … {CROP}"
 READ, PERMUTE = "read preprocessed", "permute + unsqueeze"
-GPU, WAIT = "GPU operations", "fixed wait (simulated)"
-LOADING, TOTAL, CPU = "all before the GPU", "total", "cpu_per_sample"
-TOTAL_WAITED = f"{TOTAL}, simulated wait included"
+GPU, TOTAL = "GPU operations", "total"
+LOADING, CPU = "all before the GPU", "cpu_per_sample"
 
 #: The old guide's figures, in milliseconds; it names no machine and no data.
 GUIDE_MS: dict[str, dict[str, float]] = {
@@ -65,191 +66,155 @@ GUIDE_CLAIMS = {
     "step time": "10 ×",
     "CPU threads needed": "-73 %",
 }
-#: The guide's "GPU operations" of one step.
-WAIT_S = GUIDE_MS["after"][GPU] / 1e3
 
-NOT_MEASURED = "not measured"
-OLD, OURS = "old way", "ctgpu"
-_FUSED_STEPS = (RESCALE, CLIP, RESIZE, NORMALISE, CROP)
+#: Whether the consumer is a wait as long as the guide's "GPU operations" of one step.
+SIMULATED = not torch.cuda.is_available()
+WAIT_S = GUIDE_MS["after"][GPU] / 1e3
+CONSUMER = "training step of a small 3-D CNN, bfloat16 autocast"
+CONSUMED, ALL, STEP_TIME, BUSY = GPU, TOTAL, "step_time", "consumer_busy"
+if SIMULATED:
+    CONSUMER = f"simulated: a fixed wait of {WAIT_S * 1e3:.0f} ms"
+    CONSUMED, ALL = "fixed wait (simulated)", f"{TOTAL}, simulated wait included"
+    STEP_TIME, BUSY = f"simulated_{STEP_TIME}", f"simulated_{BUSY}"
+
 _CLASSES = 18
 _LABELS = torch.zeros(1, _CLASSES)
 # One unit of float16 at 1, two below it.
 _TOLERANCE = 2.0**-10
 
-
-class Laps:
-    """Wall-clock seconds of named steps, summed over the samples of a pass."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the time since the last lap."""
-        self._since = time.perf_counter()
-
-    def lap(self, step: str) -> None:
-        """What has passed since the last lap belongs to `step`."""
-        now = time.perf_counter()
-        self.seconds[step] += now - self._since
-        self._since = now
-
-
 #: (B, 1, D, H, W) volumes and (B, classes) labels.
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
-#: Gives batches, and notes where the time went.
-Way = Callable[[Laps], Batches]
+Batch = tuple[torch.Tensor, torch.Tensor]
+#: The name of each step when it is done, or None for what is not timed; and batches.
+Steps = Generator[str | Batch | None]
+Way = Callable[[], Steps]
+#: Takes a batch; what it returns waits until that is done with, and says for how long it was busy.
+Consumer = Callable[[torch.Tensor, torch.Tensor], Callable[[], float]]
 
 
-def compare_steps(
-    data: Data, consumer: Consumer, *, repeats: int, old_samples: int, attached_steps: int
-) -> Facts:
-    """Measure the per-step tables and the summary.
+def compare_steps(raw: Path, dataset: VolumeDataset, repeats: int) -> Facts:
+    """The tables ``before``, ``after`` and ``attached`` of `repeats` rounds, and their ``summary``.
 
-    Parameters
-    ----------
-    data : Data
-        Of this scan.
-    consumer : Consumer
-        What takes the batches.
-    repeats : int
-        Rounds; one more before them warms up.
-    old_samples : int
-        Preprocessed samples of one run of the old way; ctgpu reads all.
-    attached_steps : int
-        Steps of one run of ctgpu with the consumer attached; the old way makes two.
-
-    Returns
-    -------
-    dict
-        ``before``, ``after``, ``attached`` and ``summary``, JSON-ready.
+    `raw` is a tar of raw samples, ``npz`` and ``json``, as users of the old scripts have it, and
+    holds two.  Of preprocessed samples a run of the old way reads four and one of ctgpu all.  With
+    the consumer attached the old way makes two steps, from raw samples, and ctgpu eight.
     """
-    old, ours = partial(old_raw, data), OursPreprocessed(data)
-    ours_raw = OursRaw(data)
-    check_raw(old, ours_raw)
-    passes: dict[str, Callable[[], Run]] = {
-        f"before/{OLD}": partial(run_pass, old, 1, consumer),
-        f"before/{OURS}": partial(run_pass, ours_raw, 1, consumer),
-        f"after/{OLD}": partial(run_pass, partial(old_preprocessed, data), old_samples, consumer),
-        f"after/{OURS}": partial(run_pass, ours, data.samples, consumer),
+    consume: Consumer = wait if SIMULATED else training_step()
+    old, fused = partial(old_raw, raw, dataset.spec), ours_raw(raw, dataset.spec)
+    tars, count = tars_of(dataset), len(dataset)
+    read, ours = partial(old_preprocessed, tars), ours_preprocessed(tars)
+    check_raw(old, fused)
+    runs: dict[str, Callable[[], dict[str, float]]] = {
+        f"before/{OLD}": partial(run_pass, old, 1, consume),
+        f"before/{OURS}": partial(run_pass, fused, 1, consume),
+        f"after/{OLD}": partial(run_pass, read, min(4, count), consume),
+        f"after/{OURS}": partial(run_pass, ours, count, consume),
+        f"attached/{OLD}": partial(run_attached, old, 2, consume),
+        f"attached/{OURS}": partial(run_attached, ours, min(8, count), consume),
     }
-    attached: dict[str, Callable[[], tuple[float, float]]] = {
-        f"attached/{OLD}": partial(run_attached, old, 2, consumer),
-        f"attached/{OURS}": partial(run_attached, ours, attached_steps, consumer),
-    }
-    runs: dict[str, list[Any]] = rounds(passes | attached, repeats)
-    simulated = consumer.simulated
-    result: Facts = {
-        name: step_table(
-            {way: runs[f"{name}/{way}"] for way in (OLD, OURS)}, guide_ms, simulated=simulated
-        )
+    taken = rounds(runs, repeats)
+    tables: Facts = {
+        name: {
+            "old_guide_ms": guide_ms,
+            "contenders": contenders(taken, name, LOADING, "ctgpu_loading_over_this"),
+            "simulated": [CONSUMED, ALL] if SIMULATED else [],
+            "not_measured": [GPU] if SIMULATED else [],
+        }
         for name, guide_ms in GUIDE_MS.items()
     }
-    result["attached"] = attached_table(
-        {way: runs[f"attached/{way}"] for way in (OLD, OURS)}, simulated=simulated
-    )
-    result["summary"] = summarise(result, simulated=simulated)
-    return result
+    attached = contenders(taken, "attached", STEP_TIME, "ctgpu_over_this")
+    tables["attached"] = {"contenders": attached, "simulated": SIMULATED}
+    return tables | {"summary": summarise(*(of["contenders"] for of in tables.values()))}
 
 
 # ---- the four ways ------------------------------------------------------------------------------
 
 
-def old_raw(data: Data, laps: Laps) -> Batches:
+def old_raw(tar: Path, spec: Spec) -> Steps:
     """The old way from raw tars: one step after the other, float32 to the end."""
-    laps.restart()
-    for sample in stock([data.raw]):
-        laps.lap(READ_NPZ)
+    for sample in stock([tar]):
+        yield READ_NPZ
         spacing_mm, (slope, intercept) = stated(json.loads(sample["json"]))
         volume = old_way.decompress(io.BytesIO(sample["npz"]))
-        laps.lap(DECOMPRESS)
+        yield DECOMPRESS
         volume = old_way.rescale(volume, slope, intercept)
-        laps.lap(RESCALE)
+        yield RESCALE
         volume = old_way.clip(volume)
-        laps.lap(CLIP)
-        volume = old_way.resize(volume, spacing_mm, data.spec.target_spacing_mm)
-        laps.lap(RESIZE)
+        yield CLIP
+        volume = old_way.resize(volume, spacing_mm, spec.target_spacing_mm)
+        yield RESIZE
         volume = old_way.normalise(volume)
-        laps.lap(NORMALISE)
-        volume = old_way.crop_and_pad(volume, data.spec.shape_hwd)
-        laps.lap(CROP)
+        yield NORMALISE
+        volume = old_way.crop_and_pad(volume, spec.shape_hwd)
+        yield CROP
         yield as_batch(torch.from_numpy(volume)), _LABELS
-        laps.restart()
 
 
-class OursRaw:
+def ours_raw(tar: Path, spec: Spec) -> Way:
     """ctgpu from the same raw tars, on the CPU: inflate, then one pass for all that follows.
 
     Its buffers are used again, as in a build.  The pass includes the check that the voxels are HU.
     """
+    engine, pool = open_engine("cpu"), BufferPool()
+    out = in_pages(spec.stored_shape, np.float16)
 
-    def __init__(self, data: Data) -> None:
-        self._data = data
-        self._engine = open_engine("cpu")
-        self._pool = BufferPool()
-        self._out = in_pages(data.spec.stored_shape, np.float16)
-
-    def __call__(self, laps: Laps) -> Batches:
-        laps.restart()
-        for sample in samples_of_tar(self._data.raw):
-            buffer = self._pool.acquire(sample.members["npz"].size_bytes)
+    def way() -> Steps:
+        for sample in samples_of_tar(tar):
+            buffer = pool.acquire(sample.members["npz"].size_bytes)
             sample.read_into("npz", buffer.bytes.data)
-            laps.lap(READ_NPZ)
+            yield READ_NPZ
             spacing_mm, pair = stated(sample.facts())
-            raw = decode("volume.npz", buffer, self._pool)
-            laps.lap(DECOMPRESS)
+            raw = decode("volume.npz", buffer, pool)
+            yield DECOMPRESS
             prepared = prepare_volume(
                 raw,
-                spec=self._data.spec,
+                spec=spec,
                 spacing_mm=spacing_mm,
                 spacing_source="csv",
                 intensity="rescale",
                 csv_pair=pair,
             )
-            job = Job(prepared.raw.voxels, prepared.rescale, prepared.plan, self._out)
-            self._engine.run([job], threads=usable_cores())
+            job = Job(prepared.raw.voxels, prepared.rescale, prepared.plan, out)
+            engine.run([job], threads=usable_cores())
             raw.release()
-            laps.lap(FUSED)
-            yield as_batch(torch.from_numpy(self._out)), _LABELS
-            laps.restart()
+            yield FUSED
+            yield as_batch(torch.from_numpy(out)), _LABELS
+
+    return way
 
 
-def old_preprocessed(data: Data, laps: Laps) -> Batches:
+def old_preprocessed(tars: Sequence[Path]) -> Steps:
     """The old loader on preprocessed tars: webdataset, float32 on the host."""
-    laps.restart()
-    for sample in stock(data.tars).map(old_way.decode_preprocessed):
-        laps.lap(READ)
+    for sample in stock(tars).map(old_way.decode_preprocessed):
+        yield READ
         volume = as_batch(sample["volume"][0])
-        laps.lap(PERMUTE)
+        yield PERMUTE
         yield volume, sample["labels"][None]
-        laps.restart()
 
 
-class OursPreprocessed:
+def ours_preprocessed(tars: Sequence[Path]) -> Way:
     """ctgpu's loader on the same tars, reading ahead; volumes were verified in an earlier epoch.
 
     The loader hands out permuted volumes.  On the host that is a view, so it is undone, untimed,
     and timed by itself; on a GPU it belongs to the read.
     """
+    device = "cpu" if SIMULATED else "cuda"
+    dataset = VolumeDataset(tars, verify="off")
+    loader = make_loader(dataset, shuffle=True, device=device, copy=False)
 
-    def __init__(self, data: Data) -> None:
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        dataset = VolumeDataset(data.shards, verify="off")
-        self._loader = make_loader(dataset, shuffle=True, device=self._device, copy=False)
-
-    def __call__(self, laps: Laps) -> Batches:
-        with contextlib.closing(iter(self._loader)) as batches:  # type: ignore[type-var]
-            laps.restart()
+    def way() -> Steps:
+        with closing(iter(loader)) as batches:  # type: ignore[type-var]
+            yield None
             for batch in batches:
-                laps.lap(READ)
+                yield READ
                 volume = batch["volume"]
-                if self._device == "cpu":
+                if SIMULATED:
                     stored = volume[0, 0].permute(1, 2, 0)
-                    laps.restart()
+                    yield None
                     volume = as_batch(stored)
-                    laps.lap(PERMUTE)
+                    yield PERMUTE
                 yield volume, batch["labels"]
-                laps.restart()
+
+    return way
 
 
 def stated(facts: Mapping[str, Any]) -> tuple[Spacing, tuple[float, float]]:
@@ -265,7 +230,7 @@ def as_batch(volume_hwd: torch.Tensor) -> torch.Tensor:
 
 def check_raw(old: Way, ours: Way) -> None:
     """Refuse to compare ways that do not give the same volume."""
-    (theirs, _), (made, _) = next(old(Laps())), next(ours(Laps()))
+    (theirs, _), (made, _) = (next(batches_of(way, {})) for way in (old, ours))
     worst = float((theirs.half().float() - made.float()).abs().max())
     if not worst <= _TOLERANCE:
         raise SystemExit(f"the old way and ctgpu differ by {worst:g}; wanted {_TOLERANCE:g}")
@@ -274,201 +239,134 @@ def check_raw(old: Way, ours: Way) -> None:
 # ---- the consumer, and running them -------------------------------------------------------------
 
 
-class Consumer(Protocol):
-    """Takes one batch after the other, and knows how long it was busy."""
-
-    name: str
-    simulated: bool
-
-    def __call__(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
-        """Take a batch: (B, 1, D, H, W), host or GPU, and (B, classes)."""
-
-    def drain(self) -> float:
-        """Wait until all batches are done with; busy seconds since the last call."""
+def wait(volume: torch.Tensor, labels: torch.Tensor) -> Callable[[], float]:
+    """Computes nothing, and takes as long as the old guide's GPU operations did."""
+    busy_s = seconds_of(partial(time.sleep, WAIT_S))
+    return lambda: busy_s
 
 
-class SimulatedStep:
-    """Waits as long as the old guide's GPU operations took, and computes nothing."""
-
-    name = f"simulated: a fixed wait of {WAIT_S * 1e3:.0f} ms"
-    simulated = True
-
-    def __init__(self) -> None:
-        self._busy_s = 0.0
-
-    def __call__(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
-        began = time.perf_counter()
-        time.sleep(WAIT_S)
-        self._busy_s += time.perf_counter() - began
-
-    def drain(self) -> float:
-        busy_s, self._busy_s = self._busy_s, 0.0
-        return busy_s
-
-
-class TrainingStep:
+def training_step() -> Consumer:
     """Forward, backward and optimiser step of a small 3-D CNN, bfloat16 autocast, on a GPU.
 
     Busy is what lies between two CUDA events around the step; the upload of a batch that comes
     from the host is not in it.
     """
+    nn = torch.nn
+    model = nn.Sequential(
+        *(nn.Conv3d(1, 32, kernel_size=4, stride=4), nn.GELU()),
+        *(nn.Conv3d(32, 64, kernel_size=3, stride=2, padding=1), nn.GELU()),
+        *(nn.Conv3d(64, 128, kernel_size=3, stride=2, padding=1), nn.GELU()),
+        *(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(128, _CLASSES)),
+    ).to("cuda")
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-    name = "training step of a small 3-D CNN, bfloat16 autocast"
-    simulated = False
-
-    def __init__(self, device: str = "cuda") -> None:
-        nn = torch.nn
-        self._device = device
-        self._model = nn.Sequential(
-            *(nn.Conv3d(1, 32, kernel_size=4, stride=4), nn.GELU()),
-            *(nn.Conv3d(32, 64, kernel_size=3, stride=2, padding=1), nn.GELU()),
-            *(nn.Conv3d(64, 128, kernel_size=3, stride=2, padding=1), nn.GELU()),
-            *(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(128, _CLASSES)),
-        ).to(device)
-        self._optimiser = torch.optim.AdamW(self._model.parameters(), lr=1e-4)
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    def __call__(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
-        volume = volume.to(self._device, non_blocking=True)
+    def step(volume: torch.Tensor, labels: torch.Tensor) -> Callable[[], float]:
+        volume = volume.to("cuda", non_blocking=True)
         # A study without a label row has NaN.
-        labels = labels.to(self._device, non_blocking=True).nan_to_num()
+        labels = labels.to("cuda", non_blocking=True).nan_to_num()
         event: Any = torch.cuda.Event  # neither this nor backward has types
         begin, end = (event(enable_timing=True) for _ in range(2))
         begin.record()
-        with torch.autocast(self._device, torch.bfloat16):
-            logits = self._model(volume)
-        loss: Any = torch.nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
-        self._optimiser.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            logits = model(volume)
+        loss: Any = nn.functional.binary_cross_entropy_with_logits(logits.float(), labels)
+        optimiser.zero_grad()
         loss.backward()
-        self._optimiser.step()
+        optimiser.step()
         end.record()
-        self._events.append((begin, end))
 
-    def drain(self) -> float:
-        torch.cuda.synchronize()
-        busy_ms: float = sum(begin.elapsed_time(end) for begin, end in self._events)
-        self._events.clear()
-        return busy_ms / 1e3
+        def busy_s() -> float:
+            end.synchronize()
+            return float(begin.elapsed_time(end)) / 1e3
 
+        return busy_s
 
-def make_consumer() -> Consumer:
-    """The training step where there is a GPU, else the wait."""
-    return TrainingStep() if torch.cuda.is_available() else SimulatedStep()
+    return step
 
 
-@dataclass(frozen=True)
-class Run:
-    """One pass of one way: seconds of each step for one sample, and CPU seconds of them all."""
+def batches_of(way: Way, seconds: dict[str, float]) -> Generator[Batch]:
+    """The batches of a way; `seconds` become those of its steps, summed over all samples."""
+    with closing(way()) as steps:
+        since = time.perf_counter()
+        for step in steps:
+            now = time.perf_counter()
+            if isinstance(step, str):
+                seconds[step] = seconds.get(step, 0.0) + now - since
+            elif step is not None:
+                yield step
+                now = time.perf_counter()
+            since = now
 
-    steps: dict[str, float]
-    consumer_s: float
-    cpu_s: float
 
-    @property
-    def loading_s(self) -> float:
-        """All steps before the consumer."""
-        return sum(self.steps.values())
+def run_pass(way: Way, count: int, consume: Consumer) -> dict[str, float]:
+    """Seconds of each step for one sample, by `count` that come one after the other.
 
-
-def run_pass(way: Way, count: int, consumer: Consumer) -> Run:
-    """`count` samples one after the other, and the last of them through the consumer."""
-    laps, began_cpu = Laps(), cpu_seconds()
-    with contextlib.closing(way(laps)) as batches:  # type: ignore[type-var]
+    The consumer takes the last of them, whose seconds there are those that count.
+    """
+    seconds: dict[str, float] = {}
+    began_cpu = cpu_seconds()
+    with closing(batches_of(way, seconds)) as batches:
         for _ in range(count):
-            volume, labels = next(batches)
-        cpu_s = (cpu_seconds() - began_cpu) / count
-        began = time.perf_counter()
-        consumer(volume, labels)
-        consumer.drain()
-        consumer_s = time.perf_counter() - began
-    return Run({step: s / count for step, s in laps.seconds.items()}, consumer_s, cpu_s)
+            batch = next(batches)
+        cpu_s = cpu_seconds() - began_cpu
+        consumed_s = seconds_of(lambda: consume(*batch)())
+    taken = {step: s / count for step, s in seconds.items()}
+    loading_s = sum(taken.values())
+    if RESCALE in taken:
+        taken[FUSED] = sum(taken[step] for step in FUSED_STEPS)
+    whole = {LOADING: loading_s, CONSUMED: consumed_s, ALL: loading_s + consumed_s}
+    return taken | whole | {CPU: cpu_s / count}
 
 
-def run_attached(way: Way, count: int, consumer: Consumer) -> tuple[float, float]:
+def run_attached(way: Way, count: int, consume: Consumer) -> dict[str, float]:
     """Seconds of a step, and the share of them that the consumer was busy, over `count` steps."""
     began = time.perf_counter()
-    with contextlib.closing(way(Laps())) as batches:  # type: ignore[type-var]
-        for volume, labels in islice(batches, count):
-            consumer(volume, labels)
-        busy_s = consumer.drain()
+    with closing(batches_of(way, {})) as batches:
+        waits = [consume(*batch) for batch in islice(batches, count)]
+        busy_s = sum(wait_for() for wait_for in waits)
         wall_s = time.perf_counter() - began
-    return wall_s / count, busy_s / wall_s
+    return {STEP_TIME: wall_s / count, BUSY: busy_s / wall_s}
 
 
 # ---- the tables ---------------------------------------------------------------------------------
 
 
-def step_table(
-    runs: Mapping[str, Sequence[Run]], guide_ms: Mapping[str, float], *, simulated: bool
-) -> Facts:
-    """One of the guide's tables, with what was measured beside it."""
-    consumed, total = (WAIT, TOTAL_WAITED) if simulated else (GPU, TOTAL)
-    contenders: dict[str, Facts] = {}
-    for way, of_way in runs.items():
-        quantities = {step: [run.steps[step] for run in of_way] for step in of_way[0].steps}
-        if RESCALE in quantities:
-            quantities[FUSED] = [sum(run.steps[step] for step in _FUSED_STEPS) for run in of_way]
-        quantities |= {
-            LOADING: [run.loading_s for run in of_way],
-            consumed: [run.consumer_s for run in of_way],
-            total: [run.loading_s + run.consumer_s for run in of_way],
-            CPU: [run.cpu_s for run in of_way],
-        }
-        contenders[way] = {name: measured(values, "s") for name, values in quantities.items()}
-    ours_s = contenders[OURS][LOADING]["median"]
-    for facts in contenders.values():
-        facts["ctgpu_loading_over_this"] = facts[LOADING]["median"] / ours_s
-    return {
-        "old_guide_ms": dict(guide_ms),
-        "contenders": contenders,
-        "simulated": [WAIT, TOTAL_WAITED] if simulated else [],
-        "not_measured": [GPU] if simulated else [],
-    }
+def contenders(
+    taken: Mapping[str, Sequence[Mapping[str, float]]], table: str, figure: str, key: str
+) -> dict[str, Facts]:
+    """Both ways in one of the tables, with how many times faster ctgpu is by `figure`."""
+    facts: dict[str, Facts] = {}
+    for way in (OLD, OURS):
+        runs = taken[f"{table}/{way}"]
+        # Of the consumer's time, seconds in a second: more is better.
+        units = {name: "s/s" if name == BUSY else "s" for name in runs[0]}
+        facts[way] = {n: measured([run[n] for run in runs], unit) for n, unit in units.items()}
+    for of in facts.values():
+        of[key] = of[figure]["median"] / facts[OURS][figure]["median"]
+    return facts
 
 
-def attached_table(runs: Mapping[str, Sequence[tuple[float, float]]], *, simulated: bool) -> Facts:
-    """A training step with the loader before it: how long it takes, how busy the consumer is."""
-    step_time, consumer_busy = attached_names(simulated=simulated)
-    contenders: dict[str, Facts] = {
-        way: {
-            step_time: measured([step_s for step_s, _ in of_way], "s"),
-            # Seconds in a second: more is better.
-            consumer_busy: measured([busy for _, busy in of_way], "s/s"),
-        }
-        for way, of_way in runs.items()
-    }
-    ours_s = contenders[OURS][step_time]["median"]
-    for facts in contenders.values():
-        facts["ctgpu_over_this"] = facts[step_time]["median"] / ours_s
-    return {"contenders": contenders, "simulated": simulated}
-
-
-def attached_names(*, simulated: bool) -> tuple[str, str]:
-    """What a step's time and the consumer's busy share are called."""
-    prefix = "simulated_" if simulated else ""
-    return f"{prefix}step_time", f"{prefix}consumer_busy"
-
-
-def summarise(tables: Mapping[str, Any], *, simulated: bool) -> dict[str, Facts]:
+def summarise(before: Facts, after: Facts, attached: Facts) -> Facts:
     """The guide's summary: the old way from raw tars, ctgpu from shards.
 
     CPU threads are those that keep up with the consumer: CPU seconds of a sample, by the seconds
     that the consumer takes for it.
     """
-    ways = {OLD: tables["before"]["contenders"][OLD], OURS: tables["after"]["contenders"][OURS]}
-    attached = tables["attached"]["contenders"]
-    step_time, consumer_busy = attached_names(simulated=simulated)
-    loading = {way: facts[LOADING]["median"] for way, facts in ways.items()}
-    busy = {way: facts[consumer_busy]["median"] for way, facts in attached.items()}
-    steps = {way: facts[step_time]["median"] for way, facts in attached.items()}
-    consumer_s = ways[OURS][WAIT if simulated else GPU]["median"]
-    threads = {way: math.ceil(facts[CPU]["median"] / consumer_s) for way, facts in ways.items()}
-    utilisation = {"unit": "s/s", **busy, "ratio": busy[OURS] / busy[OLD]}
-    of_consumer = {"simulated": simulated}
-    rows: dict[str, Facts] = {
+
+    def medians(ways: Facts, figure: str) -> dict[str, float]:
+        return {way: facts[figure]["median"] for way, facts in ways.items()}
+
+    ways = {OLD: before[OLD], OURS: after[OURS]}
+    loading, cpu = medians(ways, LOADING), medians(ways, CPU)
+    step, busy = medians(attached, STEP_TIME), medians(attached, BUSY)
+    consumer_s = after[OURS][CONSUMED]["median"]
+    threads = {way: math.ceil(s / consumer_s) for way, s in cpu.items()}
+    of_consumer = {"simulated": SIMULATED}
+    used = {"unit": "s/s", **busy, "ratio": busy[OURS] / busy[OLD]}
+    rows: Facts = {
         "data loading time": {"unit": "s", **loading, "ratio": loading[OLD] / loading[OURS]},
-        "GPU utilisation": dict.fromkeys((OLD, OURS), NOT_MEASURED) if simulated else utilisation,
-        "step time": {"unit": "s", **steps, "ratio": steps[OLD] / steps[OURS], **of_consumer},
+        "GPU utilisation": dict.fromkeys((OLD, OURS), "not measured") if SIMULATED else used,
+        "step time": {"unit": "s", **step, "ratio": step[OLD] / step[OURS], **of_consumer},
         "CPU threads needed": {
             "unit": "threads",
             **threads,
@@ -478,6 +376,6 @@ def summarise(tables: Mapping[str, Any], *, simulated: bool) -> dict[str, Facts]
         },
     }
     rows = {quantity: row | {"old_guide": GUIDE_CLAIMS[quantity]} for quantity, row in rows.items()}
-    if simulated:
-        rows["share of time that the consumer was busy"] = utilisation | of_consumer
+    if SIMULATED:
+        rows["share of time that the consumer was busy"] = used | of_consumer
     return rows

@@ -36,7 +36,8 @@ from ctgpu.shards.names import FAILURES_NAME, partial_name, shard_name
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.work import samples_to_make
 from ctgpu.sources.base import Source
-from ctgpu.spec import STORED
+from ctgpu.spec import CT_RATE, STORED
+from ctgpu.volume.crop import require_croppable
 
 __all__ = ["BuildJob", "BuildReport", "Executor", "LocalExecutor", "build"]
 
@@ -216,6 +217,7 @@ def _settle(job: BuildJob, watch: Watcher) -> _Settled:
     """Adopt the folder's plan, or make and save one; then its source is open already."""
     arithmetic = arithmetic_of(job.request.device)
     adopted = adopt_plan(job.folder, job.request, arithmetic)
+    require_croppable((adopted or job.request).spec or CT_RATE)
     if adopted is not None:
         return _Settled(adopted, data_set=name_in(adopted))
     made = make_plan(job.request, arithmetic, watch)

@@ -24,6 +24,7 @@ from ctgpu.data_sets.description import DEFAULT_SPLIT
 from ctgpu.data_sets.fields import ArrayRule, VolumeRule
 from ctgpu.data_sets.writing import Draft, field_line
 from ctgpu.decode import MAX_VOLUME_BYTES
+from ctgpu.decode.npy import HEAD_BYTES, read_header
 from ctgpu.decode.npz import VOLUME_NAMES, arrays_in, locate_voxels
 from ctgpu.errors import DecodeError, FetchError, SourceError, UsageError
 from ctgpu.shards.names import natural_key
@@ -256,7 +257,7 @@ def _say_what_it_is(draft: Draft, volumes: Mapping[str, int], known: str | None)
 
 def _describe_arrays(draft: Draft, source: Source, volumes: Mapping[str, int]) -> None:
     """What the first bare array says, and what it does not."""
-    path = next((path for path in volumes if path.lower().endswith(".npz")), None)
+    path = next((path for path in volumes if path.lower().endswith((".npz", ".npy"))), None)
     if path is None:
         return
     try:
@@ -292,6 +293,14 @@ def _bytes_of(
 
 
 def _describe_array(draft: Draft, path: str, data: Bytes) -> None:
+    if path.lower().endswith(".npy"):
+        shape = read_header(path, data[:HEAD_BYTES].tobytes()).shape
+        if len(shape) == 3:
+            _guess_axes(draft, path, shape)
+            _ask_for_spacing(draft, path)
+        else:
+            draft.say("arrays", f"{path} has not three axes, as a volume has: it will fail.")
+        return
     arrays = arrays_in(path, data)
     held = ", ".join(f"{name} {shape} {dtype}" for name, (shape, dtype) in arrays.items())
     three = {name: shape for name, (shape, _) in arrays.items() if len(shape) == 3}
@@ -350,12 +359,16 @@ def _look_for_spacing(draft: Draft, path: str, data: Bytes, member: str) -> None
         draft.say("arrays", f"A build will refuse it: {error}.")
         return
     if facts.get("spacing_mm") is None:
-        draft.say(
-            "arrays",
-            f"{path} does not say how large a voxel is.  It must be stated: by a table, or here "
-            "for all volumes, along H, W and D:",
-        )
-        draft.offer("arrays", "spacing_mm = [0.8, 0.8, 0.8]")
+        _ask_for_spacing(draft, path)
+
+
+def _ask_for_spacing(draft: Draft, path: str) -> None:
+    draft.say(
+        "arrays",
+        f"{path} does not say how large a voxel is.  It must be stated: by a table, or here "
+        "for all volumes, along H, W and D:",
+    )
+    draft.offer("arrays", "spacing_mm = [0.8, 0.8, 0.8]")
 
 
 def _describe_tables(draft: Draft, source: Source, files: _Files) -> None:

@@ -104,8 +104,8 @@ def inspect_samples(
     Parameters
     ----------
     where : path
-        A data set's folder, a tar, a brace pattern or glob of tars (raw or preprocessed), or one
-        ``.nii.gz``, ``.nii`` or ``.npz`` file.
+        A data set's folder, a tar, a brace pattern or glob of tars (raw or preprocessed), or the
+        file of one volume.
     num_samples : int
         At most so many.
 

@@ -16,6 +16,7 @@ from ctgpu.cli import (
     inspect,
     manifest,
     plan,
+    presets,
     relabel,
     verify,
 )
@@ -46,6 +47,7 @@ app.command("inspect")(names_flags(inspect.command))
 app.command("convert", epilog=_EXIT_CODES)(names_flags(convert.command))
 app.command("manifest")(names_flags(manifest.command))
 app.command("plan")(names_flags(plan.command))
+app.command("presets")(names_flags(presets.command))
 app.command("relabel", epilog=_EXIT_CODES)(names_flags(relabel.command))
 app.command("verify", epilog=_EXIT_CODES)(names_flags(verify.command))
 

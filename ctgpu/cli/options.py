@@ -7,7 +7,7 @@ import inspect
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import Field, fields, replace
+from dataclasses import Field, fields
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
@@ -19,7 +19,7 @@ from ctgpu.arguments import Option, options_of
 from ctgpu.building.request import Common
 from ctgpu.engines.registry import DEVICE_HELP
 from ctgpu.errors import UsageError
-from ctgpu.spec import PRESETS, Spec
+from ctgpu.spec import Spec
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _BINARY_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -213,11 +213,28 @@ def spec_of(preset: str | None, said: Mapping[str, Any]) -> Spec | None:
     UsageError
         If there is no such preset, or a value cannot be.
     """
-    if preset is not None and preset not in PRESETS:
-        raise UsageError(f"preset is {shorten(preset)}; it is one of {', '.join(PRESETS)}")
-    if preset is None and not said:
-        return None
-    return replace(PRESETS[preset or "ct-rate"], **said)
+    if preset is not None:
+        return Spec.preset(preset, **said)
+    return Spec(**said) if said else None
+
+
+def flags_of(spec: Spec) -> str:
+    """The flags that say a spec, as far as it is not the default one."""
+    return " ".join(
+        f"{o.flag or _flag(one.name)} {_written(value, o)}"
+        for one, o in options_of(Spec)
+        if (value := getattr(spec, one.name)) != one.default
+    )
+
+
+def _written(value: Any, offered: Option) -> str:
+    """A value in its notation."""
+    if value is None:
+        return str(offered.none)
+    numbers = value if isinstance(value, tuple) else (value,)
+    if offered.written in ("number", "numbers"):
+        return ",".join(str(n).removesuffix(".0") for n in numbers)
+    return str(value)
 
 
 def _flag(name: str) -> str:
@@ -253,7 +270,12 @@ _PRESET = inspect.Parameter(
     inspect.Parameter.KEYWORD_ONLY,
     default=None,
     annotation=Annotated[
-        str | None, typer.Option("--preset", help=f"Spec to start from: {', '.join(PRESETS)}.")
+        str | None,
+        typer.Option(
+            "--preset",
+            help="A public project's contract, such as merlin, in which other flags change single "
+            "fields; `ctgpu presets` lists them.",
+        ),
     ],
 )
 

@@ -85,7 +85,7 @@ class VolumeRule(Part, frozen=True):
 
 
 class ArrayRule(Part, frozen=True):
-    """What bare arrays (``.npz``) do not say of themselves.
+    """What bare arrays (``.npz``, ``.npy``) do not say of themselves.
 
     Attributes
     ----------

@@ -174,6 +174,40 @@ def _gzip_into_step_by_step(data: Bytes, out: Bytes, most_surplus_bytes: int) ->
     return surplus
 
 
+def zlib_into(data: Bytes, out: Bytes) -> int:
+    """Fill `out` from the one zlib stream in `data`; what follows the stream is ignored.
+
+    Returns
+    -------
+    int
+        0: an inner size that is not that of `out` is an error.
+
+    Raises
+    ------
+    InflateError
+        If the stream is damaged or cut, or does not inflate to exactly `out`.
+    """
+    stream = isal_zlib.decompressobj(zlib.MAX_WBITS)
+    filled = taken = 0
+    while not stream.eof:
+        step = data[taken : taken + _STEP_BYTES].data
+        try:
+            piece = stream.decompress(step, _STEP_BYTES)
+        except _ISAL_ERRORS as error:
+            raise InflateError(f"its zlib stream is damaged ({error})") from error
+        used = len(step) - len(stream.unconsumed_tail) - len(stream.unused_data)
+        if not (used or piece or stream.eof):
+            raise InflateError("its zlib stream is damaged (it is cut short)")
+        taken += used
+        if filled + len(piece) > len(out):
+            raise InflateError("it inflates to more than was declared")
+        out[filled : filled + len(piece)] = np.frombuffer(piece, np.uint8)
+        filled += len(piece)
+    if filled < len(out):
+        raise InflateError("it inflates to less than was declared")
+    return 0
+
+
 def gzip_head(data: Bytes, size_bytes: int) -> bytes:
     """The first bytes that a gzip stream inflates to, fewer where it ends before.
 

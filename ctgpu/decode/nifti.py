@@ -14,7 +14,13 @@ import numpy as np
 from ctgpu.buffers import Bytes
 from ctgpu.decode.inflate import GZIP_MAGIC, InflateError, gzip_head, gzip_into
 from ctgpu.decode.nifti_geometry import geometry_facts
-from ctgpu.decode.stored import MAX_VOLUME_BYTES, StoredVolume, check_plausible, check_voxels
+from ctgpu.decode.stored import (
+    MAX_VOLUME_BYTES,
+    StoredVolume,
+    check_end,
+    check_plausible,
+    check_voxels,
+)
 from ctgpu.errors import DecodeError
 from ctgpu.volume.raw import Rescale
 
@@ -72,7 +78,7 @@ def locate_voxels(file_name: str, data: Bytes, limit_bytes: int) -> StoredVolume
     check_plausible(file_name, size_bytes, stream.stored_bytes, limit_bytes)
     slice_bytes = voxel_bytes // shape[2]
     if not stream.levels:
-        _check_end(file_name, size_bytes, data.size, slice_bytes)
+        check_end(file_name, size_bytes, data.size, slice_bytes)
     return StoredVolume(
         shape=shape,
         dtype=dtype,
@@ -133,26 +139,7 @@ class _Stream(NamedTuple):
             if gzip_into(self.data, stream):
                 raise InflateError("it was gzipped twice and does not end with the inner size")
         surplus_bytes = gzip_into(stream, out, most_surplus_bytes=slice_bytes)
-        _check_end(self.name, size_bytes, size_bytes + surplus_bytes, slice_bytes)
-
-
-def _check_end(file_name: str, size_bytes: int, found_bytes: int, slice_bytes: int) -> None:
-    """Refuse a file that holds less than its header declares, or more than some padding.
-
-    nibabel and ITK pass over whatever follows the voxels.  A slice may be one that the header
-    forgot.
-    """
-    if found_bytes < size_bytes:
-        raise DecodeError(
-            f"{file_name} has {found_bytes:,} bytes and its header declares {size_bytes:,}: it is "
-            "cut short or its header is damaged; fetch it again"
-        )
-    if found_bytes - size_bytes >= slice_bytes:
-        raise DecodeError(
-            f"{file_name} declares {size_bytes:,} bytes and goes on behind them for a slice "
-            f"({slice_bytes:,} bytes) or more: its header names too few slices, so correct it, or "
-            "cut the file to the size that it declares"
-        )
+        check_end(self.name, size_bytes, size_bytes + surplus_bytes, slice_bytes)
 
 
 def _parse(file_name: str, head: bytes) -> tuple[Nifti1Header, str]:

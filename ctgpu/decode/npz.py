@@ -10,9 +10,6 @@ import io
 import json
 import math
 import struct
-import threading
-import tokenize
-import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -21,10 +18,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib import format as npy
 
 from ctgpu.buffers import Bytes
 from ctgpu.decode.inflate import InflateError, check_crc32, member_into
+from ctgpu.decode.npy import HEAD_BYTES, NpyHeader, read_header, unreadable_header
 from ctgpu.decode.stored import (
     StoredVolume,
     check_plausible,
@@ -43,21 +40,7 @@ _SPACING_KEYS = ("ZSpacing", "spacing_mm", "spacing")
 _MAX_ARRAYS = 64
 _MAX_DIRECTORY_BYTES = 1 << 20
 _MAX_METADATA_BYTES = 1 << 20
-_MAX_HEADER_BYTES = 10_000
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-# NumPy's reader parses the header as Python.  In CPython 3.11 and 3.12 two threads that do so at
-# once may fail with SystemError (gh-106905), and warnings are silenced for the whole process.
-_HEADER_LOCK = threading.Lock()
-# What NumPy's reader raises on a header that is no header.
-_HEADER_ERRORS = (
-    ValueError,
-    TypeError,
-    SyntaxError,
-    RecursionError,
-    MemoryError,
-    tokenize.TokenError,
-    zlib.error,
-)
 
 
 def locate_voxels(
@@ -135,13 +118,6 @@ class _Member(NamedTuple):
     deflated: bool
 
 
-class _Header(NamedTuple):
-    shape: tuple[int, ...]
-    fortran_order: bool
-    dtype: np.dtype[Any]
-    size_bytes: int
-
-
 class _View(io.RawIOBase):
     """A file object over memory, for :mod:`zipfile`; no copy, and no read as large as a bomb's."""
 
@@ -217,11 +193,11 @@ def _member(file_name: str, data: Bytes, info: zipfile.ZipInfo, end: int) -> _Me
 
 def _choose(
     file_name: str, data: Bytes, members: Mapping[str, _Member], wanted: str | None
-) -> tuple[str, _Header]:
+) -> tuple[str, NpyHeader]:
     """The array that is the volume, by its name, or else because it is the only 3-D one."""
-    headers: dict[str, _Header] = {}
+    headers: dict[str, NpyHeader] = {}
 
-    def read(name: str) -> _Header:
+    def read(name: str) -> NpyHeader:
         return _npy_header(_label(file_name, name), data, members[name])
 
     if wanted is not None:
@@ -231,7 +207,7 @@ def _choose(
                 "correct arrays.member in the description of the data set, or the file"
             )
         header = read(wanted)
-        _require_numbers(_label(file_name, wanted), header)
+        header.require_numbers(_label(file_name, wanted))
         return wanted, header
     for name in VOLUME_NAMES:
         if name in members:
@@ -250,38 +226,18 @@ def _choose(
             f"{file_name} holds {len(volumes)} 3-D arrays ({found or 'none'}); wanted an array "
             f"named {', '.join(VOLUME_NAMES)}, or a single 3-D one"
         )
-    _require_numbers(_label(file_name, chosen[0]), headers[chosen[0]])
+    headers[chosen[0]].require_numbers(_label(file_name, chosen[0]))
     return chosen[0], headers[chosen[0]]
 
 
-def _require_numbers(name: str, header: _Header) -> None:
-    if header.dtype.hasobject:
-        raise DecodeError(
-            f"{name} is a pickled array of Python objects, which is never opened; wanted plain "
-            "numbers: save the scan as int16, and metadata as JSON bytes"
-        )
-
-
-def _npy_header(name: str, data: Bytes, member: _Member) -> _Header:
-    head = data[member.start : min(member.stop, member.start + 2 * _MAX_HEADER_BYTES)].tobytes()
-    readers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    try:
-        if member.deflated:
-            head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, 2 * _MAX_HEADER_BYTES)
-        file = io.BytesIO(head)
-        version = npy.read_magic(file)
-        if version not in readers:
-            raise ValueError(f".npy version {version} is not supported")
-        with _HEADER_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            shape, fortran_order, dtype = readers[version](file, max_header_size=_MAX_HEADER_BYTES)
-    except _HEADER_ERRORS as error:
-        reason = str(error).partition("\n")[0][:80]
-        raise DecodeError(
-            f"{name} does not begin with a readable .npy header ({reason}): the file is damaged or "
-            "no .npz; fetch it again"
-        ) from error
-    return _Header(shape, fortran_order, dtype, file.tell())
+def _npy_header(name: str, data: Bytes, member: _Member) -> NpyHeader:
+    head = data[member.start : min(member.stop, member.start + HEAD_BYTES)].tobytes()
+    if member.deflated:
+        try:
+            head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, HEAD_BYTES)
+        except zlib.error as error:
+            raise unreadable_header(name, error) from error
+    return read_header(name, head)
 
 
 def _label(file_name: str, member_name: str) -> str:
@@ -294,7 +250,7 @@ def _metadata(file_name: str, data: Bytes, members: Mapping[str, _Member]) -> di
         return {}
     name, member = f"{file_name}:metadata", members["metadata"]
     header = _npy_header(name, data, member)
-    _require_numbers(name, header)
+    header.require_numbers(name)
     check_plausible(name, member.size_bytes, member.stop - member.start, _MAX_METADATA_BYTES)
     try:
         array = _array(data, member, header)
@@ -338,7 +294,7 @@ def _facts_in_arrays(
     return facts
 
 
-def _array(data: Bytes, member: _Member, header: _Header) -> npt.NDArray[Any]:
+def _array(data: Bytes, member: _Member, header: NpyHeader) -> npt.NDArray[Any]:
     """A small array of plain numbers or text."""
     inflated = np.empty(member.size_bytes if member.deflated else 0, np.uint8)
     _unpack(data, member, inflated)

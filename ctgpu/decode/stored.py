@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -97,15 +97,49 @@ def check_plausible(name: str, size_bytes: int, stored_bytes: int, limit_bytes: 
     DecodeError
         If `size_bytes` exceeds `limit_bytes`, or what `stored_bytes` of deflate can hold.
     """
+    check_limit(name, size_bytes, limit_bytes)
+    if size_bytes > MAX_RATIO * stored_bytes:
+        raise DecodeError(
+            f"{name} declares {size_bytes:,} bytes, which {stored_bytes:,} stored bytes cannot "
+            "hold: fetch the file again"
+        )
+
+
+def check_limit(name: str, size_bytes: int, limit_bytes: int) -> None:
+    """Refuse a volume that is too large.
+
+    Raises
+    ------
+    DecodeError
+        If `size_bytes` exceeds `limit_bytes`.
+    """
     if size_bytes > limit_bytes:
         raise DecodeError(
             f"{name} declares {size_bytes:,} bytes; at most {limit_bytes:,} are accepted: the "
             "header is damaged, or the scan must be split"
         )
-    if size_bytes > MAX_RATIO * stored_bytes:
+
+
+def check_end(name: str, size_bytes: int, found_bytes: int, slice_bytes: int) -> None:
+    """Refuse a file that holds less than its header declares, or more than some padding.
+
+    nibabel and ITK pass over whatever follows the voxels.  A slice may be one that the header
+    forgot.
+
+    Raises
+    ------
+    DecodeError
+    """
+    if found_bytes < size_bytes:
         raise DecodeError(
-            f"{name} declares {size_bytes:,} bytes, which {stored_bytes:,} stored bytes cannot "
-            "hold: fetch the file again"
+            f"{name} has {found_bytes:,} bytes and its header declares {size_bytes:,}: it is "
+            "cut short or its header is damaged; fetch it again"
+        )
+    if found_bytes - size_bytes >= slice_bytes:
+        raise DecodeError(
+            f"{name} declares {size_bytes:,} bytes and goes on behind them for a slice "
+            f"({slice_bytes:,} bytes) or more: its header names too few slices, so correct it, or "
+            "cut the file to the size that it declares"
         )
 
 
@@ -170,6 +204,42 @@ def metadata_rescale(name: str, metadata: dict[str, Any]) -> Rescale:
             "wanted finite numbers and a slope other than zero: correct the metadata"
         )
     return Rescale() if (slope, intercept) == (1, 0) else Rescale(slope, intercept, "metadata")
+
+
+def affine_facts(
+    name: str, steps: npt.NDArray[np.float64], origin: Sequence[float], space: str
+) -> dict[str, Any]:
+    """Spacing and affine of a header that states them, as fields of a ``RawVolume``.
+
+    Parameters
+    ----------
+    name : str
+        What messages call the file.
+    steps : numpy.ndarray
+        3 × 3: in its columns the steps of H, W and D, in millimetres.
+    origin : sequence of float
+        Centre of the first voxel.
+    space : {"RAS", "LAS", "LPS"}
+        Where the axes of the world lead in the patient.
+
+    Raises
+    ------
+    DecodeError
+        If they map no volume.
+    """
+    signs = [1.0 if found == wanted else -1.0 for found, wanted in zip(space, "RAS", strict=True)]
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = steps, origin
+    affine = np.diag([*signs, 1.0]) @ affine + 0.0  # no zero keeps a sign
+    if not is_usable(affine):
+        raise DecodeError(
+            f"{name} states an orientation that cannot be read ({steps.tolist()}): correct its "
+            "header"
+        )
+    return {
+        "affine": affine,
+        "spacing_mm": _spacing(np.linalg.norm(affine[:3, :3], axis=0)),
+    }
 
 
 def check_affine(name: str, affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -248,7 +248,14 @@ class VolumeDataset:
         shard = self._shards[number]
         return shard, shard.samples[place - self._ends[number]]
 
-    def _number(self, index: int | str) -> int:
+    def number_of(self, index: int | str) -> int:
+        """Number of a sample, from 0, by its number (below 0: from the end) or study id.
+
+        Raises
+        ------
+        KeyError, UsageError
+            As :meth:`index_of`.
+        """
         if isinstance(index, str):
             return self.index_of(index)
         number = operator.index(index)
@@ -274,7 +281,7 @@ class VolumeDataset:
         StorageError
             If the shard is gone.
         """
-        number = self._number(index)
+        number = self.number_of(index)
         volume = np.empty(self.spec.stored_shape, numpy_dtype(self.spec.dtype))
         labels, report = self.read_into(number, volume)
         return {
@@ -299,7 +306,7 @@ class VolumeDataset:
         DecodeError
             If it is not JSON.
         """
-        shard, entry = self.locate(self._number(index))
+        shard, entry = self.locate(self.number_of(index))
         with _open_shard(shard) as reader:
             text = reader.read(entry, "json")
         try:

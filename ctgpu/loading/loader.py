@@ -24,7 +24,7 @@ from ctgpu.loading.reading import Batch, BatchReader
 from ctgpu.loading.region import stored_order
 from ctgpu.loading.targets import CudaTarget, HostTarget, Target
 from ctgpu.loading.weights import balanced_weights, given_weights, require_mode
-from ctgpu.loading.window import rewindow
+from ctgpu.loading.window import Window, chosen_scalings
 from ctgpu.machine import usable_cores
 from ctgpu.volume.stored import numpy_dtype
 
@@ -236,7 +236,8 @@ def make_loader(
     copy: bool = True,
     labelled_only: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
-    window: str | tuple[float, float] | None = None,
+    window: Window | None = None,
+    windows: Sequence[Window] | None = None,
     random_crop_hwd: tuple[int, int, int] | None = None,
     transform: Transform | None = None,
     rank: int | None = None,
@@ -245,8 +246,8 @@ def make_loader(
     """A loader for training with torch.
 
     A batch is a dictionary: ``volume`` (B, 1, D, H, W), of the data set's ``spec.dtype`` unless a
-    `window` is mapped, ``labels`` (B, classes) float32, ``report`` and ``study_id``, lists of B
-    texts.  Labels are NaN where a study has no label row,
+    `window` is mapped, with C `windows` (B, C, D, H, W), ``labels`` (B, classes) float32,
+    ``report`` and ``study_id``, lists of B texts.  Labels are NaN where a study has no label row,
     and single ones where its row has blanks; a warning in the log says of how many.  A loss has to
     mask them.
 
@@ -284,8 +285,9 @@ def make_loader(
         ``"cpu"``, or ``"cuda[:N]"``: read into pinned memory, uploaded and permuted on a stream of
         its own.
     prefetch_bytes : int, optional
-        Volumes to read ahead, one batch at least; default two batches.  Host buffers take this and
-        two batches more; on a GPU, as much device memory again.
+        Volumes to read ahead, one batch at least; default two batches, with all of their channels.
+        Host buffers take this and two batches more.  For a GPU they hold what is stored, and as
+        many batches, of all channels, are in its memory.
     num_threads : int, optional
         Reader threads; default one for each usable core, at most 8.
     copy : bool
@@ -303,6 +305,10 @@ def make_loader(
         Map another HU window to [-1, 1]: a name of :data:`ctgpu.loading.WINDOWS`, or (lo, hi).
         The result is float16, of a bfloat16 data set bfloat16.  Refused where the data set was not
         built with ``normalise="window"``, as each volume has a scale of its own then.
+    windows : sequence of str or tuple of float, optional
+        Likewise several windows, a channel each, in their order: each is the very numbers that
+        `window` gives, made while the stored ones are in the cache.  Refused where the window that
+        was stored does not cover them all.  The state of a loader does not depend on it.
     random_crop_hwd : tuple of int, optional
         A random box of this many voxels (H, W, D) instead of the whole volume; it depends on the
         seed, the epoch and the sample's number in the data set alone, and of a sample that weights
@@ -349,16 +355,16 @@ def make_loader(
                 f"random_crop_hwd is {random_crop_hwd}; it must fit within {spec.shape_hwd}"
             )
         box = stored_order(random_crop_hwd, spec.layout)
-    scaling = None if window is None else rewindow(spec, window)
+    scalings = chosen_scalings(spec, window, windows)
     where = torch.device(device)
     if where.type not in ("cpu", "cuda"):
         raise UsageError(f"device is {device}; it is 'cpu' or 'cuda[:N]'")
     target: Target = (
-        HostTarget(spec, scaling, copy=copy)
+        HostTarget(spec, scalings, copy=copy)
         if where.type == "cpu"
-        else CudaTarget(where, spec, scaling)
+        else CudaTarget(where, spec, scalings)
     )
-    voxels = batch_size * int(np.prod(box or spec.stored_shape))
+    voxels = batch_size * target.channels * int(np.prod(box or spec.stored_shape))
     batch_bytes = numpy_dtype(target.dtype).itemsize * voxels
     weights = None
     if class_balanced:

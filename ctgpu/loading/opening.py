@@ -1,4 +1,4 @@
-"""What :func:`ctgpu.loading.make_loader` takes, as a data set."""
+"""What loaders take, as a data set."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _warn_of_nan(dataset: VolumeDataset) -> None:
     found, ways_out = [], []
     if unlabelled:
         found.append(f"{unlabelled} of {total} samples have no label row: their labels are NaN")
-        ways_out.append("make_loader(..., labelled_only=True) leaves out those without a row")
+        ways_out.append("labelled_only=True leaves out those without a row")
     if partly:
         found.append(f"{partly} of {total} samples have a label row with blanks: these are NaN")
         ways_out.append(
@@ -79,13 +79,13 @@ def open_samples(
         kind = type(source)
         if (kind.__getitem__, kind.__getitems__) != (Subset.__getitem__, Subset.__getitems__):
             raise UsageError(
-                f"{kind.__name__} changes the samples of a Subset, and the loader reads "
-                "volumes itself; give make_loader the Subset, and the change as transform="
+                f"{kind.__name__} changes the samples of a Subset, and volumes are read without "
+                "it; give the Subset that it was made of, and the change as transform="
             )
         return open_samples(source.dataset).take(source.indices)  # type: ignore[arg-type]
     if isinstance(source, str | PathLike | list | tuple):
         return VolumeDataset(source)
     raise UsageError(
-        f"make_loader was given a {type(source).__name__}; it takes a VolumeDataset, a "
+        f"dataset is a {type(source).__name__}; it takes a VolumeDataset, a "
         "torch.utils.data.Subset of one, or the paths of folders"
     )

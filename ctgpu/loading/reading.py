@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Generator
@@ -78,7 +79,7 @@ class BatchReader:
         self._box = box
         # Smaller batches take the memory of a whole one, so that the pool keeps to one size.
         self._room_dtype = numpy_dtype(target.dtype)
-        voxels = batch_size * int(np.prod(box or dataset.spec.stored_shape))
+        voxels = batch_size * target.channels * int(np.prod(box or dataset.spec.stored_shape))
         self._batch_bytes = whole_pages(self._room_dtype.itemsize * voxels)
         # A taker may have kept any number of batches, and drop them all together.
         kept_bytes = (prefetch_batches + 2) * self._batch_bytes
@@ -152,8 +153,8 @@ class BatchReader:
         """Have one batch read and assembled."""
         box = self._box or self._dataset.spec.stored_shape
         buffer = self._pool.acquire(self._batch_bytes)
-        room = buffer.array((len(positions), *box), self._room_dtype)
-        stored = _last_bytes(room, numpy_dtype(self._dataset.spec.dtype))
+        room = buffer.array((len(positions), self._target.channels, *box), self._room_dtype)
+        stored = _end_of(room, (len(positions), *box), numpy_dtype(self._dataset.spec.dtype))
         reads = [
             readers.submit(self._read, order, position, epoch, stored[row])
             for row, position in enumerate(positions)
@@ -212,9 +213,9 @@ class BatchReader:
         }
 
 
-def _last_bytes(room: Volume, dtype: np.dtype[Any]) -> Volume:
-    """The end of an array's memory, as an array of its shape and of another type, no larger."""
-    return room.reshape(-1).view(dtype)[-room.size :].reshape(room.shape)
+def _end_of(room: Volume, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Volume:
+    """The end of an array's memory, as an array of another shape and type, no larger."""
+    return room.reshape(-1).view(dtype)[-math.prod(shape) :].reshape(shape)
 
 
 def _positions(share: Share, total: int, position: int) -> list[int]:

@@ -24,6 +24,14 @@ def to_dhw(volume: VolumeT, layout: Layout) -> VolumeT:
     return turned
 
 
+def to_hwd(volume: VolumeT, layout: Layout) -> VolumeT:
+    """A view of (…, stored axes) as (…, H, W, D); of an array or a tensor."""
+    if layout == "HWD":
+        return volume
+    turned: VolumeT = volume.swapaxes(-3, -2).swapaxes(-2, -1)
+    return turned
+
+
 def stored_order(shape_hwd: Shape, layout: Layout) -> Shape:
     """An (H, W, D) triple in the order in which the axes are stored."""
     h, w, d = shape_hwd

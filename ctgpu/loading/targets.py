@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from ctgpu.buffers import Bytes, allocate_pages, allocate_pinned
 from ctgpu.errors import DeviceError
 from ctgpu.loading.region import to_dhw
-from ctgpu.loading.window import Scaling, apply_scaling
+from ctgpu.loading.window import Scaling, apply_scalings
 from ctgpu.spec import Dtype, Spec
 from ctgpu.volume.stored import tensor_of
 
@@ -34,8 +35,11 @@ class Target(Protocol):
     memory: Literal["lent", "given", "kept"]
 
     #: Type of the batch that this memory has room for.  What is stored is read into the last bytes
-    #: of the room, so that a wider type can be made of it from the front.
+    #: of the room, so that more channels or a wider type can be made of it from the front.
     dtype: Dtype
+
+    #: Channels that this memory has room for.
+    channels: int
 
     def allocate(self, size_bytes: int) -> Bytes:
         """Memory to read into."""
@@ -43,15 +47,14 @@ class Target(Protocol):
     def place(
         self, stored: npt.NDArray[Any], room: npt.NDArray[Any], labels: npt.NDArray[Any]
     ) -> Tensors:
-        """Volumes as a tensor (B, 1, D, H, W), and labels as another.
+        """Volumes as a tensor (B, C, D, H, W), and labels as another.
 
         Parameters
         ----------
         stored : numpy.ndarray
             What was read, shape (B, stored axes).
         room : numpy.ndarray
-            The memory around it, of the same shape and of :attr:`dtype`; the same array where that
-            is the stored type.
+            The memory around it, shape (B, :attr:`channels`, stored axes), of :attr:`dtype`.
         labels : numpy.ndarray
             Shape (B, classes), float32.
         """
@@ -63,11 +66,12 @@ class Target(Protocol):
 class HostTarget:
     """Views of the memory that was read into, which the consumer keeps or gets for a while."""
 
-    def __init__(self, spec: Spec, scaling: Scaling | None, *, copy: bool) -> None:
+    def __init__(self, spec: Spec, scalings: Sequence[Scaling], *, copy: bool) -> None:
         self._spec = spec
-        self._scaling = scaling
+        self._scalings = scalings
         self.memory: Literal["lent", "given", "kept"] = "given" if copy else "lent"
-        self.dtype: Dtype = scaling.dtype if scaling else spec.dtype
+        self.dtype: Dtype = scalings[0].dtype if scalings else spec.dtype
+        self.channels = max(1, len(scalings))
 
     def allocate(self, size_bytes: int) -> Bytes:
         return allocate_pages(size_bytes)
@@ -78,9 +82,9 @@ class HostTarget:
         import torch
 
         volume = tensor_of(room, self.dtype)
-        if self._scaling:
-            apply_scaling(tensor_of(stored, self._spec.dtype), self._scaling, volume)
-        return to_dhw(volume, self._spec.layout).unsqueeze(1), torch.from_numpy(labels)
+        if self._scalings:
+            apply_scalings(tensor_of(stored, self._spec.dtype), self._scalings, volume)
+        return to_dhw(volume, self._spec.layout), torch.from_numpy(labels)
 
     def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
         pass
@@ -97,7 +101,7 @@ class CudaTarget:
 
     memory: Literal["lent", "given", "kept"] = "kept"
 
-    def __init__(self, device: torch.device, spec: Spec, scaling: Scaling | None) -> None:
+    def __init__(self, device: torch.device, spec: Spec, scalings: Sequence[Scaling]) -> None:
         import torch
 
         if not torch.cuda.is_available():
@@ -114,8 +118,10 @@ class CudaTarget:
         index = torch.cuda.current_device() if device.index is None else device.index
         self._device = torch.device("cuda", index)
         self._layout = spec.layout
-        self._scaling = scaling
-        self.dtype: Dtype = spec.dtype  # what is stored is uploaded, and windowed there
+        self._scalings = scalings
+        # What is stored is uploaded, and windowed there.
+        self.dtype: Dtype = spec.dtype
+        self.channels = 1
         self._cuda: Any = torch.cuda
         self._stream = self._cuda.Stream(self._device)
 
@@ -153,16 +159,15 @@ class CudaTarget:
 
         with self._cuda.stream(self._stream):
             uploaded = tensor_of(stored, self.dtype).to(self._device, non_blocking=True)
-            volume = to_dhw(uploaded, self._layout).contiguous()
-            if self._scaling:
-                volume = _scaled(volume, self._scaling)
+            turned = to_dhw(uploaded, self._layout).contiguous()
+            volume = _scaled(turned, self._scalings) if self._scalings else turned.unsqueeze(1)
             classes = torch.from_numpy(labels).to(self._device, non_blocking=True)
         # The memory is free for the next read, and any stream may use the tensors, from here on.
         # A blocking event sleeps; to synchronise the stream would keep a core busy.
         done = self._cuda.Event(blocking=True)
         done.record(self._stream)
         done.synchronize()
-        return volume.unsqueeze(1), classes
+        return volume, classes
 
     def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
         # They were allocated on our stream; their memory must not be used again there before what
@@ -179,14 +184,19 @@ class CudaTarget:
             torch.ones(1, device=self._device)
 
 
-def _scaled(stored: torch.Tensor, scaling: Scaling) -> torch.Tensor:
-    """In the memory of `stored` where the result fits exactly, else in memory of its own."""
+def _scaled(stored: torch.Tensor, scalings: Sequence[Scaling]) -> torch.Tensor:
+    """(B, C, D, H, W) of (B, D, H, W): in its memory if that fits exactly, else in its own."""
     import torch
 
-    dtype = getattr(torch, scaling.dtype)
-    fits = dtype.itemsize == stored.itemsize
-    out = stored.view(dtype) if fits else torch.empty_like(stored, dtype=dtype)
-    apply_scaling(stored, scaling, out)
+    dtype = getattr(torch, scalings[0].dtype)
+    batch, *axes = stored.shape
+    fits = len(scalings) * dtype.itemsize == stored.itemsize
+    out = (
+        stored.view(dtype).unsqueeze(1)
+        if fits
+        else stored.new_empty((batch, len(scalings), *axes), dtype=dtype)
+    )
+    apply_scalings(stored, scalings, out)
     return out
 
 

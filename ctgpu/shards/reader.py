@@ -20,6 +20,7 @@ from ctgpu.shards.writer import PackedSample
 
 # Hashed while it still is in the processor's cache: a fraction of the cost of hashing it later.
 _CHECKED_BYTES = 1 << 20
+_CLOSED = -1
 
 
 class ShardReader:
@@ -182,8 +183,10 @@ class ShardReader:
         )
 
     def close(self) -> None:
-        """Close the tar."""
-        os.close(self._fd)
+        """Close the tar.  Once more does nothing: its descriptor may be another file's by then."""
+        fd, self._fd = self._fd, _CLOSED
+        if fd != _CLOSED:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         return self

@@ -12,12 +12,14 @@ from pathlib import Path
 from ctgpu.buffers import Allocate
 from ctgpu.data_sets import Description, built_in
 from ctgpu.data_sets.layout import SplitFolders
-from ctgpu.errors import FetchError, SourceError, UsageError, reason_of
+from ctgpu.errors import DecodeError, FetchError, SourceError, UsageError, reason_of
 from ctgpu.shards.names import natural_key
 from ctgpu.shards.record import checksum
-from ctgpu.shards.untrusted import FileChanged, read_file, read_unchanged
+from ctgpu.shards.untrusted import FileChanged, read_file
 from ctgpu.sources.base import Source
+from ctgpu.sources.detached import read_volume, size_of, voxels_path
 from ctgpu.sources.fetched import Fetched
+from ctgpu.sources.strays import without_strays
 from ctgpu.sources.table import TABLE_LIMIT_BYTES, read_first
 from ctgpu.sources.tree import Tree, look_below, tables_in
 from ctgpu.volume.ref import VOLUME_SUFFIXES, SampleRef, Spelling
@@ -28,7 +30,7 @@ _NAMED_COPIES = 4
 
 
 class FolderSource(Source):
-    """A folder of ``.nii.gz``, ``.nii`` and ``.npz`` files.
+    """A folder of volumes, whose suffixes are :data:`ctgpu.volume.ref.VOLUME_SUFFIXES`.
 
     Where the data set has telling folders, such as CT-RATE's ``train_fixed``, and they are found,
     at the top or, as in a Hub cache, further down, only those of the split asked for are listed,
@@ -111,6 +113,7 @@ class FolderSource(Source):
         volumes = {self._relative(path): size_bytes for path, size_bytes in below.volumes}
         if finds_all:
             refs = [self._ref(path, size_bytes) for path, size_bytes in volumes.items()]
+            refs = without_strays(str(self._root), refs, ())
         else:
             refs = self._fitting(volumes, split)
         if not refs and self.missing_folders:
@@ -123,8 +126,9 @@ class FolderSource(Source):
         if not refs:
             raise self._nothing_of(split, volumes)
         refs.sort(key=lambda ref: natural_key(ref.path))
-        self._stored = Spelling(ref.path for ref in refs)
-        missing = {self._relative(path) for path in below.missing}
+        listed = {ref.path for ref in refs}
+        self._stored = Spelling(listed)
+        missing = listed.intersection(self._relative(path) for path in below.missing)
         if missing:
             _log.warning(
                 "%s: %d of %d volumes cannot be looked at, such as %s: each is planned with 0 "
@@ -182,10 +186,10 @@ class FolderSource(Source):
         parts = ref.path.split("/")
         if ref.path.startswith("/") or ".." in parts:
             raise FetchError(f"{ref.path} leads out of the source; it is not read")
-        path = self.file_of(ref)
+        path = self._path_of(ref)
         try:
-            buffer = read_unchanged(path, allocate, ref.size_bytes)
-            return Fetched(ref.path, buffer, self.data_set.arrays)
+            header, buffer = read_volume(path, allocate, ref.size_bytes)
+            return Fetched(ref.path, buffer, self.data_set.arrays, header)
         except FileChanged as error:
             raise FetchError(
                 f"{ref.path} was not read: {reason_of(error)}, then use --retry-failed"
@@ -202,7 +206,14 @@ class FolderSource(Source):
         return self._root / path
 
     def file_of(self, ref: SampleRef) -> Path:
-        """Where the file of a listed volume is."""
+        """Where the file with the voxels of a listed volume is."""
+        path = self._path_of(ref)
+        try:
+            return voxels_path(path)
+        except (DecodeError, OSError):
+            return path
+
+    def _path_of(self, ref: SampleRef) -> Path:
         return self._root / (self._stored.find(ref.path) or ref.path)
 
     def _locate(self, split: str) -> tuple[str, str, Tree]:
@@ -275,6 +286,7 @@ class FolderSource(Source):
 
     def _ref(self, path: str, size_bytes: int, key: str | None = None) -> SampleRef:
         provenance = self.data_set.provenance(f"{self._name}/{path}")
+        size_bytes = size_of(self._root / path, size_bytes)
         return SampleRef.of_file(path, size_bytes, provenance=provenance, study_id=key)
 
     def _fitting(self, volumes: Mapping[str, int], split: str) -> list[SampleRef]:
@@ -286,7 +298,7 @@ class FolderSource(Source):
                 if (found := self.data_set.volume(path, globs)) is not None
             ]
             if refs:
-                return refs
+                return without_strays(str(self._root), refs, globs)
         return []
 
     def _nothing_of(self, split: str, volumes: Mapping[str, int]) -> UsageError:
@@ -299,7 +311,7 @@ class FolderSource(Source):
             )
         wanted = self._wanted(split)
         return UsageError(
-            f"{self._root} has no {' or '.join(VOLUME_SUFFIXES)} file of the split {split!r}"
+            f"{self._root} has no {', '.join(VOLUME_SUFFIXES)} file of the split {split!r}"
             f"{f'{wanted}, or' if wanted else '; wanted'} volumes anywhere below it"
         )
 

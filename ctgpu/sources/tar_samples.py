@@ -28,7 +28,7 @@ from ctgpu.volume.raw import RawVolume
 from ctgpu.volume.stored import numbers_of, numpy_dtype
 
 #: Members that may hold a sample's volume, best first.
-VOLUME_EXTENSIONS = ("bin", "npz", "nii.gz", "nii")
+VOLUME_EXTENSIONS = ("bin", "npz", "nii.gz", "nii", "mha", "nrrd", "npy")
 
 SMALL_LIMIT_BYTES = 16 << 20
 LABEL_EXTENSIONS = ("labels", "cls")

@@ -37,7 +37,7 @@ from ctgpu.volume.ref import SampleRef, Spelling
 class TarSource(Source):
     """The tars of a WebDataset.
 
-    A sample is a volume (``bin`` with ``json`` beside it, ``npz``, ``nii.gz`` or ``nii``) and what
+    A sample is a volume (``bin`` with ``json`` beside it, ``npz``, ``nii.gz``, …) and what
     else has its key: ``json`` with spacing and rescale pair, ``cls`` or ``labels``, ``txt``.
 
     Parameters

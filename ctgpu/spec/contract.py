@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import msgspec
@@ -14,12 +14,14 @@ import msgspec
 from ctgpu.arguments import converted, option
 from ctgpu.errors import NewerFormatError, UsageError
 from ctgpu.spec.contradictions import check_spec
+from ctgpu.spec.presets import preset, presets
 
 Layout = Literal["HWD", "DHW"]
 Intensity = Literal["auto", "hu", "rescale"]
 ClipOrder = Literal["before", "after"]
 Grid = Literal["extent", "origin"]
 Fit = Literal["spacing", "stretch", "contain"]
+Crop = Literal["centre", "foreground", "body"]
 Normalise = Literal["window", "percentiles", "minmax", "zscore"]
 Dtype = Literal["float16", "bfloat16", "int16", "uint8"]
 
@@ -41,9 +43,9 @@ _FIRST_FIELDS = frozenset(
 class Spec:
     """The contract of one data set; every sample of a folder is made to the same one.
 
-    A volume is made in this order: its axes are oriented, its voxels rescaled to HU and clipped,
-    then resampled, normalised, cropped or padded, and stored (docs/contracts.md).  Two specs are
-    equal if they are the same contract, however it was spelled.
+    A volume is made in this order: its axes are oriented, its voxels rescaled to HU, a box of them
+    is taken and clipped, then resampled, normalised, cropped or padded, and stored
+    (docs/contracts.md).  Two specs are equal if they are the same contract, however it was spelled.
 
     Parameters
     ----------
@@ -51,7 +53,7 @@ class Spec:
         Voxel size (H, W, D) of the output in millimetres.  With ``fit="contain"`` only its
         proportions count, with ``fit="stretch"`` nothing of it does.
     shape_hwd : tuple of int
-        Voxels (H, W, D) of the output after centre crop and centre pad.
+        Voxels (H, W, D) of the output, after it was cropped or padded about its centre.
     hu_window : tuple of float or None
         ``(lo, hi)`` in HU, to which voxels are clipped; None clips nothing.
     pad_value : float, optional
@@ -89,6 +91,14 @@ class Spec:
     dtype : {"float16", "bfloat16", "int16", "uint8"}
         What is stored: values of `output_range`; or as ``int16`` HU, rounded; or as ``uint8`` the
         `output_range` as 0 to 255, rounded.
+    crop : {"centre", "foreground", "body"}
+        Which box of the scan's voxels the volume is made of: all of them, those around what is
+        above `foreground_hu`, or those around the patient without the table.  See
+        :mod:`ctgpu.volume.crop`.
+    foreground_hu : float
+        HU that foreground is above.
+    margin_mm : float
+        By how much the box is widened on every side, at least.
 
     Raises
     ------
@@ -164,6 +174,18 @@ class Spec:
     dtype: Dtype = option(
         "float16", help="float16, bfloat16, int16 (HU) or uint8. (default: float16)"
     )
+    crop: Crop = option(
+        "centre",
+        help="centre: take the whole scan; foreground: its box of voxels above --foreground-hu; "
+        "body: the box of the patient, without the table. Then crop or pad about the centre. "
+        "(default: centre)",
+    )
+    foreground_hu: float = option(
+        -500.0, written="number", help="HU that foreground and body are above. (default: -500)"
+    )
+    margin_mm: float = option(
+        0.0, written="number", help="Widen their box by so many mm on every side. (default: 0)"
+    )
 
     def __post_init__(self) -> None:
         set_field = object.__setattr__
@@ -171,8 +193,9 @@ class Spec:
             value = getattr(self, name)
             if value is not None or name not in _MAY_BE_NONE:
                 set_field(self, name, _floats(name, value, count))
-        if self.pad_value is not None:
-            set_field(self, "pad_value", _floats("pad_value", [self.pad_value], 1)[0])
+        for name in ("pad_value", "foreground_hu", "margin_mm"):
+            if (value := getattr(self, name)) is not None or name != "pad_value":
+                set_field(self, name, _floats(name, [value], 1)[0])
         if any(n != int(n) or not 1 <= n <= 65535 for n in self.shape_hwd):
             raise UsageError(
                 f"shape_hwd is {self.shape_hwd!r}; it takes three whole numbers from 1 to 65535"
@@ -285,6 +308,35 @@ class Spec:
         mean, std = self.standardise or (0.0, 1.0)
         return (value - mean) / std
 
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> Spec:
+        """A public project's contract, as its own code has it.
+
+        Parameters
+        ----------
+        name : str
+            Such as ``"merlin"``; ``ctgpu presets`` lists them with their sources, and so does
+            docs/contracts.md.
+        **changes
+            Fields to be different, such as ``layout="DHW"``.
+
+        Raises
+        ------
+        UsageError
+            If there is no such preset, or a change contradicts it.
+        """
+        stated = preset(name).spec
+        try:
+            return replace(cls.from_dict(stated), **changes)
+        except UsageError as error:
+            at_odds = sorted(
+                field for field in stated.keys() - changes.keys() if f"{field} is " in str(error)
+            )
+            if at_odds:
+                verb = "comes" if len(at_odds) == 1 else "come"
+                error.args = (f"{error}; {' and '.join(at_odds)} {verb} from preset {name}",)
+            raise
+
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON-ready values; what the first format lacked only where it says something.
 
@@ -359,6 +411,7 @@ _WORDS = {
     "fit": Fit,
     "normalise": Normalise,
     "dtype": Dtype,
+    "crop": Crop,
 }
 
 
@@ -400,8 +453,19 @@ SPEC_WANTED = "a ctgpu.Spec, such as ctgpu.PRESETS['ct-rate']"
 #: CT-CLIP's contract for CT-RATE.
 CT_RATE = Spec()
 
-#: Named specs for ``--preset``.
-PRESETS: Mapping[str, Spec] = {
-    "ct-rate": CT_RATE,
-    "ct-rate-dhw": Spec(layout="DHW"),
-}
+
+class _Presets(Mapping[str, Spec]):
+    """The file is read when one is looked at, for most programs never do."""
+
+    def __getitem__(self, name: str) -> Spec:
+        return Spec.from_dict(presets()[name].spec)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(presets())
+
+    def __len__(self) -> int:
+        return len(presets())
+
+
+#: The contracts of :meth:`Spec.preset` by name.
+PRESETS: Mapping[str, Spec] = _Presets()

@@ -34,6 +34,7 @@ def check_spec(spec: Spec) -> None:
         Naming the field, or both.
     """
     _check_spacing(spec)
+    _check_crop(spec)
     _check_window(spec)
     _check_normalise(spec)
     _check_range(spec)
@@ -53,6 +54,20 @@ def _check_spacing(spec: Spec) -> None:
         )
     if spec.grid == "origin" and spec.fit != "spacing":
         raise _contradiction(spec, "grid", "fit", "only fit='spacing' steps from the first voxel")
+
+
+def _check_crop(spec: Spec) -> None:
+    for name in ("foreground_hu", "margin_mm"):
+        if spec.crop == "centre" and _is_set(spec, name):
+            raise _contradiction(
+                spec, name, "crop", "a crop about the centre looks for no foreground"
+            )
+    if abs(spec.foreground_hu) > HIGHEST_HU:
+        raise UsageError(
+            f"foreground_hu is {spec.foreground_hu:g}; it must lie within ±{HIGHEST_HU:,}"
+        )
+    if spec.margin_mm < 0:
+        raise UsageError(f"margin_mm is {spec.margin_mm:g}; it must be zero or above")
 
 
 def _check_window(spec: Spec) -> None:

@@ -65,7 +65,7 @@ def resolve_rescale(
     IntensityError
         If a pair is wanted and there is none, a pair is not finite, or two scalings would apply.
     """
-    if raw.format == "npz":
+    if raw.is_bare:
         if intensity == "hu":
             return Rescale()
         wants_pair = intensity == "rescale" and raw.header_rescale.is_identity

@@ -63,6 +63,9 @@ class Geometry:
         ``"assumed"`` where its orientation was assumed.
     orientation : Orientation or None
         How the scan is stored; None where that is not known.
+    crop_box : tuple or None
+        For each of the scan's own axes the first voxel that the output was made of and the one
+        behind the last, where ``Spec.crop`` left others out before they were resampled.
     """
 
     affine: npt.NDArray[np.float64]
@@ -76,6 +79,7 @@ class Geometry:
     layout: Layout
     affine_source: str = "header"
     orientation: Orientation | None = None
+    crop_box: tuple[tuple[int, int], ...] | None = None
 
     @classmethod
     def of(cls, prepared: PreparedVolume) -> Geometry:
@@ -83,7 +87,7 @@ class Geometry:
         plan, raw = prepared.plan, prepared.raw
         h, w, d = plan.reorientation.stored(plan.spacing_mm)
         return cls(
-            affine=plan.output_affine(prepared.source_affine),
+            affine=prepared.output_affine,
             source_affine=prepared.source_affine,
             source_shape=raw.voxels.shape,
             spacing_mm=(h, w, d),
@@ -94,6 +98,7 @@ class Geometry:
             layout=plan.spec.layout,
             affine_source="spacing" if raw.affine is None else raw.affine_source,
             orientation=prepared.orientation,
+            crop_box=None if prepared.box is None else prepared.box.ends,
         )
 
     @classmethod
@@ -135,6 +140,7 @@ class Geometry:
             affine_source=source.affine_source,
             # The first versions did not record it.
             orientation=Orientation.of(source_affine) if knows_axes else None,
+            crop_box=source.crop_box,
         )
         geometry._scan_in_output()
         return geometry
@@ -435,6 +441,7 @@ _Size = Annotated[int, msgspec.Meta(ge=1)]
 _Sizes = tuple[_Size, _Size, _Size]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 _Counts = tuple[_Count, _Count, _Count]
+_Ends = tuple[_Count, _Size]
 _Row = tuple[float, float, float, float]
 
 
@@ -445,6 +452,7 @@ class _Source(msgspec.Struct):
     affine_source: str
     shape: _Sizes
     spacing_mm: Spacing
+    crop_box: tuple[_Ends, _Ends, _Ends] | None = None
 
 
 class _Metadata(msgspec.Struct):

@@ -10,6 +10,8 @@ import numpy.typing as npt
 
 from ctgpu.errors import GeometryError
 from ctgpu.spec import STORED, Intensity, Spec
+from ctgpu.volume.crop import crop_box
+from ctgpu.volume.foreground import Box
 from ctgpu.volume.geometry import VolumePlan, plan_volume, require_geometry
 from ctgpu.volume.intensity import HuGuard, check_finite, check_hu, resolve_rescale
 from ctgpu.volume.orientation import (
@@ -44,7 +46,9 @@ class PreparedVolume:
     hu_finding : str or None
         What the voxels look like instead of HU, where they were taken all the same.
     statistics : Statistics or None
-        Of the voxels, where the output depends on them.
+        Of all voxels, where the output depends on them.
+    box : Box or None
+        The voxels that the volume is made of, as if there were no others; None for all.
     """
 
     raw: RawVolume
@@ -54,11 +58,13 @@ class PreparedVolume:
     orientation: Orientation | None = None
     hu_finding: str | None = None
     statistics: Statistics | None = None
+    box: Box | None = None
 
     @property
     def voxels(self) -> npt.NDArray[Any]:
-        """The voxels along the axes of the output: a view."""
-        return self.plan.reorientation.view(self.raw.voxels)
+        """The voxels that the volume is made of, along the axes of the output: a view."""
+        voxels = self.raw.voxels if self.box is None else self.box.of(self.raw.voxels)
+        return self.plan.reorientation.view(voxels)
 
     @property
     def source_affine(self) -> npt.NDArray[np.float64]:
@@ -67,6 +73,12 @@ class PreparedVolume:
             return self.raw.affine
         # Without an affine nothing was turned, so that these are the stored axes.
         return np.diag([*self.plan.spacing_mm, 1.0])
+
+    @property
+    def output_affine(self) -> npt.NDArray[np.float64]:
+        """The affine of the output, (H, W, D) index to the world of :attr:`source_affine`."""
+        affine = self.source_affine
+        return self.plan.output_affine(affine if self.box is None else self.box.affine_of(affine))
 
 
 def prepare_volume(
@@ -82,6 +94,9 @@ def prepare_volume(
     hu_guard: HuGuard | None = "refuse",
 ) -> PreparedVolume:
     """Decide intensity and geometry of one volume, and refuse what cannot be right.
+
+    Statistics and the guard look at all voxels, also at those outside of the box that is cropped
+    to.
 
     Parameters
     ----------
@@ -123,11 +138,13 @@ def prepare_volume(
     else:
         finding = check_hu(raw.voxels, rescale, guard=hu_guard)
     statistics = statistics_of(raw.voxels, rescale, spec) if spec.needs_statistics else None
+    box = crop_box(raw.voxels, rescale, spacing_mm, spec)
+    made_of = raw.voxels if box is None else box.of(raw.voxels)
     plan = plan_volume(
-        turned.view(raw.voxels).shape,
+        turned.view(made_of).shape,
         turned.along(spacing_mm),
         spec,
         statistics=statistics,
         reorientation=turned,
     )
-    return PreparedVolume(raw, rescale, plan, spacing_source, orientation, finding, statistics)
+    return PreparedVolume(raw, rescale, plan, spacing_source, orientation, finding, statistics, box)

@@ -35,6 +35,14 @@ class Rescale:
         """Whether the voxels are HU as they stand."""
         return self.slope == 1.0 and self.intercept == 0.0
 
+    def hu_of(self, voxels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """HU of voxels, which are rounded to float32 first, as engines take them; then exact."""
+        hu = voxels.astype(np.float32).astype(np.float64)
+        if not self.is_identity:
+            hu *= float(np.float32(self.slope))
+            hu += float(np.float32(self.intercept))
+        return hu
+
 
 @dataclass(slots=True)
 class RawVolume:
@@ -61,7 +69,7 @@ class RawVolume:
     metadata : dict
         Further facts the file states (an ``.npz``'s metadata), JSON-ready.
     format : str
-        ``"nifti"``, ``"npz"`` or ``"raw"``.
+        ``"nifti"``, ``"npz"``, ``"npy"``, ``"metaimage"``, ``"nrrd"`` or ``"raw"``.
     buffer : Buffer or None
         Pooled memory that holds the voxels; released by :meth:`release`.
     """
@@ -76,6 +84,11 @@ class RawVolume:
     metadata: dict[str, Any] = field(default_factory=dict)
     format: str = "raw"
     buffer: Buffer | None = None
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether it is an array of its own, and no image of a medical format."""
+        return self.format in ("npz", "npy")
 
     @property
     def size_bytes(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,7 +11,14 @@ from typing import Literal
 #: ``fixed``: voxels are HU, as of CT-RATE v2.  ``v1``: they need a table's slope and intercept.
 Provenance = Literal["fixed", "v1", "unknown"]
 
-VOLUME_SUFFIXES = (".nii.gz", ".nii", ".npz")
+#: Suffixes of volumes.  Files of a later row are volumes where none of an earlier row is there:
+#: beside ``.nii.gz`` an ``.nrrd`` mostly is a mask, and an ``.npy`` may be anything.
+VOLUME_TIERS = (
+    (".nii.gz", ".nii", ".npz"),
+    (".mha", ".mhd", ".nrrd", ".nhdr"),
+    (".npy",),
+)
+VOLUME_SUFFIXES = tuple(itertools.chain(*VOLUME_TIERS))
 
 
 @dataclass(frozen=True, slots=True)

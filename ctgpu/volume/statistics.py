@@ -96,10 +96,7 @@ def statistics_of(voxels: npt.NDArray[Any], rescale: Rescale, spec: Spec) -> Sta
     """
 
     def hu_of(values: npt.NDArray[Any]) -> FloatArray:
-        hu = values.astype(np.float32).astype(np.float64)
-        if not rescale.is_identity:
-            hu *= float(np.float32(rescale.slope))
-            hu += float(np.float32(rescale.intercept))
+        hu = rescale.hu_of(values)
         return hu if spec.hu_window is None else np.clip(hu, *spec.hu_window, out=hu)
 
     flat = np.ravel(voxels, order="K")  # without a copy where its memory has no gaps

@@ -155,15 +155,6 @@ def test_the_result_is_one_that_compare_reads(
     assert compare.main([str(made), str(worse)]) == 1
 
 
-def test_a_picture_of_what_was_not_measured_is_refused(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        run_gpu.main(["--static", "--plot", str(tmp_path / "made.png")])
-    assert caught.value.code == 2
-    assert "--static measures nothing" in capsys.readouterr().err
-
-
 # ---- The published result ----------------------------------------------------------------------
 
 #: Those for whom the documents have figures, and some of each kind beside them.
@@ -306,6 +297,7 @@ def test_the_published_bounds_follow_from_the_published_counts(
     assert told["bounds"] == gpu_static.bounds_of(blocks, issued, moved), AGAIN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [USUAL, gpu_static.USUAL_DHW], ids=gpu_static.name_of)
 def test_the_published_roofline_is_computed_again(
     same_compiler: Nvrtc, published: dict[str, Any], key: KernelKey
@@ -320,6 +312,7 @@ def test_the_published_roofline_is_computed_again(
     assert told == json.loads(json.dumps(made))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fast", [0, 1, 2])
 @pytest.mark.parametrize("out", [1, 2])
 def test_shared_memory_is_read_without_bank_conflicts_and_written_with_few(

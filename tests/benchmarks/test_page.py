@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 from made_results import result
 
+from benchmarks.__main__ import main
 from benchmarks.harness import page
 from benchmarks.harness.measuring import counted, measured
 
@@ -43,6 +46,25 @@ def test_every_benchmark_is_found() -> None:
     assert {"run_build", "run_preprocess", "run_gpu", "run_loading", "run_reliability"} <= names
     assert {"run_contracts", "run_distribute", "project"} <= names
     assert not names & {"plots", "report", "__main__"}
+
+
+def test_a_script_stands_for_its_question_and_nothing_else() -> None:
+    for script in [*page.scripts(), page.HERE / "report.py", page.HERE / "plots.py"]:
+        lines = script.read_text(encoding="utf-8").splitlines()
+        assert len(lines) <= 5, script
+    others = [path for path in page.HERE.rglob("*.py") if path.parent != page.HERE]
+    assert len(others) > 20
+    assert not [path for path in others if "sys.path" in path.read_text(encoding="utf-8")]
+
+
+def test_a_question_outlives_the_connections_that_it_breaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that only print end by SIGPIPE, as any program does."""
+    monkeypatch.setattr(sys, "argv", ["benchmarks/run_gpu.py", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert signal.getsignal(signal.SIGPIPE) == signal.SIG_IGN
 
 
 def test_a_missing_gpu_is_no_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

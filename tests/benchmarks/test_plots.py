@@ -5,51 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
+from drawn import assert_drawn, texts
 from made_results import gpu_result, result
-from quick_runs import Quick
 
 from benchmarks.harness import page
-from benchmarks.harness.measuring import measured, measured_leaves
+from benchmarks.harness.measuring import measured
 from benchmarks.publishing import bars
 
 matplotlib = pytest.importorskip("matplotlib", reason="matplotlib (extra bench) is not installed")
-
-
-def assert_drawn(path: Path) -> None:
-    """A picture of some size, on white, with enough ink and with more than one colour."""
-    from matplotlib.image import imread
-
-    pixels = imread(path)[..., :3]
-    assert pixels.shape[1] >= 900
-    assert pixels.shape[0] >= 200
-    ink = np.any(pixels < 0.95, axis=-1)
-    assert 0.02 < ink.mean() < 0.7
-    assert np.ptp(pixels[ink], axis=-1).max() > 0.2, "only grey"
-
-
-def texts(figure: Any) -> str:
-    """All that is written in a figure."""
-    from matplotlib.text import Text
-
-    return "\n".join(text.get_text() for text in figure.findobj(Text))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [s.stem for s in page.scripts() if s.stem != "run_gpu"])
-def test_what_a_benchmark_writes_is_drawn_by_its_plot_option(
-    name: str, quick: Callable[[str], Quick]
-) -> None:
-    ran = quick(name)
-    if list(measured_leaves(ran.result)) or ran.result["benchmark"] in bars.PICTURES:
-        assert_drawn(ran.picture)
-    else:
-        assert "Nothing in this result was measured." in texts(bars.figure_of(ran.result))
 
 
 def test_a_gpus_result_is_drawn(tmp_path: Path) -> None:

@@ -1,31 +1,74 @@
-"""Every benchmark runs with ``--quick``, and writes what it measured in the one form."""
+"""Every benchmark, run once with ``--quick``: its result, its picture, and a report of them all."""
 
 from __future__ import annotations
 
+import functools
+import json
 import math
+import shutil
 import statistics
+import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
-from quick_runs import Quick
+from drawn import assert_drawn, texts
+from made_results import gpu_result
 
 from benchmarks.harness import page
-from benchmarks.harness.measuring import (
-    in_words,
-    is_peers,
-    measured,
-    measured_leaves,
-    more_is_better,
-    rounds,
-    three_digits,
-    with_ratio,
-)
+from benchmarks.harness.machine import machine_line
+from benchmarks.harness.measuring import in_words, measured_leaves
+from benchmarks.publishing import bars, report
 from ctgpu.engines import available_engines
+
+pytestmark = pytest.mark.slow
 
 SCRIPTS = [script.stem for script in page.scripts()]
 
 
-@pytest.mark.slow
+@dataclass(frozen=True)
+class Quick:
+    """How ``python benchmarks/<name>.py --quick`` ended, and where it writes."""
+
+    status: int
+    stderr: str
+    json: Path
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What it wrote."""
+        assert self.status == 0, self.stderr
+        return dict(json.loads(self.json.read_text(encoding="utf-8")))
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Quick]:
+    """Runs a benchmark by its script's name, without suffix, once for all tests."""
+    folder = tmp_path_factory.mktemp("quick")
+
+    @functools.cache
+    def run(name: str) -> Quick:
+        # Named as those in ``benchmarks/results/`` are.
+        written = folder / f"{name.removeprefix('run_')}.json"
+        ran = subprocess.run(
+            [
+                *(sys.executable, str(page.HERE / f"{name}.py"), "--quick"),
+                *("--json", str(written)),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            cwd=page.HERE.parent,
+        )
+        return Quick(ran.returncode, ran.stderr, written)
+
+    return run
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_quick_runs_and_writes_its_result(name: str, quick: Callable[[str], Quick]) -> None:
     ran = quick(name)
@@ -54,62 +97,67 @@ def test_quick_runs_and_writes_its_result(name: str, quick: Callable[[str], Quic
         assert (quantity["min"], quantity["max"]) == (min(runs), max(runs)), path
 
 
-def test_nothing_measured_hides_where_no_one_looks() -> None:
-    tree = {"a": {"time": measured([2.0, 1.0], "s"), "of": 3}, "b": [1], "c": "text"}
-    assert [path for path, _ in measured_leaves(tree)] == [("a", "time")]
-    assert measured([3.0, 1.0, 2.0], "s")["median"] == 2.0
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "run_gpu"])
+def test_what_a_benchmark_writes_is_drawn(
+    name: str, quick: Callable[[str], Quick], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib (extra bench) is not installed")
+    ran = quick(name)
+    if list(measured_leaves(ran.result)) or ran.result["benchmark"] in bars.PICTURES:
+        bars.draw(ran.result, tmp_path / "made.png")
+        assert_drawn(tmp_path / "made.png")
+    else:
+        assert "Nothing in this result was measured." in texts(bars.figure_of(ran.result))
 
 
-def test_rates_are_better_the_more() -> None:
-    assert [more_is_better(unit) for unit in ("samples/s", "GB/s", "s", "bytes")] == [
-        *(True, True),
-        *(False, False),
-    ]
+@pytest.fixture(scope="module")
+def folder(quick: Callable[[str], Quick], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of which the documents are made."""
+    made = tmp_path_factory.mktemp("results")
+    for name in report.NAMES:
+        ran = quick(name if name == "project" else f"run_{name}")
+        shutil.copy(ran.json, made / f"{name}.json")
+    return made
 
 
-def test_peers_are_the_contenders_other_than_ctgpu() -> None:
-    assert is_peers(("formats", ".npz", "contenders", "old, one thread", "rate"))
-    assert not is_peers(("formats", ".npz", "contenders", "ctgpu", "rate"))
-    assert not is_peers(("sizes", "64 × 64 × 64", "time"))
+def test_the_documents_say_what_was_measured_on_what(folder: Path) -> None:
+    results = report.load_all(folder)
+    build, one, loading = results["build"], results["preprocess"], results["loading"]
+    section, page = report.section(results), report.page(results)
+    for text in (section, page):
+        assert machine_line(build["machine"]) in text
+        assert build["machine"]["utc"][:10] in text
+        for facts in build["formats"].values():
+            for contender in facts["contenders"].values():
+                assert in_words(contender["rate"]["median"], "samples/s") in text
+        for row in loading["steps"]["summary"].values():
+            assert row.get("old_guide", "") in text
+        assert "simulated" in text
+        assert "No GPU has been measured yet" in text
+    for name in one["contenders"]:
+        assert f"| {name} |" in page or f"| **{name}** |" in page
+    for facts in (f for contenders in one["first_call"].values() for f in contenders.values()):
+        assert in_words(facts["time"]["median"], "s") in page
+    for table in ("before", "after"):
+        for step, guide_ms in loading["steps"][table]["old_guide_ms"].items():
+            assert f"| {guide_ms:g} |" in page, step
+    for result in results.values():
+        assert result.get("data", "") in page
+    for text in results["project"]["assumptions"]:
+        assert text in page
 
 
-def test_figures_are_written_with_three_digits_and_a_unit_of_fitting_size() -> None:
-    assert in_words(0.0271234, "s") == "27.1 ms"
-    assert in_words(12.0, "s") == "12.0 s"
-    assert in_words(0.0000042, "s") == "4.20 µs"
-    assert in_words(1.611e9, "bytes") == "1.61 GB"
-    assert in_words(2.1622, "samples/s") == "2.16 samples/s"
-    assert in_words(0, "bytes") == "0 bytes"
-    assert [three_digits(value) for value in (1234.5, 0.00012345)] == ["1234", "0.000123"]
+def test_only_the_section_of_the_readme_is_replaced(folder: Path) -> None:
+    results = report.load_all(folder)
+    readme = f"before\n{report.BEGIN}old figures\n{report.END}after\n"
+    made = report.with_section(readme, results)
+    assert made == f"before\n{report.BEGIN}{report.section(results)}{report.END}after\n"
 
 
-def test_runs_take_turns_and_warm_ups_are_left_out() -> None:
-    turns: list[str] = []
-
-    def run(name: str) -> int:
-        turns.append(name)
-        return len(turns)
-
-    kept = rounds({name: lambda name=name: run(name) for name in "ab"}, 2)  # type: ignore[misc]
-    assert turns == ["a", "b"] * 3
-    assert kept == {"a": [3, 5], "b": [4, 6]}
-
-
-def test_a_ratio_is_that_of_the_medians_in_the_direction_of_its_name() -> None:
-    facts = {
-        name: {"time": measured(runs, "s")}
-        for name, runs in (("ctgpu", [1.0, 2.0, 9.0]), ("other", [8.0]))
-    }
-    with_ratio(facts, "this_over_ctgpu", "ctgpu")
-    with_ratio(facts, "ctgpu_over_this", "ctgpu")
-    assert [facts["other"][key] for key in ("this_over_ctgpu", "ctgpu_over_this")] == [4.0, 0.25]
-    assert facts["ctgpu"]["this_over_ctgpu"] == 1.0
-
-
-def test_a_script_stands_for_its_question_and_nothing_else() -> None:
-    for script in [*page.scripts(), page.HERE / "report.py", page.HERE / "plots.py"]:
-        lines = script.read_text(encoding="utf-8").splitlines()
-        assert len(lines) <= 5, script
-    others = [path for path in page.HERE.rglob("*.py") if path.parent != page.HERE]
-    assert len(others) > 20
-    assert not [path for path in others if "sys.path" in path.read_text(encoding="utf-8")]
+def test_a_gpus_result_takes_the_place_of_its_absence(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "results")
+    (tmp_path / "results/gpu.json").write_text(json.dumps(gpu_result()))
+    section = report.section(report.load_all(tmp_path / "results"))
+    assert "No GPU has been measured yet" not in section
+    assert "7.2 × as fast as torch" in section
+    assert "80.0 samples/s, 80% of the rate of the copies alone" in section

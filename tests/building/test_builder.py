@@ -21,42 +21,22 @@ from ctgpu.cli.terminal import Console
 from ctgpu.engines import Job, open_engine
 from ctgpu.errors import MismatchError, StorageError, UsageError
 from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import Volume, lay_out_ct_rate
 from ctgpu.testing.hub import LocalHub
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
+from support.building import builds
+from support.phantoms import SPEC
 
-SMALL = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(90, 90, 50))
-SPACING_MM = (3.5, 3.0, 5.0)
-STUDIES = [f"valid_{n}_a_{recon}" for n in (1, 2, 10) for recon in (1, 2)]
-
-
-@pytest.fixture(scope="module")
-def phantoms() -> dict[str, Volume]:
-    return {
-        study_id: Volume(chest_phantom((100, 96, 64), SPACING_MM, seed), SPACING_MM)
-        for seed, study_id in enumerate(STUDIES)
-    }
-
-
-@pytest.fixture
-def source(tmp_path: Path, phantoms: dict[str, Volume]) -> Path:
-    lay_out_ct_rate(tmp_path / "source", phantoms)
-    return tmp_path / "source"
-
-
-def build(folder: Path, source: Path | None = None, **options: Any) -> ctgpu.BuildReport:
-    begun = (folder / "plan.json").exists()
-    defaults = {} if begun else {"spec": SMALL, "samples_per_shard": 4}
-    return ctgpu.build(folder, source=source, **({"device": "cpu"} | defaults | options))
+build = builds(spec=SPEC, samples_per_shard=4)
 
 
 def test_a_folder_becomes_shards_with_manifest_records_and_index(
-    tmp_path: Path, source: Path
+    tmp_path: Path, source: Path, phantoms: dict[str, Volume]
 ) -> None:
     report = build(tmp_path / "out", source)
     assert report.exit_code == 0
-    assert (report.written, report.stored_bytes) == (6, 6 * SMALL.size_bytes)
+    assert (report.written, report.stored_bytes) == (6, 6 * SPEC.size_bytes)
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         *("plan.json", "manifest.json", "failures.jsonl"),
@@ -69,7 +49,7 @@ def test_a_folder_becomes_shards_with_manifest_records_and_index(
     assert manifest["sample_shape"] == [90, 90, 50]
     assert manifest["source"]["revision"]
     samples = read_samples(tmp_path / "out")
-    assert list(samples) == STUDIES
+    assert list(samples) == list(phantoms)
     first = samples["valid_1_a_1"]
     assert first.text == (
         "Trachea and both main bronchi are open, case 0.\nNo active infiltration."
@@ -81,6 +61,7 @@ def test_a_folder_becomes_shards_with_manifest_records_and_index(
     assert "shard-{000000..000001}.tar" in report.training_yaml()
 
 
+@pytest.mark.slow
 def test_tars_are_the_same_bytes_whatever_the_number_of_workers(
     tmp_path: Path, source: Path
 ) -> None:
@@ -91,6 +72,7 @@ def test_tars_are_the_same_bytes_whatever_the_number_of_workers(
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "many" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout",
     [
@@ -135,6 +117,7 @@ def test_the_hub_gives_the_same_samples_as_a_folder(tmp_path: Path, source: Path
         assert b"hf_secret" not in path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["HWD", "DHW"])
 def test_real_ct_is_within_the_contract_from_every_format(
     tmp_path: Path, real_ct: Path, layout: Any
@@ -170,16 +153,6 @@ def test_real_ct_is_within_the_contract_from_every_format(
         )
 
 
-def test_its_report_has_a_short_repr(tmp_path: Path, source: Path) -> None:
-    report = build(tmp_path / "out", source, samples_per_shard=2)
-    total = report.manifest["total_samples"]
-    assert repr(report) == (
-        f"BuildReport('{tmp_path / 'out'}': {total} of {total} planned samples in "
-        f"{report.manifest['total_shards']} shards, {total} of them written now, 0 failed)"
-    )
-    assert "0 of them written now" in repr(build(tmp_path / "out"))
-
-
 def test_a_finished_build_is_not_touched_again(tmp_path: Path, source: Path) -> None:
     build(tmp_path / "out", source)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("shard-*")}
@@ -200,6 +173,7 @@ def test_force_builds_the_same_bytes_again(tmp_path: Path, source: Path) -> None
     assert tar_bytes(tmp_path / "out") == before
 
 
+@pytest.mark.slow
 def test_parts_of_the_plan_add_up_to_the_whole(tmp_path: Path, source: Path) -> None:
     build(tmp_path / "whole", source, samples_per_shard=2)
     build(tmp_path / "parts", source, samples_per_shard=2, shards=range(1, 3))
@@ -213,17 +187,22 @@ def test_parts_of_the_plan_add_up_to_the_whole(tmp_path: Path, source: Path) -> 
         build(tmp_path / "parts", shards=range(9, 10))
 
 
-def test_selection_limit_recon_and_order(tmp_path: Path, source: Path) -> None:
+@pytest.mark.slow
+def test_selection_limit_recon_and_order(
+    tmp_path: Path, source: Path, phantoms: dict[str, Volume]
+) -> None:
+    studies = list(phantoms)
     build(tmp_path / "limit", source, limit=3)
-    assert list(read_samples(tmp_path / "limit")) == STUDIES[:3]
+    assert list(read_samples(tmp_path / "limit")) == studies[:3]
     build(tmp_path / "first", source, recon="first")
-    assert list(read_samples(tmp_path / "first")) == STUDIES[::2]
+    assert list(read_samples(tmp_path / "first")) == studies[::2]
     build(tmp_path / "shuffled", source, order="shuffled", seed=3)
     shuffled = list(read_samples(tmp_path / "shuffled"))
-    assert shuffled != STUDIES
-    assert sorted(shuffled) == sorted(STUDIES)
+    assert shuffled != studies
+    assert sorted(shuffled) == sorted(studies)
 
 
+@pytest.mark.slow
 def test_volumes_without_a_chest_are_left_out_unless_kept(
     tmp_path: Path, phantoms: dict[str, Volume]
 ) -> None:
@@ -232,40 +211,6 @@ def test_volumes_without_a_chest_are_left_out_unless_kept(
     assert "valid_2_a_1" not in read_samples(tmp_path / "out")
     build(tmp_path / "kept", tmp_path / "source", keep_no_chest=True)
     assert "valid_2_a_1" in read_samples(tmp_path / "kept")
-
-
-def test_v1_voxels_are_rescaled_and_fixed_ones_are_not(
-    tmp_path: Path, phantoms: dict[str, Volume]
-) -> None:
-    lay_out_ct_rate(tmp_path / "v1", phantoms, fixed=False)
-    lay_out_ct_rate(tmp_path / "v2", phantoms)
-    build(tmp_path / "v1-out", tmp_path / "v1")
-    build(tmp_path / "v2-out", tmp_path / "v2")
-    v1, v2 = read_samples(tmp_path / "v1-out"), read_samples(tmp_path / "v2-out")
-    for key, sample in v1.items():
-        assert sample.volume == v2[key].volume
-        assert sample.metadata["source"]["intensity"] == {
-            "source": "csv",
-            "slope": 1.0,
-            "intercept": -1024.0,
-        }
-        assert v2[key].metadata["source"]["intensity"]["source"] == "hu"
-
-
-@pytest.mark.parametrize(
-    ("fixed", "intensity", "flag"), [(True, "rescale", "--intensity hu"), (False, "hu", "rescale")]
-)
-def test_a_wrong_intensity_source_is_refused_with_the_flag_that_mends_it(
-    tmp_path: Path, phantoms: dict[str, Volume], fixed: bool, intensity: Any, flag: str
-) -> None:
-    one = {"valid_1_a_1": phantoms["valid_1_a_1"]}
-    lay_out_ct_rate(tmp_path / "source", one, fixed=fixed)
-    spec = Spec(**(SMALL.to_dict() | {"intensity": intensity}))
-    report = build(tmp_path / "out", tmp_path / "source", spec=spec)
-    assert report.exit_code == 1
-    (failure,) = report.failures
-    assert failure["stage"] == "intensity"
-    assert flag in failure["message"]
 
 
 def test_a_failing_sample_is_in_the_ledger_and_only_it_is_retried(
@@ -386,7 +331,7 @@ def test_a_missing_row_fails_its_sample_before_it_is_read(
 
 def test_a_folder_belongs_to_one_spec_source_and_selection(tmp_path: Path, source: Path) -> None:
     build(tmp_path / "out", source)
-    other = Spec(**(SMALL.to_dict() | {"layout": "DHW"}))
+    other = Spec(**(SPEC.to_dict() | {"layout": "DHW"}))
     with pytest.raises(MismatchError, match=r"spec\.layout: found 'HWD', wanted 'DHW'"):
         build(tmp_path / "out", spec=other)
     with pytest.raises(MismatchError, match="samples_per_shard: found 4, wanted 5"):
@@ -433,75 +378,6 @@ def test_an_interrupted_build_goes_on_at_the_sample(tmp_path: Path, source: Path
     report = build(tmp_path / "out")
     assert report.written == 3
     assert tar_bytes(tmp_path / "out") == tar_bytes(tmp_path / "whole")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"split": "test"}, "none for the split 'test': pass --split train or valid"),
-        ({"recon": "last"}, "recon is 'last'"),
-        ({"spacing_fallback": "guess"}, "spacing_fallback is 'guess'"),
-        ({"limit": 0}, "limit is 0"),
-        ({"repo_id": "a/b"}, "one or the other"),
-        ({"device": "tpu"}, "device is 'tpu'"),
-        ({"device": None}, "device is None; wanted auto, cpu"),
-        ({"split": ["valid"]}, r"split is \['valid'\]; wanted text"),
-        ({"order": np.array(["path", "shuffled"])}, "order is array"),
-        ({"spec": "ct-rate"}, "spec is 'ct-rate'; wanted a ctgpu.Spec"),
-        ({"spec": {}}, "spec is {}; wanted a ctgpu.Spec"),
-        ({"shards": "0-9"}, "shards is '0-9'; wanted a range"),
-        ({"shards": [0]}, r"shards is \[0\]; wanted a range"),
-        ({"part": 1}, "part is 1; wanted a ctgpu.building.request.Part"),
-        ({"executor": "ray"}, "executor is 'ray'; wanted a ctgpu.building.executor.Executor"),
-        ({"watch": None}, "watch is None; wanted a function"),
-        ({"force": "no"}, "force is 'no'; wanted True or False"),
-        ({"retry_failed": "no"}, "retry_failed is 'no'; wanted True or False"),
-        ({"keep_no_chest": "no"}, "keep_no_chest is 'no'; wanted True or False"),
-        ({"temp_dir": 5}, "temp_dir is 5; wanted a path"),
-        ({"token": 5}, "token is 5; wanted text"),
-        ({"endpoint": 5}, "endpoint is 5; wanted text"),
-        ({"revision": 5}, "revision is 5; wanted text"),
-        ({"repo_id": 5}, "repo_id is 5; wanted text"),
-    ],
-)
-def test_a_request_that_cannot_be_honoured_is_one_sentence(
-    tmp_path: Path, source: Path, options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UsageError, match=message):
-        build(tmp_path / "out", source, **options)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("path", [5, b"out", "", "a\0b", ["out"]])
-def test_what_is_no_path_is_one_sentence(tmp_path: Path, source: Path, path: Any) -> None:
-    for name, call in (
-        ("output_dir", lambda: ctgpu.build(path, source=source)),
-        ("source", lambda: ctgpu.build(tmp_path / "out", source=path)),
-        ("output_dir", lambda: ctgpu.relabel(path)),
-        ("output_dir", lambda: ctgpu.convert_tars(source, path)),
-        ("input_pattern", lambda: ctgpu.convert_tars(path, tmp_path / "out")),
-    ):
-        with pytest.raises(UsageError, match=f"{name} is .*; wanted a path"):
-            call()
-    assert not (tmp_path / "out").exists()
-
-
-def test_numbers_may_be_those_of_numpy(tmp_path: Path, source: Path) -> None:
-    report = build(
-        tmp_path / "out",
-        source,
-        limit=np.int64(3),
-        seed=np.int32(7),
-        samples_per_shard=np.uint8(2),
-        num_workers=np.int64(2),
-        memory_limit_bytes=np.int64(10**9),
-        max_tilt_degrees=np.float32(20),
-        keep_no_chest=np.bool_(True),
-    )
-    assert (report.written, report.manifest["total_shards"]) == (3, 2)
-    selection = report.manifest["selection"]
-    assert (selection["limit"], selection["seed"], selection["keep_no_chest"]) == (3, 7, True)
-    assert build(tmp_path / "out", limit=3, max_tilt_degrees=20.0).exit_code == 0
 
 
 def test_an_empty_source_is_refused(tmp_path: Path) -> None:

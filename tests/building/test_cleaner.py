@@ -7,8 +7,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,24 +21,9 @@ from ctgpu.building.convert import convert_tars
 from ctgpu.building.events import Event, ShardCommitted
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
-from raw_tars import SPACING_MM, SPEC, raw_sample, write_tar
-
-Samples = dict[str, dict[str, bytes]]
-
-
-def samples(first: int, count: int = 2) -> Samples:
-    return {
-        f"scan_{n}": raw_sample(
-            f"scan_{n}", chest_phantom((64, 60, 40), SPACING_MM, n), SPACING_MM, n
-        )
-        for n in range(first, first + count)
-    }
-
-
-def lay_out(folder: Path, *tars: Samples) -> Path:
-    for number, content in enumerate(tars):
-        write_tar(folder / f"shard-{number:06d}.tar", content)
-    return folder
+from raw_tars import SPEC, lay_out, samples, write_tar
+from support.building import conversions
+from support.phantoms import SPACING_MM
 
 
 @pytest.fixture
@@ -49,10 +32,7 @@ def raw(tmp_path: Path) -> Path:
     return lay_out(tmp_path / "raw", samples(0), samples(2))
 
 
-def convert(source: Path, folder: Path, **options: Any) -> ctgpu.BuildReport:
-    begun = (folder / "plan.json").exists()
-    defaults = {} if begun else {"spec": SPEC, "samples_per_shard": 2}
-    return convert_tars(source, folder, **({"device": "cpu"} | defaults | options))
+convert = conversions(spec=SPEC, samples_per_shard=2)
 
 
 def names(folder: Path) -> list[str]:
@@ -356,26 +336,6 @@ def test_what_an_earlier_version_converted_is_kept(
     # The second was converted by this version.
     assert names(folder / "source") == ["shard-000000.tar"]
     assert "did not record what it had read" in kept_because(caplog, "shard-000000.tar")
-
-
-def test_the_command_names_what_it_keeps(tmp_path: Path) -> None:
-    content = samples(0)
-    content["scan_0"]["boxes"] = b"1 2 3"
-    raw = lay_out(tmp_path / "raw", content, samples(2))
-    command = [
-        *(sys.executable, "-m", "ctgpu.cli", "convert", "--device", "cpu", "--delete-after"),
-        *("--input-pattern", str(raw), "--output-dir", str(tmp_path / "out")),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert result.returncode == 0, result.stderr
-    assert names(raw) == ["shard-000000.tar"]
-    assert f"{raw / 'shard-000000.tar'} is kept" in result.stderr
-    assert "scan_0.boxes" in result.stderr
-    dry = subprocess.run(
-        [*command, "--dry-run"], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert dry.returncode == 0, dry.stderr
-    assert names(raw) == ["shard-000000.tar"]
 
 
 def test_facts_are_held_against_what_the_output_says() -> None:

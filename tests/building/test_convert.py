@@ -28,9 +28,11 @@ from ctgpu.errors import MismatchError, StorageError, UsageError
 from ctgpu.shards.patterns import expand_pattern
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
-from raw_tars import SPACING_MM, SPEC, raw_sample, write_tar
+from raw_tars import SPEC, raw_sample, write_tar
+from support.building import conversions
+from support.phantoms import SPACING_MM, study_ids
 
-STUDIES = [f"valid_{n}_a_1" for n in range(1, 6)]
+STUDIES = study_ids(5)
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +49,7 @@ def raw(tmp_path: Path, phantoms: dict[str, npt.NDArray[np.int16]]) -> Path:
     return tmp_path / "raw"
 
 
-def convert(pattern: object, folder: Path, **options: Any) -> ctgpu.BuildReport:
-    begun = (folder / "plan.json").exists()
-    defaults = {} if begun else {"spec": SPEC, "samples_per_shard": 2}
-    return convert_tars(str(pattern), folder, **({"device": "cpu"} | defaults | options))
+convert = conversions(spec=SPEC, samples_per_shard=2)
 
 
 def test_raw_tars_become_what_a_folder_of_the_same_volumes_becomes(
@@ -75,6 +74,7 @@ def test_raw_tars_become_what_a_folder_of_the_same_volumes_becomes(
     assert all(comparison.passed for comparison in found)
 
 
+@pytest.mark.slow
 def test_real_ct_from_raw_tars_is_within_the_contract(tmp_path: Path, real_ct: Path) -> None:
     names = ("lidcidri0001_small", "ts_aorta_ct_cropped", "ts_example_ct")
     samples = {}
@@ -275,27 +275,6 @@ def test_preprocessed_shards_are_adopted_and_scrambled_volumes_named(
     assert report.manifest["arithmetic"] == "adopted"
     with pytest.raises(MismatchError, match="arithmetic"):
         ctgpu.build(tmp_path / "out", device="cpu")
-
-
-def test_the_command_converts_and_says_how_it_went(tmp_path: Path, real_ct: Path) -> None:
-    volume = Volume.read(real_ct / "ts_example_ct_sm.nii.gz")
-    sample = raw_sample("valid_1_a_1", volume.voxels, volume.spacing_mm, 0)
-    write_tar(tmp_path / "raw/shard-000000.tar", {"valid_1_a_1": sample})
-    command = [
-        *(sys.executable, "-m", "ctgpu.cli", "convert", "--device", "cpu", "--delete-after"),
-        *("--input-pattern", str(tmp_path / "raw"), "--output-dir", str(tmp_path / "out")),
-    ]
-    for _ in range(2):  # the second finds nothing to do, and no input any more
-        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-        assert result.returncode == 0, result.stderr
-        assert list((tmp_path / "raw").iterdir()) == []
-        assert "1 samples in 1 shards" in result.stdout
-    manifest = (tmp_path / "out/manifest.json").read_bytes()
-    (tmp_path / "out/manifest.json").unlink()
-    again = [sys.executable, "-m", "ctgpu.cli", "manifest", str(tmp_path / "out")]
-    result = subprocess.run(again, capture_output=True, text=True, check=True, timeout=60)
-    assert "1 of 1 samples in 1 of 1 shards, 0 failed" in result.stdout
-    assert (tmp_path / "out/manifest.json").read_bytes() == manifest
 
 
 def test_volumes_that_a_writer_gzipped_once_more_are_read(

@@ -14,14 +14,12 @@ from typer.testing import CliRunner
 
 import ctgpu
 from built import read_samples, tar_bytes
-from ctgpu.building.estimate import estimate_build
 from ctgpu.building.relabelling import relabel
 from ctgpu.cli.commands import app
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards.plan import Plan
 from support.data_set_copies import (
     MINE,
-    SPEC,
     build,
     lay_out_mine,
     lay_out_two_of_ct_rate,
@@ -133,25 +131,6 @@ def test_shares_that_are_none_are_refused(
 
 
 # --- plans -------------------------------------------------------------------------------------
-
-
-def test_the_command_plan_says_what_would_be_joined(
-    tmp_path: Path, source: Path, mine: Path
-) -> None:
-    place = ("--output-dir", tmp_path / "out", "--source", source, "--dataset", mine)
-    result = run("plan", *place, "--calibrate", 0, "--device", "cpu", "--json")
-    assert result.exit_code == 0
-    estimated = json.loads(result.stdout)
-    assert estimated["data_set"] == "Mine"
-    (table,) = estimated["tables"]
-    assert (table["path"], table["key"], table["volumes"], table["of"]) == ("about.csv", "id", 3, 3)
-    assert set(table["says"]) == {"labels", "text", "columns to carry"}
-    assert not (tmp_path / "out").exists()
-    calibrated = estimate_build(
-        tmp_path / "out", source=source, dataset=mine, spec=SPEC, calibrate=2, device="cpu"
-    )
-    assert calibrated.calibrated_on == 2
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_plan_of_ct_rate_or_of_bare_volumes_is_what_it_was(tmp_path: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -19,19 +17,16 @@ from ctgpu.building.projection import SampleCosts
 from ctgpu.cli.plan import _show
 from ctgpu.errors import UsageError
 from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.phantoms import chests, study_ids
 
-SPACING_MM = (3.5, 3.0, 5.0)
 SMALL = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(80, 72, 40))
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("source")
-    volumes = {
-        f"valid_{n}_a_1": Volume(chest_phantom((90, 80, 60), SPACING_MM, n), SPACING_MM)
-        for n in range(1, 6)
-    }
+    volumes = chests(study_ids(5), first_seed=1)
     lay_out_ct_rate(root, volumes)
     return root
 
@@ -229,21 +224,3 @@ def test_where_nothing_could_be_measured_no_machine_is_projected(
     monkeypatch.setattr("ctgpu.building.estimate._calibrate", lambda *_: (0, 0, {}))
     with pytest.raises(UsageError, match="none of 3 volumes could be built"):
         estimate_build(tmp_path, **request(source), device="cpu", cores=4)
-
-
-def test_the_command_prints_a_table_or_json(tmp_path: Path, source: Path) -> None:
-    command = [
-        *(sys.executable, "-m", "ctgpu.cli", "plan", "--output-dir", str(tmp_path)),
-        *("--source", str(source), "--device", "cpu", "--calibrate", "1", "--limit", "2"),
-    ]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert shown.returncode == 0, shown.stderr
-    for text in ("110,592,000 bytes a volume", "the bottleneck", "--num-workers"):
-        assert text in shown.stdout
-    assert "elsewhere" not in shown.stdout
-    named = ("--cores", "64", "--network-gbit", "25", "--gpus", "8")
-    there = subprocess.run([*command, *named], capture_output=True, text=True, check=True)
-    for text in ("cores: 64, 25 Gbit/s, GPUs: 8", "at least ", "no GPU was measured"):
-        assert text in there.stdout
-    told = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(told.stdout)["storage"]["stored_bytes"] == 2 * 110_592_000

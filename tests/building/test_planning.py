@@ -21,11 +21,9 @@ from ctgpu.engines import arithmetic_of
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards.plan import Plan
 from ctgpu.sources import open_source
-from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import LABEL_NAMES, Volume, chest_phantom, lay_out_ct_rate
-
-SPEC = Spec(target_spacing_mm=(6.0, 6.0, 8.0), shape_hwd=(60, 56, 30))
-SPACING_MM = (3.5, 3.0, 5.0)
+from ctgpu.testing.ctrate import LABEL_NAMES, Volume, lay_out_ct_rate
+from support.building import builds
+from support.phantoms import COARSE_SPEC, chest
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +33,7 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.fixture(scope="module")
 def phantoms() -> list[Volume]:
-    return [Volume(chest_phantom((60, 56, 40), SPACING_MM, seed), SPACING_MM) for seed in (1, 2)]
+    return [chest((60, 56, 40), seed) for seed in (1, 2)]
 
 
 @pytest.fixture
@@ -59,10 +57,7 @@ def plain(tmp_path: Path, phantoms: list[Volume]) -> Path:
     return tmp_path / "plain"
 
 
-def build(folder: Path, source: Path | None = None, **options: Any) -> ctgpu.BuildReport:
-    begun = (folder / "plan.json").exists()
-    defaults = {} if begun else {"spec": SPEC, "samples_per_shard": 1}
-    return ctgpu.build(folder, source=source, **({"device": "cpu"} | defaults | options))
+build = builds(spec=COARSE_SPEC, samples_per_shard=1)
 
 
 def begun_before(
@@ -72,7 +67,7 @@ def begun_before(
     with monkeypatch.context() as patch:
         patch.setattr("ctgpu.building.planning.open_source", _open_top)
         patch.setattr("ctgpu.building.planning.select", _select_all)
-        request = Request(source=source, spec=SPEC, split=split, samples_per_shard=1)
+        request = Request(source=source, spec=COARSE_SPEC, split=split, samples_per_shard=1)
         plan, *_ = make_plan(request, arithmetic_of("cpu"), ignore)
     folder.mkdir()
     return Plan.create(folder, replace(plan, class_names=LABEL_NAMES))
@@ -289,7 +284,7 @@ def test_only_volumes_whose_paths_fit_are_planned(
     tmp_path: Path, plain: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     globs = {"include": "abdomen*", "exclude": "*0.nii*"}
-    report = ctgpu.build(tmp_path / "shards", source=plain, spec=SPEC, device="cpu", **globs)
+    report = ctgpu.build(tmp_path / "shards", source=plain, spec=COARSE_SPEC, device="cpu", **globs)
     assert report.written == 1
     plan = Plan.load(tmp_path / "shards")
     assert [sample.study_id for sample in plan.samples] == ["abdomen 1"]
@@ -303,5 +298,5 @@ def test_only_volumes_whose_paths_fit_are_planned(
 
 
 def test_a_plan_without_globs_does_not_state_any(tmp_path: Path, plain: Path) -> None:
-    ctgpu.build(tmp_path / "shards", source=plain, spec=SPEC, device="cpu")
+    ctgpu.build(tmp_path / "shards", source=plain, spec=COARSE_SPEC, device="cpu")
     assert Plan.load(tmp_path / "shards").selection.keys().isdisjoint(("include", "exclude"))

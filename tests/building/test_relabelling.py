@@ -3,55 +3,46 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 import ctgpu
 from built import Sample, read_samples, tar_bytes
 from ctgpu.building.convert import convert_tars
 from ctgpu.building.relabelling import RelabelReport, relabel
 from ctgpu.checking.verify import verify_folder
-from ctgpu.cli.commands import app
 from ctgpu.errors import StorageError, UsageError
 from ctgpu.loading import VolumeDataset
 from ctgpu.shards.lease import LeaseHeld, LeaseSession
 from ctgpu.shards.record import ShardRecord
-from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import chest_phantom, lay_out_ct_rate
 from faults.build_child import DeadlyOs
 from raw_tars import raw_sample, write_tar
+from support.phantoms import COARSE_SPEC, SPACING_MM, chests, study_ids
+from support.tables import LABELS, METADATA, REPORTS, all_positive, mend
 
-SPEC = Spec(target_spacing_mm=(6.0, 6.0, 8.0), shape_hwd=(60, 56, 30))
-SPACING_MM = (3.5, 3.0, 5.0)
-STUDIES = [f"valid_{n}_a_1" for n in range(1, 6)]
-LABELS = "dataset/multi_abnormality_labels/valid_predicted_labels.csv"
-REPORTS = "dataset/radiology_text_reports/validation_reports.csv"
-METADATA = "dataset/metadata/validation_metadata.csv"
+STUDIES = study_ids(5)
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source, and a finished data set of three shards with one failed sample."""
     root = tmp_path_factory.mktemp("made")
-    volumes = {
-        study: Volume(chest_phantom((60, 56, 40), SPACING_MM, seed), SPACING_MM)
-        for seed, study in enumerate(STUDIES)
-    }
+    volumes = chests(STUDIES, (60, 56, 40))
     paths = lay_out_ct_rate(root / "source", volumes)
     paths["valid_2_a_1"].write_bytes(b"nothing")
-    ctgpu.build(root / "out", source=root / "source", spec=SPEC, samples_per_shard=2, device="cpu")
+    ctgpu.build(
+        root / "out", source=root / "source", spec=COARSE_SPEC, samples_per_shard=2, device="cpu"
+    )
     return root
 
 
@@ -68,17 +59,6 @@ def source(tmp_path: Path, made: Path) -> Path:
 def out(tmp_path: Path, made: Path) -> Path:
     """A copy of the data set."""
     return Path(shutil.copytree(made / "out", tmp_path / "out"))
-
-
-def mend(table: Path, study: str, change: Callable[[str], str]) -> None:
-    lines = table.read_text().splitlines(keepends=True)
-    changed = [change(line) if line.startswith(study) else line for line in lines]
-    assert changed != lines
-    table.write_text("".join(changed))
-
-
-def all_positive(line: str) -> str:
-    return line.split(",")[0] + ",1" * 18 + "\n"
 
 
 def volumes_of(samples: dict[str, Sample]) -> dict[str, bytes]:
@@ -236,7 +216,7 @@ def test_an_unfinished_build_is_relabelled_as_far_as_it_is(
     ctgpu.build(
         part,
         source=made / "source",
-        spec=SPEC,
+        spec=COARSE_SPEC,
         samples_per_shard=2,
         shards=range(1, 2),
         device="cpu",
@@ -274,7 +254,7 @@ def test_labels_are_not_read_where_the_plan_has_no_classes(
     (tmp_path / "plain").mkdir()
     for n, path in enumerate(sorted((made / "source").rglob("valid_[13]_a_1.nii.gz"))):
         shutil.copy(path, tmp_path / "plain" / f"scan {n}.nii.gz")
-    ctgpu.build(tmp_path / "out", source=tmp_path / "plain", spec=SPEC, device="cpu")
+    ctgpu.build(tmp_path / "out", source=tmp_path / "plain", spec=COARSE_SPEC, device="cpu")
     rows = ctgpu.testing.ctrate.LABEL_NAMES
     (tmp_path / "plain" / "valid_predicted_labels.csv").write_text(
         "VolumeName," + ",".join(rows) + "\n" + all_positive("scan 0.nii.gz")
@@ -293,7 +273,7 @@ def test_converted_samples_take_what_their_tars_say_now(tmp_path: Path) -> None:
     voxels = chest_phantom((60, 56, 40), SPACING_MM)
     samples = {study: raw_sample(study, voxels, SPACING_MM, 0) for study in STUDIES[:2]}
     write_tar(tmp_path / "raw/shard-000000.tar", samples)
-    convert_tars(tmp_path / "raw", tmp_path / "out", spec=SPEC, device="cpu")
+    convert_tars(tmp_path / "raw", tmp_path / "out", spec=COARSE_SPEC, device="cpu")
     before = read_samples(tmp_path / "out")
     samples[STUDIES[0]]["txt"] = b"as corrected"
     write_tar(tmp_path / "raw/shard-000000.tar", samples)
@@ -354,24 +334,6 @@ def test_killed_anywhere_it_leaves_the_old_or_the_new_and_is_gone_on_with(
         assert [f for f in verify_folder(out).findings if f.damaged] == []
         shutil.rmtree(out)
     assert calls > 20
-
-
-def test_the_command_says_what_it_did(
-    tmp_path: Path, out: Path, source: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO, "ctgpu")
-    mend(source / LABELS, "valid_3_a_1", all_positive)
-    with (source / LABELS).open("a") as table:
-        table.write(all_positive("valid_1_a_1.nii.gz"))
-    result = CliRunner().invoke(app, ["relabel", str(out), "--source", str(source)])
-    assert result.exit_code == 1
-    *left, summary = result.stdout.splitlines()
-    assert len(left) == 1
-    assert left[0].startswith("valid_1_a_1: ")
-    assert summary.endswith(
-        "1 of 4 samples relabelled, 1 of 3 shards rewritten; 0 samples without labels; "
-        "1 are not as the tables say"
-    )
 
 
 def test_a_sample_that_failed_is_still_retried_afterwards(

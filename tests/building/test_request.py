@@ -19,6 +19,10 @@ from ctgpu.cli.commands import app
 from ctgpu.cli.options import names_flags, takes
 from ctgpu.errors import UsageError
 from ctgpu.spec import CT_RATE, Spec
+from support.building import builds
+from support.phantoms import SPEC
+
+build = builds(spec=SPEC, samples_per_shard=4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,3 +172,72 @@ def test_an_address_is_no_folder_of_a_build() -> None:
 
     with pytest.raises(UsageError, match=r"output_dir is .*an address"):
         make_shards(Path("s3://bucket/a"), Request(), LocalExecutor())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"split": "test"}, "none for the split 'test': pass --split train or valid"),
+        ({"recon": "last"}, "recon is 'last'"),
+        ({"spacing_fallback": "guess"}, "spacing_fallback is 'guess'"),
+        ({"limit": 0}, "limit is 0"),
+        ({"repo_id": "a/b"}, "one or the other"),
+        ({"device": "tpu"}, "device is 'tpu'"),
+        ({"device": None}, "device is None; wanted auto, cpu"),
+        ({"split": ["valid"]}, r"split is \['valid'\]; wanted text"),
+        ({"order": np.array(["path", "shuffled"])}, "order is array"),
+        ({"spec": "ct-rate"}, "spec is 'ct-rate'; wanted a ctgpu.Spec"),
+        ({"spec": {}}, "spec is {}; wanted a ctgpu.Spec"),
+        ({"shards": "0-9"}, "shards is '0-9'; wanted a range"),
+        ({"shards": [0]}, r"shards is \[0\]; wanted a range"),
+        ({"part": 1}, "part is 1; wanted a ctgpu.building.request.Part"),
+        ({"executor": "ray"}, "executor is 'ray'; wanted a ctgpu.building.executor.Executor"),
+        ({"watch": None}, "watch is None; wanted a function"),
+        ({"force": "no"}, "force is 'no'; wanted True or False"),
+        ({"retry_failed": "no"}, "retry_failed is 'no'; wanted True or False"),
+        ({"keep_no_chest": "no"}, "keep_no_chest is 'no'; wanted True or False"),
+        ({"temp_dir": 5}, "temp_dir is 5; wanted a path"),
+        ({"token": 5}, "token is 5; wanted text"),
+        ({"endpoint": 5}, "endpoint is 5; wanted text"),
+        ({"revision": 5}, "revision is 5; wanted text"),
+        ({"repo_id": 5}, "repo_id is 5; wanted text"),
+    ],
+)
+def test_a_request_that_cannot_be_honoured_is_one_sentence(
+    tmp_path: Path, source: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        build(tmp_path / "out", source, **options)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", [5, b"out", "", "a\0b", ["out"]])
+def test_what_is_no_path_is_one_sentence(tmp_path: Path, source: Path, path: Any) -> None:
+    for name, call in (
+        ("output_dir", lambda: ctgpu.build(path, source=source)),
+        ("source", lambda: ctgpu.build(tmp_path / "out", source=path)),
+        ("output_dir", lambda: ctgpu.relabel(path)),
+        ("output_dir", lambda: ctgpu.convert_tars(source, path)),
+        ("input_pattern", lambda: ctgpu.convert_tars(path, tmp_path / "out")),
+    ):
+        with pytest.raises(UsageError, match=f"{name} is .*; wanted a path"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+def test_numbers_may_be_those_of_numpy(tmp_path: Path, source: Path) -> None:
+    report = build(
+        tmp_path / "out",
+        source,
+        limit=np.int64(3),
+        seed=np.int32(7),
+        samples_per_shard=np.uint8(2),
+        num_workers=np.int64(2),
+        memory_limit_bytes=np.int64(10**9),
+        max_tilt_degrees=np.float32(20),
+        keep_no_chest=np.bool_(True),
+    )
+    assert (report.written, report.manifest["total_shards"]) == (3, 2)
+    selection = report.manifest["selection"]
+    assert (selection["limit"], selection["seed"], selection["keep_no_chest"]) == (3, 7, True)
+    assert build(tmp_path / "out", limit=3, max_tilt_degrees=20.0).exit_code == 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from first_descriptions import found, named_scans, remarks, with_all_offered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,35 +21,11 @@ from ctgpu.errors import SourceError
 from ctgpu.sources.folder import FolderSource
 from support.data_set_copies import build, marked, write_nifti, write_table
 
-
-def scans(root: Path, *names: str) -> Path:
-    """Files of which nothing but the name is looked at."""
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / f"{name}.nii.gz").write_bytes(b"a volume")
-    return root
-
-
-def found(text: str) -> Description:
-    return Description.of(tomllib.loads(text))
-
-
-def remarks(text: str) -> str:
-    """What the comments say, in one line."""
-    lines = (line[1:] for line in text.splitlines() if line.startswith("#"))
-    return " ".join(" ".join(lines).split())
-
-
-def with_all_offered(text: str) -> Description:
-    offered = re.sub(r"^# (?=\[[\w.\[\]]+\]$|\w+ = [\[\"'])", "", text, flags=re.MULTILINE)
-    return found(offered)
-
-
 # Tables that are joined.
 
 
 def test_it_says_how_many_volumes_a_table_knows_and_what_is_open(tmp_path: Path) -> None:
-    source = scans(tmp_path, "a", "b", "c")
+    source = named_scans(tmp_path, "a", "b", "c")
     write_table(source / "t.csv", ("id", "cyst", "age"), [("a", 1, 40), ("b", 0, 50), ("z", 1, 3)])
     said = remarks(describe(source))
     assert "2 of 3 volumes have a row, and the table has 3." in said
@@ -64,7 +39,7 @@ def test_it_says_how_many_volumes_a_table_knows_and_what_is_open(tmp_path: Path)
 
 
 def test_tables_in_other_folders_are_found(tmp_path: Path) -> None:
-    source = scans(tmp_path, "scans/a", "scans/b")
+    source = named_scans(tmp_path, "scans/a", "scans/b")
     write_table(source / "about/more/t.csv", ("id", "cyst"), [("a", 1), ("b", 0)])
     write_table(source / ".about/t.csv", ("id", "stone"), [("a", 1), ("b", 0)])
     write_table(source / "about/.t.csv", ("id", "stone"), [("a", 1), ("b", 0)])
@@ -74,7 +49,7 @@ def test_tables_in_other_folders_are_found(tmp_path: Path) -> None:
 
 
 def test_of_two_tables_of_labels_the_other_is_offered(tmp_path: Path) -> None:
-    source = scans(tmp_path, "a", "b")
+    source = named_scans(tmp_path, "a", "b")
     write_table(source / "few.csv", ("id", "cyst", "Findings"), [("a", 1, "F.")])
     write_table(source / "many.csv", ("id", "stone"), [("a", 1), ("b", 0)])
     text = describe(source)
@@ -92,7 +67,7 @@ def test_of_two_tables_of_labels_the_other_is_offered(tmp_path: Path) -> None:
 
 
 def test_a_table_of_sizes_alone_is_offered_whole(tmp_path: Path) -> None:
-    source = scans(tmp_path, "a")
+    source = named_scans(tmp_path, "a")
     header = ("id", "SliceThickness", "PixelSpacing", "age")
     write_table(source / "m.csv", header, [("a", 2, "[0.7, 0.7]", 40)])
     text = describe(source)
@@ -126,7 +101,7 @@ def test_a_column_of_splits_is_taken_with_its_words(tmp_path: Path) -> None:
 
 
 def test_words_that_cannot_name_a_split_name_one_that_is_like_them(tmp_path: Path) -> None:
-    source = scans(tmp_path, *"abcde")
+    source = named_scans(tmp_path, *"abcde")
     rows = [("a", "first half"), ("b", "2/2"), ("c", "first_half"), ("d", "Größe")]
     write_table(source / "t.csv", ("id", "fold"), rows)
     text = describe(source)
@@ -155,7 +130,7 @@ def test_rows_of_several_splits_do_not_spoil_what_else_a_table_says(tmp_path: Pa
 
 
 def test_folders_of_splits_go_before_a_column(tmp_path: Path) -> None:
-    source = scans(tmp_path, "train/a", "val/b")
+    source = named_scans(tmp_path, "train/a", "val/b")
     write_table(source / "t.csv", ("id", "cohort split"), [("a", "one"), ("b", "two")])
     text = describe(source)
     assert set(found(text).splits) == {"train", "valid"}
@@ -165,7 +140,7 @@ def test_folders_of_splits_go_before_a_column(tmp_path: Path) -> None:
 
 
 def test_a_column_of_blank_splits_tells_none(tmp_path: Path) -> None:
-    source = scans(tmp_path, "a")
+    source = named_scans(tmp_path, "a")
     write_table(source / "t.csv", ("id", "split", "cyst"), [("a", "", 1), ("z", "train", 1)])
     text = describe(source)
     assert not found(text).splits
@@ -178,7 +153,7 @@ def test_a_column_of_blank_splits_tells_none(tmp_path: Path) -> None:
 def test_tables_that_cannot_be_joined_are_named_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = scans(tmp_path, "a", "b")
+    source = named_scans(tmp_path, "a", "b")
     write_table(source / "good.csv", ("id", "cyst"), [("a", 1), ("b", 1)])
     write_table(source / "less.csv", ("id", "cyst"), [("a", 1)])
     write_table(source / "other.csv", ("who", "cyst"), [("z", 1)])
@@ -237,7 +212,7 @@ def test_the_closest_column_is_shown_and_the_glob_that_would_join_it(tmp_path: P
 
 
 def test_names_in_another_spelling_are_the_closest(tmp_path: Path) -> None:
-    source = scans(tmp_path, "CT-001", "CT-002")
+    source = named_scans(tmp_path, "CT-001", "CT-002")
     write_table(
         source / "t.csv", ("n", "who", "cyst"), [(7, "ct_001.dcm", 1), (8, "ct_002.dcm", 0)]
     )
@@ -247,7 +222,7 @@ def test_names_in_another_spelling_are_the_closest(tmp_path: Path) -> None:
 
 
 def test_a_table_without_a_header_is_not_joined(tmp_path: Path) -> None:
-    source = scans(tmp_path, "a", "b", "c")
+    source = named_scans(tmp_path, "a", "b", "c")
     (source / "t.csv").write_text("x,a.nii.gz,1\ny,b.nii.gz,0\nz,c.nii.gz,0\n")
     text = describe(source)
     assert found(text).tables == ()
@@ -258,7 +233,7 @@ def test_a_table_without_a_header_is_not_joined(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["a\nb\n", "b\n", "name\na.nii.gz\n", "\ufeffa\r\n"])
 def test_a_list_of_volumes_is_offered_to_be_left_out(tmp_path: Path, content: str) -> None:
-    source = scans(tmp_path, "a", "b", "c")
+    source = named_scans(tmp_path, "a", "b", "c")
     (source / "bad.txt").write_text(content, "utf-8")
     text = describe(source)
     assert found(text).tables == ()
@@ -267,7 +242,7 @@ def test_a_list_of_volumes_is_offered_to_be_left_out(tmp_path: Path, content: st
 
 
 def test_a_text_is_no_table(tmp_path: Path) -> None:
-    source = scans(tmp_path, "a")
+    source = named_scans(tmp_path, "a")
     (source / "README.txt").write_text("Scans, and more.\n\nOf lungs.\nOf a, b and c.\n")
     (source / "LICENSE.txt").write_text("Free\nas a bird\n")
     assert "In these texts no volume is named: LICENSE.txt, README.txt." in remarks(
@@ -276,7 +251,7 @@ def test_a_text_is_no_table(tmp_path: Path) -> None:
 
 
 def test_only_some_tables_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = scans(tmp_path, "x/a", "x/b")
+    source = named_scans(tmp_path, "x/a", "x/b")
     write_table(source / "large.csv", ("id", "cyst"), [("a", 1)] * 500)
     write_table(source / "t.csv", ("id", "cyst"), [("a", 1)])
     for n in range(3):
@@ -292,7 +267,7 @@ def test_only_some_tables_are_looked_at(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_table_that_cannot_be_opened_is_a_remark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = scans(tmp_path, "a")
+    source = named_scans(tmp_path, "a")
     write_table(source / "t.csv", ("id", "cyst"), [("a", 1)])
 
     def refuse(self: FolderSource, *names: str) -> None:
@@ -314,6 +289,7 @@ cells = st.text(
 words = st.sampled_from(["", "a", "b.nii.gz", "1", "0", "train", "yes", "id", "split", "Findings"])
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(
     header=st.lists(cells | words, min_size=1, max_size=5),
@@ -330,6 +306,7 @@ def test_what_is_written_of_any_table_can_be_read(
     assert found(draft.to_toml()) == draft.description
 
 
+@pytest.mark.slow
 def test_a_search_for_the_closest_column_ends_soon() -> None:
     ids = {f"scan-{n:05}-of-many": f"{n}.nii" for n in range(20_000)}
     columns = [f"c{n}" for n in range(300)]

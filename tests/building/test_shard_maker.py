@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import ctgpu
 from ctgpu.building.events import (
     Event,
     Planned,
@@ -22,29 +20,22 @@ from ctgpu.building.events import (
 from ctgpu.distribute.follow import Follower
 from ctgpu.shards.lease import LeaseSession
 from ctgpu.shards.plan import Plan
-from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
-
-SPEC = Spec(target_spacing_mm=(6.0, 6.0, 8.0), shape_hwd=(60, 56, 30))
-SPACING_MM = (3.5, 3.0, 5.0)
+from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.building import builds
+from support.phantoms import COARSE_SPEC, chests, study_ids
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    volumes = {
-        f"valid_{n}_a_1": Volume(chest_phantom((60, 56, 40), SPACING_MM, n), SPACING_MM)
-        for n in range(1, 7)
-    }
+    volumes = chests(study_ids(6), (60, 56, 40), first_seed=1)
     lay_out_ct_rate(tmp_path / "source", volumes)
     return tmp_path / "source"
 
 
-def build(folder: Path, source: Path, **options: Any) -> ctgpu.BuildReport:
-    begun = (folder / "plan.json").exists()
-    defaults = {} if begun else {"spec": SPEC, "samples_per_shard": 3}
-    return ctgpu.build(folder, source=source, **({"device": "cpu"} | defaults | options))
+build = builds(spec=COARSE_SPEC, samples_per_shard=3)
 
 
+@pytest.mark.slow
 def test_what_another_process_makes_is_told_of_when_it_begins_and_when_it_is_done(
     tmp_path: Path, source: Path
 ) -> None:

@@ -21,15 +21,13 @@ from ctgpu.checking.verify import verify_folder
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import ShardRecord
-from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import chest_phantom, lay_out_ct_rate
 from raw_tars import raw_sample, write_tar
+from support.building import builds
+from support.phantoms import COARSE_SPEC, SPACING_MM, chests, study_ids
+from support.tables import LABELS, METADATA
 
-SPEC = Spec(target_spacing_mm=(6.0, 6.0, 8.0), shape_hwd=(60, 56, 30))
-SPACING_MM = (3.5, 3.0, 5.0)
-STUDIES = [f"valid_{n}_a_1" for n in range(1, 7)]
-LABELS = "dataset/multi_abnormality_labels/valid_predicted_labels.csv"
-METADATA = "dataset/metadata/validation_metadata.csv"
+STUDIES = study_ids(6)
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +38,7 @@ def _info(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
-    volumes = {
-        study: Volume(chest_phantom((60, 56, 40), SPACING_MM, seed), SPACING_MM)
-        for seed, study in enumerate(STUDIES)
-    }
+    volumes = chests(STUDIES, (60, 56, 40))
     lay_out_ct_rate(root, volumes)
     return root
 
@@ -58,10 +53,7 @@ def volume(source: Path, number: int) -> Path:
     return path
 
 
-def build(folder: Path, source: Path | None = None, **options: Any) -> ctgpu.BuildReport:
-    begun = (folder / "plan.json").exists()
-    defaults = {} if begun else {"spec": SPEC, "samples_per_shard": 2}
-    return ctgpu.build(folder, source=source, **({"device": "cpu"} | defaults | options))
+build = builds(spec=COARSE_SPEC, samples_per_shard=2)
 
 
 def add_label_row(source: Path, study: str) -> None:
@@ -279,10 +271,7 @@ def test_another_copy_of_which_no_volume_is_the_planned_one_is_refused(
     tmp_path: Path, source: Path
 ) -> None:
     build(tmp_path / "out", source, shards=range(1))
-    volumes = {
-        study: Volume(chest_phantom((62, 56, 40), SPACING_MM, seed), SPACING_MM)
-        for seed, study in enumerate(STUDIES)
-    }
+    volumes = chests(STUDIES, (62, 56, 40))
     lay_out_ct_rate(tmp_path / "other", volumes)
     with pytest.raises(MismatchError, match="of 6, 6 have another size"):
         build(tmp_path / "out", tmp_path / "other")
@@ -310,7 +299,7 @@ def test_new_tars_are_named_and_not_taken(tmp_path: Path, caplog: pytest.LogCapt
     for n in range(2):
         sample = raw_sample(STUDIES[n], voxels, SPACING_MM, 0)
         write_tar(tmp_path / f"raw/shard-{n:06d}.tar", {STUDIES[n]: sample})
-        convert_tars(tmp_path / "raw", tmp_path / "out", spec=SPEC, device="cpu")
+        convert_tars(tmp_path / "raw", tmp_path / "out", spec=COARSE_SPEC, device="cpu")
     assert "holds 1 file that this data set was planned without" in caplog.text
     assert "shard-000001.tar" in caplog.text
     assert list(read_samples(tmp_path / "out")) == STUDIES[:1]
@@ -392,7 +381,7 @@ def test_tars_with_names_in_another_normal_form_are_the_same_data_set(
         write_tar(
             tmp_path / "raw" / name, {STUDIES[n]: raw_sample(STUDIES[n], voxels, SPACING_MM, 0)}
         )
-    options: dict[str, Any] = {"spec": SPEC, "device": "cpu", "samples_per_shard": 1}
+    options: dict[str, Any] = {"spec": COARSE_SPEC, "device": "cpu", "samples_per_shard": 1}
     convert_tars(tmp_path / "raw", tmp_path / "out", shards=range(1), **options)
     copy = respelt(tmp_path / "raw", tmp_path / "copy", "NFD")
     caplog.clear()

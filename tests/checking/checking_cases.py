@@ -5,34 +5,15 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import ctgpu
 from ctgpu.checking.compare import Comparison, compare_samples
 from ctgpu.spec import Spec
+from support.phantoms import study_ids
 
 SPEC = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(72, 72, 40))
-SPACING_MM = (3.5, 3.0, 5.0)
-STUDIES = [f"valid_{n}_a_1" for n in (1, 2, 3)]
-
-
-def rewrite(built: Path, folder: Path, change: Callable[[str, str, bytes], bytes]) -> Path:
-    """A copy of the data set whose members went through `change`."""
-    folder.mkdir()
-    for name in ("plan.json", "manifest.json"):
-        (folder / name).write_bytes((built / "out" / name).read_bytes())
-    for path in sorted((built / "out").glob("*.tar")):
-        with tarfile.open(path) as old, tarfile.open(folder / path.name, "w") as new:
-            for info in old:
-                key, _, extension = info.name.partition(".")
-                file = old.extractfile(info)
-                assert file is not None
-                content = change(key, extension, file.read())
-                info.size = len(content)
-                info.pax_headers = {}
-                new.addfile(info, io.BytesIO(content))
-    return folder
+STUDIES = study_ids(3)
 
 
 def compare(built: Path, folder: Path) -> dict[str, Comparison]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from checking_cases import SPACING_MM, SPEC, STUDIES
+from checking_cases import SPEC, STUDIES
 
 import ctgpu
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import Volume, lay_out_ct_rate
+from support.phantoms import chests, study_ids
 
 
 @pytest.fixture(scope="session")
 def phantoms() -> dict[str, Volume]:
-    return {
-        study: Volume(chest_phantom((90, 80, 60), SPACING_MM, seed), SPACING_MM)
-        for seed, study in enumerate(STUDIES)
-    }
+    return chests(STUDIES)
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +28,5 @@ def built(tmp_path_factory: pytest.TempPathFactory, phantoms: dict[str, Volume])
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("source")
-    volumes = {
-        f"valid_{n}_a_1": Volume(chest_phantom((90, 80, 60), SPACING_MM, n), SPACING_MM)
-        for n in (1, 2)
-    }
-    lay_out_ct_rate(root, volumes)
+    lay_out_ct_rate(root, chests(study_ids(2), first_seed=1))
     return root

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checking_cases import raw_tar, rewrite
+from checking_cases import raw_tar
 
 import ctgpu
 from ctgpu.buffers import BufferPool
@@ -21,6 +21,7 @@ from ctgpu.errors import DecodeError
 from ctgpu.sources.tar_samples import fetch_volume, samples_of_tar
 from ctgpu.spec import Spec
 from stored import SPACING_MM, chest_as, save
+from support.building import rewrite
 
 KEY = "scan_1"
 #: Three unequal axes; the first is cropped by an even number, the last padded.
@@ -161,7 +162,7 @@ def test_a_damaged_voxel_is_found(
             else content
         )
 
-    folder = rewrite(built(name).parent, tmp_path / "bad", spoil)
+    folder = rewrite(built(name), tmp_path / "bad", spoil)
     assert not compared(folder, scans).passed
 
 

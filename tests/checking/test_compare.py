@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from checking_cases import SPEC, STUDIES, compare, rewrite
+from checking_cases import SPEC, STUDIES, compare
 
 import ctgpu
 from ctgpu.checking.compare import compare_samples
@@ -23,6 +21,7 @@ from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, lay_out_ct_rate
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
+from support.building import rewrite
 
 
 def test_what_was_built_passes(built: Path) -> None:
@@ -92,13 +91,14 @@ def test_a_planted_fault_is_found_and_named(
             return content
         return make(phantoms[key], SPEC).tobytes()
 
-    found = compare(built, rewrite(built, tmp_path / "bad", change))
+    found = compare(built, rewrite(built / "out", tmp_path / "bad", change))
     assert [key for key, comparison in found.items() if not comparison.passed] == [STUDIES[1]]
     (message,) = found[STUDIES[1]].faults
     assert cause in message
     assert found[STUDIES[1]].differing_share > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found_on_real_ct(tmp_path: Path, real_ct: Path, fault: str) -> None:
     path = real_ct / "ts_pulmonary_ct_cropped.nii.gz"
@@ -107,7 +107,7 @@ def test_a_planted_fault_is_found_on_real_ct(tmp_path: Path, real_ct: Path, faul
     lay_out_ct_rate(tmp_path / "source", {STUDIES[0]: path})
     ctgpu.build(tmp_path / "out", source=tmp_path / "source", spec=spec, device="cpu")
     folder = rewrite(
-        tmp_path,
+        tmp_path / "out",
         tmp_path / "bad",
         lambda k, e, c: make(volume, spec).tobytes() if e == "bin" else c,
     )
@@ -119,49 +119,21 @@ def test_a_planted_fault_is_found_on_real_ct(tmp_path: Path, real_ct: Path, faul
 def test_a_mixed_up_row_is_found(tmp_path: Path, built: Path, member: str, what: str) -> None:
     contents: dict[str, bytes] = {}
     rewrite(
-        built,
+        built / "out",
         tmp_path / "same",
         lambda k, e, c: contents.setdefault(f"{k}.{e}", c),
     )
     other = {STUDIES[0]: STUDIES[1], STUDIES[1]: STUDIES[0], STUDIES[2]: STUDIES[2]}
     folder = rewrite(
-        built, tmp_path / "bad", lambda k, e, c: contents[f"{other[k]}.{e}"] if e == member else c
+        built / "out",
+        tmp_path / "bad",
+        lambda k, e, c: contents[f"{other[k]}.{e}"] if e == member else c,
     )
     found = compare(built, folder)
     for study in STUDIES[:2]:
         assert len(found[study].faults) == 1
         assert what in found[study].faults[0]
     assert found[STUDIES[2]].passed
-
-
-def test_three_samples_in_shards_of_two_and_one_are_all_compared(
-    tmp_path: Path, built: Path
-) -> None:
-    patterns = ("--preprocessed-pattern", built / "out" / "shard-{000000..000001}.tar")
-    answer = run(*patterns, "--source", built / "source", "--num-samples", 3)
-    assert answer.returncode == 0, answer.stderr
-    assert "3 of 3 samples passed" in answer.stdout
-
-
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "ctgpu.cli", "verify", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-
-
-def test_the_command_says_what_it_compared_and_how_it_went(tmp_path: Path, built: Path) -> None:
-    good = run(built / "out", "--source", built / "source", "--num-samples", "all", "--json")
-    assert good.returncode == 0, good.stderr
-    answer = json.loads(good.stdout)
-    assert answer["passed"]
-    assert [sample["key"] for sample in answer["samples"]] == STUDIES
-    zeros = rewrite(built, tmp_path / "bad", lambda k, e, c: bytes(len(c)) if e == "bin" else c)
-    pattern = zeros / "shard-{000000..000001}.tar"
-    bad = run("--preprocessed-pattern", pattern, "--source", built / "source", "--num-samples", 2)
-    assert bad.returncode == 1
-    assert "0 of 2 samples passed" in bad.stdout
-    assert run(built / "out", "--num-samples", "some").returncode == 2
-    assert run(built / "out", "--preprocessed-pattern", pattern).returncode == 2
-    assert run().returncode == 2
 
 
 def test_eighteen_nan_are_the_labels_of_an_original_that_has_none(
@@ -176,7 +148,7 @@ def test_eighteen_nan_are_the_labels_of_an_original_that_has_none(
     for name, value in (("nan", np.nan), ("zero", 0.0)):
         labels = np.full(18, value, "<f4").tobytes()
         folder = rewrite(
-            built,
+            built / "out",
             tmp_path / name,
             lambda k, e, c, labels=labels: {"cls": labels, "txt": b""}.get(e, c),
         )

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from checking_cases import SPACING_MM, build, raw_tar
+from checking_cases import build, raw_tar
 from typer.testing import CliRunner
 
 from ctgpu.checking.facts import inspect_samples
@@ -18,6 +16,7 @@ from ctgpu.cli.commands import app
 from ctgpu.errors import DecodeError, UsageError
 from ctgpu.testing.ctrate import LABEL_NAMES
 from stored import chest_as, save
+from support.phantoms import SPACING_MM
 
 
 def test_facts_of_a_preprocessed_sample(tmp_path: Path, source: Path) -> None:
@@ -121,19 +120,3 @@ def test_a_sample_without_classes_shows_no_labels(tmp_path: Path, labels: bytes 
 def test_labels_that_are_no_float32_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match=r"one\.cls has 1 bytes; wanted little-endian float32"):
         list(inspect_samples(raw_tar(tmp_path / "a.tar", b"3")))
-
-
-def test_json_holds_no_json(tmp_path: Path, source: Path) -> None:
-    folder = build(tmp_path / "out", source)
-    result = CliRunner().invoke(app, ["inspect", str(folder), "--json", "--num-samples", "1"])
-    facts = json.loads(result.stdout)
-    assert facts["engine"]["name"] == "cpu"
-
-    def texts(value: Any) -> Iterator[str]:
-        if isinstance(value, str):
-            yield value
-        elif isinstance(value, dict | list):
-            for item in value.values() if isinstance(value, dict) else value:
-                yield from texts(item)
-
-    assert not [text for text in texts(facts) if text.startswith(("{", "[", '"'))]

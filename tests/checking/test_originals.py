@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from checking_cases import SPACING_MM, SPEC, STUDIES
+from checking_cases import SPEC, STUDIES
 
 import ctgpu
 from ctgpu.checking.compare import compare_samples
 from ctgpu.errors import UsageError
 from ctgpu.testing.ctrate import Volume, lay_out_ct_rate
 from ctgpu.testing.hub import LocalHub
+from support.phantoms import SPACING_MM
 
 
 def test_originals_whose_names_have_another_normal_form_are_found(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from typer.testing import CliRunner
 from ctgpu.checking.facts import inspect_samples
 from ctgpu.checking.sheet import View, as_displayed, cuts, draw_originals, draw_sheet, label_words
 from ctgpu.cli.commands import app
-from ctgpu.errors import StorageError, UsageError
-from ctgpu.installation import install_command
+from ctgpu.errors import UsageError
 from stored import chest_as, save
 
 
@@ -53,6 +51,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return figures
 
 
+@pytest.mark.slow
 def test_five_ways_of_storing_a_scan_look_different_and_show_one_patient(
     tmp_path: Path, drawn: list[Any]
 ) -> None:
@@ -106,6 +105,7 @@ def test_cuts_have_front_and_head_at_the_top() -> None:
     assert sagittal[0, 0] == 3
 
 
+@pytest.mark.slow
 def test_a_sheet_has_a_row_for_result_and_source(tmp_path: Path, source: Path) -> None:
     folder = build(tmp_path / "out", source)
     views = [view for _, view in inspect_samples(folder, num_samples=1)]
@@ -150,58 +150,14 @@ def test_labels_that_are_not_known_are_never_called_negative(
     assert facts.labels is not None
     assert label_words(facts.labels) == words
     assert ", ".join(words) in CliRunner().invoke(app, ["inspect", str(path)]).stdout
-    matplotlib = pytest.importorskip("matplotlib")
+    axes = pytest.importorskip("matplotlib.axes").Axes
     drawn: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        text = matplotlib.axes.Axes.text
+        text = axes.text
         patch.setattr(
-            matplotlib.axes.Axes,
+            axes,
             "text",
             lambda self, x, y, s, **options: (drawn.append(s), text(self, x, y, s, **options))[1],
         )
         draw_sheet([view], tmp_path / "sheet.png")
     assert "\n".join(["labels:", *words]) in drawn
-
-
-@pytest.mark.parametrize(
-    ("preview", "code", "sentence"),
-    [
-        ("sheet.xyz", UsageError, r"ends in \.xyz; wanted .*\.png"),
-        ("", UsageError, "is a folder; name a file in it"),
-        ("none/sheet.png", StorageError, "is no folder that this account may write to"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused_before_anything_is_shown(
-    tmp_path: Path, source: Path, preview: str, code: type[Exception], sentence: str
-) -> None:
-    pytest.importorskip("matplotlib")
-    folder = build(tmp_path / "out", source)
-    words = ["inspect", str(folder), "--preview", str(tmp_path / preview)]
-    result = CliRunner().invoke(app, words)
-    assert result.stdout == ""
-    assert isinstance(result.exception, code)
-    assert re.search(sentence, str(result.exception))
-
-
-def test_originals_that_are_not_there_are_refused_before_anything_is_shown(
-    tmp_path: Path, source: Path
-) -> None:
-    folder = build(tmp_path / "out", source)
-    sheet, none = str(tmp_path / "sheet.png"), str(tmp_path / "none")
-    result = CliRunner().invoke(app, ["inspect", str(folder), "--preview", sheet, "--source", none])
-    assert result.stdout == ""
-    assert isinstance(result.exception, UsageError)
-
-
-def test_without_matplotlib_nothing_is_shown_before_it_is_said(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    folder = build(tmp_path / "out", source)
-    words = ["inspect", str(folder), "--preview", str(tmp_path / "sheet.png")]
-    result = CliRunner().invoke(app, words)
-    assert result.stdout == ""
-    assert isinstance(result.exception, UsageError)
-    assert install_command("preview") in str(result.exception)

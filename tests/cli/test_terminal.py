@@ -23,11 +23,9 @@ import yaml
 import ctgpu
 from ctgpu.cli.display import Display
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
-
-SPACING_MM = (3.5, 3.0, 5.0)
-SMALL = ["--shape", "90,90,50", "--spacing", "4,4,6", "--device", "cpu"]
-CTGPU = (sys.executable, "-m", "ctgpu.cli")
+from ctgpu.testing.ctrate import chest_phantom, lay_out_ct_rate
+from support.command_line import CTGPU, SMALL, run, run_here
+from support.phantoms import SPACING_MM, SPEC, chest
 
 FORGED = "2026-01-01 00:00:00,000 INFO shard 000009: 4 samples, 3.3 MB"
 # Clears the screen, sets the title, turns the direction, links, colours, and breaks lines.
@@ -49,8 +47,7 @@ def is_safe(text: str, *, terminal: bool = False) -> bool:
 def evil(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of volumes, some of them damaged, whose names are not what they seem."""
     root = tmp_path_factory.mktemp("evil")
-    volume = Volume(chest_phantom((90, 80, 60), SPACING_MM), SPACING_MM)
-    made = lay_out_ct_rate(root / "made", {"valid_1_a_1": volume}, tables=())["valid_1_a_1"]
+    made = lay_out_ct_rate(root / "made", {"valid_1_a_1": chest()}, tables=())["valid_1_a_1"]
     folder = root / "volumes\x1b[2J\n[b]"
     folder.mkdir()
     flat = EVIL.replace("/", "")
@@ -90,20 +87,6 @@ def tars(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path.parent
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [*CTGPU, *map(str, arguments)],
-        capture_output=True,
-        timeout=120,
-        check=False,
-        env=os.environ | {"COLUMNS": "100", "HF_HUB_OFFLINE": "1"},
-    )
-    # Decoded here: universal newlines would hide a carriage return.
-    return subprocess.CompletedProcess(
-        result.args, result.returncode, result.stdout.decode(), result.stderr.decode()
-    )
-
-
 def run_on_terminal(*arguments: object) -> tuple[int, str]:
     """Exit code and all that a terminal got."""
     ours, theirs = pty.openpty()
@@ -125,6 +108,7 @@ def run_on_terminal(*arguments: object) -> tuple[int, str]:
     return process.wait(timeout=120), seen.decode()
 
 
+@pytest.mark.slow
 def test_a_build_logs_each_event_on_one_line_whatever_files_are_called(
     tmp_path: Path, evil: Path
 ) -> None:
@@ -141,7 +125,7 @@ def test_a_build_logs_each_event_on_one_line_whatever_files_are_called(
 
 def test_a_json_log_is_strict_and_shows_nothing_raw(tmp_path: Path, evil: Path) -> None:
     arguments = ("build", "--output-dir", tmp_path, "--source", evil, "--log-format", "json")
-    result = run(*arguments, *SMALL)
+    result = run_here(*arguments, *SMALL)
     assert result.returncode == 1
     assert result.stdout.isascii()
     assert result.stderr.isascii()
@@ -154,6 +138,7 @@ def test_a_json_log_is_strict_and_shows_nothing_raw(tmp_path: Path, evil: Path) 
     assert json.loads(result.stdout)["failed"] == 3
 
 
+@pytest.mark.slow
 def test_a_build_on_a_terminal_shows_nothing_raw(tmp_path: Path, evil: Path) -> None:
     code, seen = run_on_terminal("build", "--output-dir", tmp_path, "--source", evil, *SMALL)
     assert code == 1
@@ -163,7 +148,7 @@ def test_a_build_on_a_terminal_shows_nothing_raw(tmp_path: Path, evil: Path) -> 
 
 
 def test_inspect_shows_a_hostile_report_in_its_box(tars: Path) -> None:
-    result = run("inspect", tars)
+    result = run_here("inspect", tars)
     assert result.returncode == 0, result.stderr
     assert is_safe(result.stdout)
     assert r"\x1b[2J\x1b]0;pwn\x07\u202egnp\u2066\u009b31m\x7f\u2028\u0085[/foo][red]\[/foo]" in (
@@ -176,6 +161,7 @@ def test_inspect_shows_a_hostile_report_in_its_box(tars: Path) -> None:
     assert result.stdout.startswith(r"k\n\x1b[2J")
 
 
+@pytest.mark.slow
 def test_inspect_on_a_terminal_shows_nothing_raw(tars: Path) -> None:
     code, seen = run_on_terminal("inspect", tars)
     assert code == 0, seen
@@ -183,7 +169,7 @@ def test_inspect_on_a_terminal_shows_nothing_raw(tars: Path) -> None:
 
 
 def test_inspect_as_json_gives_the_report_back_and_shows_nothing_raw(tars: Path) -> None:
-    result = run("inspect", tars, "--json")
+    result = run_here("inspect", tars, "--json")
     assert result.returncode == 0, result.stderr
     assert result.stdout.isascii()
     assert is_safe(result.stdout)
@@ -192,10 +178,11 @@ def test_inspect_as_json_gives_the_report_back_and_shows_nothing_raw(tars: Path)
     assert facts["key"].startswith("k\n\x1b[2J")
 
 
+@pytest.mark.slow
 def test_a_picture_of_a_hostile_key_is_drawn(tmp_path: Path, tars: Path) -> None:
     """matplotlib would take what is between dollar signs for a formula, and not understand it."""
     pytest.importorskip("matplotlib")
-    result = run("inspect", tars, "--preview", tmp_path / "sheet.svg")
+    result = run_here("inspect", tars, "--preview", tmp_path / "sheet.svg")
     assert result.returncode == 0, result.stderr
     assert is_safe(result.stderr)
     assert (tmp_path / "sheet.svg").stat().st_size > 0
@@ -204,7 +191,7 @@ def test_a_picture_of_a_hostile_key_is_drawn(tmp_path: Path, tars: Path) -> None
 def test_voxels_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
     voxels = np.full((8, 8, 8), np.nan, np.float32)
     np.savez(tmp_path / "nan.npz", data=voxels)
-    result = run("inspect", tmp_path / "nan.npz", "--json")
+    result = run_here("inspect", tmp_path / "nan.npz", "--json")
 
     def refuse(text: str) -> None:
         raise AssertionError(f"{text} is no JSON")
@@ -216,8 +203,7 @@ def test_voxels_that_are_not_finite_are_null_in_json(tmp_path: Path) -> None:
 @pytest.fixture
 def built(tmp_path: Path, evil: Path) -> Path:
     folder = tmp_path / "o\x1b[2J\nx: \"q\" 's' # {a} é \x85"
-    spec = ctgpu.Spec(target_spacing_mm=(4, 4, 6), shape_hwd=(90, 90, 50))
-    ctgpu.build(folder, source=evil, spec=spec, device="cpu")
+    ctgpu.build(folder, source=evil, spec=SPEC, device="cpu")
     return folder
 
 
@@ -238,7 +224,7 @@ def test_every_command_shows_a_hostile_folder_with_escapes(built: Path, evil: Pa
         [EVIL],
         ["build", f"--{EVIL}"],
     ):
-        result = run(*arguments)
+        result = run_here(*arguments)
         assert is_safe(result.stdout), arguments
         assert is_safe(result.stderr), arguments
         assert "Traceback" not in result.stderr
@@ -251,7 +237,7 @@ def test_every_command_shows_a_hostile_folder_with_escapes(built: Path, evil: Pa
 def test_the_lines_for_a_training_config_are_yaml_whatever_the_folder_is_called(
     built: Path,
 ) -> None:
-    result = run("build", "--output-dir", built, "--device", "cpu")
+    result = run_here("build", "--output-dir", built, "--device", "cpu")
     assert result.returncode == 1, result.stderr
     _, _, text = result.stdout.partition("For a training config:\n")
     data = yaml.safe_load(text)["data"]

@@ -128,6 +128,7 @@ def test_the_adapters_give_the_labels(tmp_path: Path, source: Path) -> None:
     gc.collect()
 
 
+@pytest.mark.slow
 def test_dali_gives_the_labels(tmp_path: Path, source: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="nvidia-dali is not installed")
     from ctgpu.loading.dali import pipeline

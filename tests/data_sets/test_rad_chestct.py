@@ -114,6 +114,7 @@ def test_it_is_found_wherever_users_have_put_it(
         assert found[name].labels.tobytes() == wanted[name].labels.tobytes()
 
 
+@pytest.mark.slow
 def test_of_84_classes_at_52_places_each_is_one_label(tmp_path: Path) -> None:
     root = lay_out_rad_chestct(tmp_path / "copy", {"val00001": marked(0)})
     columns = [f"class_{c}*place_{p}" for c in range(84) for p in range(52)]

@@ -87,6 +87,7 @@ texts = st.text(
 split_names = st.from_regex(r"[\w.-]{1,6}", fullmatch=True)
 
 
+@pytest.mark.slow
 @given(
     key=texts,
     labels=st.lists(texts, min_size=1, max_size=4, unique=True),
@@ -108,6 +109,7 @@ def test_odd_names_and_remarks_are_kept_apart(
     assert read_back(ascii_only(text)) == description
 
 
+@pytest.mark.slow
 @given(texts)
 def test_a_field_that_is_offered_is_one_line_of_toml(value: str) -> None:
     line = field_line("carry", [value, value])

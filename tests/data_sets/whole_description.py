@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from ctgpu.data_sets import Description
+from ctgpu.errors import UsageError
+
+#: What a file begins with, and a table of it.
+HEAD = 'name = "x"\n'
+TABLE = '[[tables]]\nfiles = ["a.csv"]\nkey = "k"\n'
 
 #: Every field, none at its default.
 WHOLE: dict[str, Any] = {
@@ -58,3 +68,19 @@ WHOLE: dict[str, Any] = {
     ],
     "leave_out": [{"files": ["no.txt"], "reason": "blurred"}],
 }
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+    """The file of a description."""
+    path = folder / "mine.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def refused(folder: Path, text: str | bytes) -> str:
+    """What is said of a description that is wrong."""
+    with pytest.raises(UsageError) as caught:
+        Description.load(write(folder, text))
+    said = str(caught.value)
+    assert "\n" not in said
+    return said

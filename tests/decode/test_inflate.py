@@ -48,6 +48,7 @@ def test_the_fastest_backend_is_named():
     assert set(BACKENDS) <= {"libdeflate", "isal"}
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     data=st.one_of(st.binary(max_size=2000), st.sampled_from([NOISE, bytes(300_000), b""])),

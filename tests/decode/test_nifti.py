@@ -235,6 +235,7 @@ def test_damage_within_two_streams_is_found(make_nifti, load):
         load("a.nii.gz", bomb)
 
 
+@pytest.mark.slow
 def test_a_bomb_stops_at_the_declared_size(make_nifti, load, pool):
     data = make_nifti(some_voxels()) + bytes(200 << 20)
     squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
@@ -263,6 +264,7 @@ def test_rubbish_is_refused(data, load):
         load("a.nii.gz", data)
 
 
+@pytest.mark.slow
 def test_real_volumes_equal_nibabels(real_ct: Path, load):
     for path in sorted(real_ct.glob("*.nii.gz")):
         oracle = nibabel.load(path)

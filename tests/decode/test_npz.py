@@ -459,6 +459,7 @@ def test_the_stored_bytes_are_restored_after_inflating(make_npz, fill, pool):
             assert zlib.crc32(out) == member.crc
 
 
+@pytest.mark.slow
 def test_real_volumes_in_both_orders(real_ct: Path, make_npz, load):
     voxels = np.asanyarray(nibabel.load(real_ct / "lidcidri0003_small.nii.gz").dataobj)
     for array in (np.ascontiguousarray(voxels), np.asfortranarray(voxels)):
@@ -476,6 +477,7 @@ class Rubbish:
             pass
 
 
+@pytest.mark.slow
 def test_threads_read_headers_side_by_side(make_npz):
     """CPython 3.11 counts the depth of its parser for all threads together."""
     archive = make_npz(volume=some_voxels(), spacing=np.array([1.0, 1.5, 3.0]))

@@ -43,6 +43,7 @@ def interrupted(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_each_sample_is_told_of_once_and_only_what_is_new_is_counted(interrupted: Path) -> None:
     told: list[Event] = []
     follower = Follower(interrupted, Plan.load(interrupted), told.append)
@@ -64,6 +65,7 @@ def test_each_sample_is_told_of_once_and_only_what_is_new_is_counted(interrupted
     assert {e.orientation for e in told if isinstance(e, SampleWritten)} == {"RAS"}
 
 
+@pytest.mark.slow
 def test_what_another_driver_writes_meanwhile_is_not_counted(interrupted: Path) -> None:
     follower = Follower(interrupted, Plan.load(interrupted), lambda event: None)
     follower.begin(1, retry_failed=False)
@@ -72,6 +74,7 @@ def test_what_another_driver_writes_meanwhile_is_not_counted(interrupted: Path) 
     assert follower.written == 0
 
 
+@pytest.mark.slow
 def test_a_retry_keeps_what_the_record_has(interrupted: Path) -> None:
     ctgpu.build(interrupted, device="cpu")
     told: list[Event] = []

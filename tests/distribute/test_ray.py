@@ -26,18 +26,14 @@ from driving import (
     finish,
     owners,
 )
+from ray_cases import job
 from scenarios import snapshot
 
-import ctgpu
-from ctgpu.building.executor import BuildJob
-from ctgpu.building.request import Part, Request
+from ctgpu.building.request import Part
 from ctgpu.distribute import ray as on_ray
-from ctgpu.distribute import ray_task
-from ctgpu.distribute.ray_resources import Resources, task_resources
-from ctgpu.distribute.ray_task import make_shard
-from ctgpu.engines import open_engine
-from ctgpu.errors import DeviceError, StorageError, UsageError
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.distribute.ray_resources import Resources
+from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.phantoms import chest
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
@@ -164,14 +160,10 @@ def test_two_drivers_share_a_folder(
 def test_a_failing_shard_is_tried_again_and_then_reported(
     tmp_path: Path, cluster: RayCluster, times: int, code: int
 ) -> None:
-    spacing_mm = (3.5, 3.0, 5.0)
     shapes = [(90, 80, 60), (90, 80, 62), (90, 80, 60)]
     lay_out_ct_rate(
         tmp_path / "source",
-        {
-            f"valid_{n}_a_1": Volume(chest_phantom(shape, spacing_mm, n), spacing_mm)
-            for n, shape in enumerate(shapes, 1)
-        },
+        {f"valid_{n}_a_1": chest(shape, n) for n, shape in enumerate(shapes, 1)},
     )
     (tmp_path / "failures").mkdir()
     result = subprocess.run(
@@ -198,66 +190,6 @@ def test_a_failing_shard_is_tried_again_and_then_reported(
         assert len(list((tmp_path / "failures").iterdir())) == 2
 
 
-# Resources
-
-
-def node(machine: str, alive: bool = True, **resources: float) -> dict[str, Any]:
-    return {"Alive": alive, "NodeManagerHostname": machine, "Resources": resources}
-
-
-@pytest.mark.parametrize(
-    ("nodes", "device", "num_workers", "expected"),
-    [
-        ([node("a", CPU=64)], "cpu", None, Resources(4, 0, 16, 16)),
-        ([node("a", CPU=64), node("b", CPU=2)], "cpu", None, Resources(2, 0, 33, 32)),
-        ([node("a", CPU=64), node("b", CPU=2)], "auto", 8, Resources(8, 0, 8, 8)),
-        ([node("a", CPU=8), node("a", CPU=8)], "cpu", None, Resources(4, 0, 4, 4)),
-        ([node("a", CPU=64, GPU=8)], "auto", None, Resources(8, 1, 8, 8)),
-        ([node("a", CPU=64, GPU=8), node("b", CPU=96)], "cuda", None, Resources(8, 1, 8, 8)),
-        ([node("a", CPU=64, GPU=8)], "cpu", None, Resources(4, 0, 16, 16)),
-        ([node("a", CPU=2, GPU=4)], "cuda", None, Resources(1, 1, 2, 2)),
-        ([node("a", CPU=4), node("b", False, CPU=99)], "cpu", None, Resources(4, 0, 1, 1)),
-    ],
-)
-def test_a_task_takes_one_gpu_or_some_cores(
-    nodes: list[dict[str, Any]], device: str, num_workers: int | None, expected: Resources
-) -> None:
-    assert task_resources(nodes, device, num_workers) == expected
-
-
-def test_a_gpu_by_number_is_refused() -> None:
-    with pytest.raises(UsageError, match="with --ray write cuda"):
-        task_resources([node("a", CPU=4, GPU=1)], "cuda:0", None)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "device", "num_workers"),
-    [([node("a", CPU=4)], "cpu", 5), ([node("a", CPU=4)], "cuda", None), ([node("a")], "cpu", 1)],
-)
-def test_a_cluster_without_room_for_a_task_is_refused(
-    nodes: list[dict[str, Any]], device: str, num_workers: int | None
-) -> None:
-    with pytest.raises(DeviceError, match="no node of the Ray cluster has"):
-        task_resources(nodes, device, num_workers)
-
-
-# The task
-
-
-def job(folder: Path, **changes: Any) -> BuildJob:
-    values: dict[str, Any] = {
-        "device": "cpu",
-        "num_workers": 1,
-        "memory_limit_bytes": 1 << 30,
-        "part": Part(processes_per_machine=4),
-    }
-    return BuildJob(folder=folder, request=Request(**(values | changes)))
-
-
-def test_memory_is_divided_among_the_tasks_of_a_machine(tmp_path: Path) -> None:
-    assert job(tmp_path).memory_share_bytes == 1 << 28
-
-
 def test_other_machines_are_told_nothing_relative(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,56 +205,3 @@ def test_other_machines_are_told_nothing_relative(
     assert (of_hub.request.token, of_hub.request.endpoint) == ("hf_local", "http://localhost:1")
     assert of_hub.request.device == "cuda"
     assert "hf_local" not in repr(of_hub)
-
-
-def test_a_folder_that_is_not_shared_is_named(tmp_path: Path) -> None:
-    result = make_shard(job(tmp_path), "run", ctgpu.__version__, 1, 0)
-    assert isinstance(result.error, StorageError)
-    assert "a file system that all nodes share" in str(result.error)
-
-
-def test_another_version_on_a_node_is_refused(tmp_path: Path) -> None:
-    result = make_shard(job(tmp_path), "run", "0.0.0", 1, 0)
-    assert isinstance(result.error, UsageError)
-    assert "install the same version" in str(result.error)
-
-
-def test_a_shard_that_another_process_makes_is_left_to_it(
-    tmp_path: Path, source: Path, undisturbed: dict[str, Any]
-) -> None:
-    folder = tmp_path / "out"
-    first = begin("--output-dir", folder, "--source", source, *SMALL)
-    try:
-        (pid,) = catch(folder, 1, first)
-        (shard,) = owners(folder)
-        index = int(shard.removeprefix("shard-"))
-        result = make_shard(job(folder), "run", ctgpu.__version__, 1, index)
-        assert str(result.held).startswith(f"process {pid} on ")
-    finally:
-        ray_task._close_workplace()
-        first.send_signal(signal.SIGCONT)
-    finish(first)
-    assert snapshot(folder) == undisturbed
-
-
-def test_a_worker_keeps_engine_and_tables_for_its_next_task(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ctgpu.build(tmp_path / "out", source=source, samples_per_shard=8, shards=range(1), device="cpu")
-    opened = []
-
-    def counting(device: str) -> Any:
-        opened.append(device)
-        return open_engine(device)
-
-    monkeypatch.setattr("ctgpu.building.executor.open_engine", counting)
-    try:
-        results = [
-            make_shard(job(tmp_path / "out"), "run", ctgpu.__version__, 1, index)
-            for index in range(4)
-        ]
-    finally:
-        ray_task._close_workplace()
-    # The first one is there already.
-    assert [result.report is not None for result in results] == [False, True, True, True]
-    assert opened == ["cpu"]

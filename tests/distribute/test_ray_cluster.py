@@ -69,6 +69,7 @@ def test_the_cluster_that_ray_start_made_is_joined_and_replaced_once_it_is_gone(
     assert snapshot(tmp_path / "gone") == undisturbed
 
 
+@pytest.mark.slow
 def test_what_answers_and_is_no_ray_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "_JOIN_S", 5.0)
     with (
@@ -97,6 +98,7 @@ def test_why_a_cluster_does_not_let_in_is_said(
         ray_cluster.connect(ray_cluster.import_ray(), f"127.0.0.1:{listener.getsockname()[1]}")
 
 
+@pytest.mark.slow
 def test_a_cluster_that_cannot_be_started_is_one_sentence(tmp_path: Path, source: Path) -> None:
     deep = tmp_path / ("x" * 90)
     deep.mkdir()
@@ -111,6 +113,7 @@ def test_a_cluster_that_cannot_be_started_is_one_sentence(tmp_path: Path, source
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "code", "words"),
     [
@@ -132,11 +135,13 @@ def test_a_cluster_that_cannot_be_had_is_one_sentence(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_an_address_of_the_environment_is_named_as_that(tmp_path: Path, source: Path) -> None:
     arguments = ("--output-dir", tmp_path / "out", "--source", source, "--ray")
     assert "RAY_ADDRESS is 'ray://x:1'" in finish(begin(*arguments, RAY_ADDRESS="ray://x:1"), 2)
 
 
+@pytest.mark.slow
 def test_a_named_cluster_that_is_gone_is_not_replaced(tmp_path: Path, source: Path) -> None:
     log = finish(
         begin(
@@ -149,6 +154,7 @@ def test_a_named_cluster_that_is_gone_is_not_replaced(tmp_path: Path, source: Pa
     assert "nothing answers there" in log
 
 
+@pytest.mark.slow
 def test_without_ray_the_option_says_how_to_get_it(tmp_path: Path, source: Path) -> None:
     (tmp_path / "ray.py").write_text("raise ImportError('no ray')\n")
     log = finish(

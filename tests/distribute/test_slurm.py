@@ -190,6 +190,7 @@ def test_parts_side_by_side_leave_what_one_process_leaves(
     assert snapshot(folder) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_part_without_shards_does_nothing(tmp_path: Path, source: Path) -> None:
     variables = array(0, 64)
     log = finish(begin("--output-dir", tmp_path / "out", "--source", source, **variables))
@@ -198,6 +199,7 @@ def test_a_part_without_shards_does_nothing(tmp_path: Path, source: Path) -> Non
     assert "1 of the plan's 1 shards are not made yet" in log
 
 
+@pytest.mark.slow
 def test_a_shell_of_srun_builds_what_all_of_its_tasks_would(
     tmp_path: Path, source: Path, undisturbed: dict[str, Any]
 ) -> None:
@@ -216,6 +218,7 @@ def test_a_shell_of_srun_builds_what_all_of_its_tasks_would(
     assert snapshot(folder) == undisturbed
 
 
+@pytest.mark.slow
 def test_what_a_part_leaves_is_said_with_the_way_to_make_it(tmp_path: Path, source: Path) -> None:
     arguments = ("--output-dir", tmp_path / "out", "--source", source, *SMALL)
     variables = step(0, 4, "4") | {"SLURM_PTY_PORT": "34889"}

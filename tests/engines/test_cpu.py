@@ -55,6 +55,7 @@ def test_every_axis_lands_where_the_contract_says(
     check_ramp(cpu, name, layout, order)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=250)
 @given(jobs())
 def test_stays_within_the_bounds_of_the_reference(job: Job) -> None:
@@ -178,6 +179,7 @@ def test_describes_itself(cpu: CpuEngine) -> None:
     assert 1 <= cpu.concurrency <= (os.cpu_count() or 1)
 
 
+@pytest.mark.slow
 def test_ctgpu_cpu_forces_a_variant() -> None:
     code = "from ctgpu.engines import open_engine; print(open_engine('cpu').describe()['variant'])"
     environment = {**os.environ, "CTGPU_CPU": "scalar"}
@@ -258,6 +260,7 @@ def install(folder: Path, *files: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_checkout_that_hides_an_installed_engine_is_named(checkout: Path) -> None:
     installed = install(checkout.parent / "site", "ctgpu/_native.pyi", "ctgpu/_native.abi3.so")
     reason = reason_without_engine(checkout, installed)
@@ -267,6 +270,7 @@ def test_a_checkout_that_hides_an_installed_engine_is_named(checkout: Path) -> N
     check_way_out(reason, checkout)
 
 
+@pytest.mark.slow
 def test_a_checkout_that_was_never_compiled_is_named(checkout: Path) -> None:
     pure = install(checkout.parent / "site", "ctgpu/_native.pyi")
     reason = reason_without_engine(checkout, pure)
@@ -275,11 +279,13 @@ def test_a_checkout_that_was_never_compiled_is_named(checkout: Path) -> None:
     check_way_out(reason, checkout)
 
 
+@pytest.mark.slow
 def test_a_pure_installation_says_that_there_was_no_compiler(checkout: Path) -> None:
     (checkout / "CMakeLists.txt").unlink()
     assert "no compiler at install time" in reason_without_engine(checkout)
 
 
+@pytest.mark.slow
 def test_an_engine_that_cannot_be_loaded_says_why(checkout: Path) -> None:
     (checkout / "ctgpu/_native.abi3.so").write_bytes(b"of another machine")
     reason = reason_without_engine(checkout)

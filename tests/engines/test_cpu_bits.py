@@ -34,6 +34,7 @@ def test_scalar_is_always_there() -> None:
     assert _native.cpu_variant("") == _native.cpu_variants()[0]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(jobs(), st.integers(2, 5))
 def test_variants_and_threads_give_the_same_bits(job: Job, threads: int) -> None:
@@ -45,6 +46,7 @@ def test_variants_and_threads_give_the_same_bits(job: Job, threads: int) -> None
             assert np.array_equal(got, wanted), (variant, count)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(jobs())
 def test_strides_and_byte_order_do_not_matter(job: Job) -> None:

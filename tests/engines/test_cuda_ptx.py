@@ -38,6 +38,9 @@ from ctgpu.volume.raw import Rescale
 from support.nvrtc import CUPY_OPTIONS, Nvrtc
 from support.ptx import Buffer, Counts, Kernel, KernelFault
 
+# The kernel is compiled, and then run lane by lane.
+pytestmark = pytest.mark.slow
+
 #: NVRTC's major version and the GPUs that it compiles for: the newest, and the oldest that is
 #: supported, where two halves are not converted at once.
 TARGETS = (("13", 90), ("12", 75))

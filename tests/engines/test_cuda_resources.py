@@ -18,6 +18,9 @@ from ctgpu.engines.cuda import CudaEngine
 from ctgpu.errors import DeviceError, UsageError
 from ctgpu.testing.voxels import random_voxels
 
+# The kernel is compiled for the host first.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> HostCuda:

@@ -76,6 +76,44 @@ def npz_bytes(compress: bool = True, **arrays: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def mha_bytes(voxels: np.ndarray, payload: bytes | None = None, **fields: str) -> bytes:
+    """A MetaImage, deflated unless a payload is given, with header fields overwritten."""
+    packed = payload is None
+    header = {
+        "ObjectType": "Image",
+        "NDims": "3",
+        "BinaryData": "True",
+        "BinaryDataByteOrderMSB": "False",
+        "CompressedData": str(packed),
+        "TransformMatrix": "1 0 0 0 1 0 0 0 1",
+        "Offset": "0 0 0",
+        "ElementSpacing": "0.7 0.7 1.5",
+        "DimSize": " ".join(map(str, voxels.shape)),
+        "ElementType": "MET_SHORT",
+    } | fields
+    header["ElementDataFile"] = header.pop("ElementDataFile", "LOCAL")
+    text = "".join(f"{key} = {value}\n" for key, value in header.items())
+    return text.encode() + (zlib.compress(voxels.tobytes("F")) if payload is None else payload)
+
+
+def nrrd_bytes(voxels: np.ndarray, payload: bytes | None = None, **fields: str) -> bytes:
+    """An NRRD file, in gzip unless a payload is given, with header fields overwritten."""
+    header = {
+        "type": "short",
+        "dimension": "3",
+        "space": "left-posterior-superior",
+        "sizes": " ".join(map(str, voxels.shape)),
+        "space_directions": "(0.7,0,0) (0,0.7,0) (0,0,1.5)",
+        "endian": "little",
+        "encoding": "gzip" if payload is None else "raw",
+        "space_origin": "(0,0,0)",
+    } | fields
+    lines = [f"{key.replace('_', ' ')}: {value}" for key, value in header.items()]
+    text = "\n".join(["NRRD0004", *lines, "", ""])
+    packed = gzip.compress(voxels.tobytes("F"), 6, mtime=0)
+    return text.encode() + (packed if payload is None else payload)
+
+
 def valid_files() -> dict[str, bytes]:
     """Files that decode to :func:`true_voxels`, all of them with a checksum over the voxels."""
     voxels = true_voxels()
@@ -83,6 +121,8 @@ def valid_files() -> dict[str, bytes]:
         "deflated.npz": npz_bytes(volume=voxels),
         "stored.npz": npz_bytes(compress=False, arr_0=np.asfortranarray(voxels)),
         "gzip.nii.gz": gzip.compress(nifti_bytes(voxels), 6, mtime=0),
+        "zlib.mha": mha_bytes(voxels),
+        "gzip.nrrd": nrrd_bytes(voxels),
     }
 
 
@@ -94,7 +134,7 @@ def surplus() -> Iterator[Hostile]:
     yield Hostile("rubbish-behind.nii", plain + b"rubbish")
 
 
-def damaged(count: int, seed: int) -> Iterator[Hostile]:
+def damaged(count: int, seed: int, suffixes: tuple[str, ...] = ("",)) -> Iterator[Hostile]:
     """`count` valid files, each damaged in one of many ways.
 
     Some damage does no harm (a time stamp); such a file still decodes to :func:`true_voxels`.
@@ -105,9 +145,11 @@ def damaged(count: int, seed: int) -> Iterator[Hostile]:
         How many.
     seed : int
         Other seeds damage other places.
+    suffixes : tuple of str
+        Of the files to damage.
     """
     rng = np.random.default_rng(seed)
-    files = list(valid_files().items())
+    files = [file for file in valid_files().items() if file[0].endswith(suffixes)]
     for k in range(count):
         name, data = files[k % len(files)]
         damage = DAMAGES[int(rng.integers(len(DAMAGES)))]
@@ -162,7 +204,7 @@ DAMAGES: list[Callable[[bytes, int, np.random.Generator], bytes]] = [
 
 def crafted() -> Iterator[Hostile]:
     """Files that are hostile by design; none of them may be accepted."""
-    return itertools.chain(_crafted_npz(), _crafted_nifti(), _crafted_voxels())
+    return itertools.chain(_crafted_npz(), _crafted_nifti(), _crafted_text(), _crafted_voxels())
 
 
 def zip_bytes(npy: bytes) -> bytes:
@@ -270,6 +312,57 @@ def _crafted_nifti() -> Iterator[Hostile]:
     squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = squeeze.compress(nifti_bytes(voxels)) + squeeze.compress(bytes(256 << 20))
     yield Hostile("bomb.nii.gz", bomb + squeeze.flush())
+
+
+def _crafted_text() -> Iterator[Hostile]:
+    """MetaImage and NRRD, whose headers are text."""
+    voxels = true_voxels()
+    plain = voxels.tobytes("F")
+    sizes = {
+        "negative": "40 -36 12",
+        "huge": "99999 99999 99999",
+        "endless": f"{10**30} 1 1",
+        "one-slice-too-many": "40 36 13",
+        "one-slice-too-few": "40 36 11",
+        "2-d": "40 432",
+        "4-d": "40 36 6 2",
+        "words": "a b c",
+        "none": "",
+    }
+    for name, text in sizes.items():
+        for payload in (None, plain):
+            packed = "" if payload is None else "-plain"
+            yield Hostile(f"{name}{packed}.mha", mha_bytes(voxels, payload, DimSize=text))
+            yield Hostile(f"{name}{packed}.nrrd", nrrd_bytes(voxels, payload, sizes=text))
+    for name, place in {
+        "above": "../../../etc/passwd",
+        "absolute": "/dev/zero",
+        "pattern": "a%d.raw 1 3 1",
+        "list": "LIST",
+        "elsewhere": "a.raw",
+    }.items():
+        yield Hostile(f"{name}.mha", mha_bytes(voxels, b"", ElementDataFile=place))
+        yield Hostile(f"{name}.mhd", mha_bytes(voxels, b"", ElementDataFile=place))
+        yield Hostile(f"{name}.nrrd", nrrd_bytes(voxels, b"", data_file=place))
+        yield Hostile(f"{name}.nhdr", nrrd_bytes(voxels, b"", data_file=place))
+    yield Hostile("wider.mha", mha_bytes(voxels, ElementType="MET_DOUBLE"))
+    yield Hostile("wider.nrrd", nrrd_bytes(voxels, type="double"))
+    yield Hostile("no-volume.mha", mha_bytes(voxels, ElementSpacing="nan 1 1"))
+    yield Hostile("no-volume.nrrd", nrrd_bytes(voxels, space_directions="(0,0,0) (0,0,0) (0,0,0)"))
+    yield Hostile("before.mha", mha_bytes(voxels, plain, HeaderSize="-99"))
+    yield Hostile("before.nrrd", nrrd_bytes(voxels, plain, byte_skip="-99"))
+    yield Hostile("endless-header.mha", b"Comment = x\n" * 200_000)
+    yield Hostile("endless-header.nrrd", b"NRRD0004\n" + b"comment: x\n" * 200_000)
+    yield Hostile("one-line.mha", b"x" * 2_000_000)
+    yield Hostile("one-line.nrrd", b"NRRD0004\n" + b"x" * 2_000_000)
+    squeeze = zlib.compressobj(9)
+    bomb = squeeze.compress(plain) + squeeze.compress(bytes(64 << 20)) + squeeze.flush()
+    yield Hostile("bomb.mha", mha_bytes(voxels, bomb, CompressedData="True"))
+    squeeze = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = squeeze.compress(plain) + squeeze.compress(bytes(64 << 20)) + squeeze.flush()
+    yield Hostile("bomb.nrrd", nrrd_bytes(voxels, bomb, encoding="gzip"))
+    yield Hostile("wrong-sum.mha", mha_bytes(voxels)[:-4] + bytes(4))
+    yield Hostile("wrong-sum.nrrd", nrrd_bytes(voxels)[:-8] + bytes(8))
 
 
 def _crafted_voxels() -> Iterator[Hostile]:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scenarios import SPACING_MM, SPEC, Builder
+from scenarios import SPEC, Builder
 
 from built import read_samples
 from ctgpu.building.convert import convert_tars
 from ctgpu.testing.ctrate import chest_phantom
+from support.phantoms import SPACING_MM
 
 _TARS, _SAMPLES = 3, 2
 

@@ -74,6 +74,7 @@ def end(process: subprocess.Popen[str], folder: Path, reached: Callable[[], bool
     assert not list(folder.glob("*.lease.*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("endpoint", "fault"),
     [
@@ -93,6 +94,7 @@ def test_a_signal_ends_a_build_that_waits_for_an_answer_without_end(
     end(process, tmp_path / "out", lambda: not hub.faults.answers[endpoint])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["continue", "trickle_head"])
 def test_a_signal_ends_a_build_whose_workers_wait_for_a_volume(
     tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch, fault: AnswerFault
@@ -118,6 +120,7 @@ def test_a_signal_ends_a_build_whose_workers_wait_for_a_volume(
     assert snapshot(folder) == snapshot(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "faults",
     [
@@ -135,6 +138,7 @@ def test_a_signal_ends_a_build_that_keeps_to_a_quota(
     end(process, tmp_path / "out", lambda: len(hub.requests) > 0)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_build_whose_listing_goes_on_and_on(
     tmp_path: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,12 +186,14 @@ def silent(beginning: bytes) -> Iterator[tuple[int, list[bytes]]]:
             connection.close()
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_build_whose_handshake_gets_no_answer(tmp_path: Path) -> None:
     with silent(b"") as (port, heard):
         process = begin(tmp_path / "out", f"https://127.0.0.1:{port}")
         end(process, tmp_path / "out", lambda: len(heard) > 0)
 
 
+@pytest.mark.slow
 def test_a_signal_ends_a_build_whose_proxy_never_ends_its_answer(tmp_path: Path) -> None:
     with silent(b"HTTP/1.1 200 OK\r\nX-Slow: ") as (port, heard):
         process = begin(tmp_path / "out", "https://hub.invalid", https_proxy=f"127.0.0.1:{port}")

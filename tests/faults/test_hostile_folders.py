@@ -179,6 +179,7 @@ def use_recipe(folder: Path) -> None:
     assert Recipe.beside(folder / "shard-000000.tar").spec.size_bytes > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "uses"),
     [
@@ -334,6 +335,7 @@ def test_names_that_are_no_utf8_stay_readable(begun: Path) -> None:
     assert Card.load(begun).spec == plan.spec
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entry", ["sample", "failure"])
 def test_a_journal_of_any_content_is_believed_up_to_the_first_odd_line(
     entry: str, tmp_path: Path

@@ -61,6 +61,7 @@ def test_the_undamaged_files_decode(name):
     assert judge(corpus.Hostile(name, corpus.valid_files()[name])) == "true"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hostile", CRAFTED, ids=[h.file_name for h in CRAFTED])
 def test_crafted_files_are_refused(hostile):
     assert judge(hostile) == "refused"
@@ -71,12 +72,14 @@ def test_what_lies_behind_the_voxels_does_not_change_them(hostile):
     assert judge(hostile) == "true"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_a_thousand_damaged_files(seed):
     outcomes = [judge(hostile) for hostile in corpus.damaged(200, seed)]
     assert outcomes.count("refused") > 150
 
 
+@pytest.mark.slow
 def test_every_file_cut_short_is_refused():
     for name, data in corpus.valid_files().items():
         for size in range(0, len(data), 97):

@@ -36,6 +36,7 @@ SAMPLES = 12
 SMALL = ("--shape", "90,90,50", "--spacing", "4,4,6", "--samples-per-shard", SAMPLES_PER_SHARD)
 
 
+@pytest.mark.slow
 def test_killed_builds_resume_at_the_sample_and_leave_the_same_bytes(tmp_path: Path) -> None:
     result = kill_and_resume(tmp_path, samples=SAMPLES, kills=12, seed=5)
     assert result.kills >= 12
@@ -100,6 +101,7 @@ def samples_in(journal: Path) -> int:
     return journal.read_bytes().count(b'"sample":') if journal.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
@@ -128,6 +130,7 @@ def test_a_signal_ends_a_build_whose_download_stalls(
     assert snapshot(folder) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_at_once(
     tmp_path: Path, hub: LocalHub, undisturbed: dict[str, Any]
 ) -> None:
@@ -144,6 +147,7 @@ def test_a_second_signal_ends_the_process_at_once(
     assert snapshot(tmp_path / "out") == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("killed", [False, True], ids=["both_live", "one_killed"])
 def test_two_processes_share_a_folder(
     tmp_path: Path, hub: LocalHub, undisturbed: dict[str, Any], killed: bool

@@ -132,6 +132,7 @@ def test_a_build_of_volumes_declared_huge_waits_and_ends(tmp_path: Path) -> None
     assert HUGE_BYTES < report.pipeline.peak_reserved_bytes <= limit_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc")
 def test_memory_of_a_process_stays_within_the_budget(tmp_path: Path) -> None:
     """Sixteen volumes of 21 MB (as stored, raw and made: 57 MB) under a budget of two."""
@@ -154,6 +155,7 @@ def test_memory_of_a_process_stays_within_the_budget(tmp_path: Path) -> None:
     assert figures["peak_rss_bytes"] <= figures["imports_rss_bytes"] + limit_bytes + slack_bytes
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_ends_the_run_and_not_every_sample(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +171,7 @@ def test_memory_that_runs_out_ends_the_run_and_not_every_sample(
     assert ctgpu.build(tmp_path / "out", device="cpu").written == 6
 
 
+@pytest.mark.slow
 def test_a_volume_larger_than_memory_is_a_failed_sample(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,6 +228,7 @@ def test_a_number_out_of_its_range_is_refused_by_the_estimate_too(
         ctgpu.estimate_build(tmp_path, source=source, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
 @pytest.mark.parametrize("address_space_kb", [600_000, 900_000])
 def test_too_little_memory_for_threads_or_modules_exits_3(
@@ -258,6 +262,7 @@ def few_processes(most: int) -> Iterator[Path]:
         group.rmdir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [2, 3, 4, 5])
 def test_too_few_threads_exit_3_and_no_sample_is_blamed(
     tmp_path: Path, source: Path, most: int
@@ -273,6 +278,7 @@ def test_too_few_threads_exit_3_and_no_sample_is_blamed(
     assert not (tmp_path / "out" / "failures.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_too_few_threads_for_torch_exit_3_before_its_openmp_ends_the_process_with_1(
     tmp_path: Path, source: Path
 ) -> None:
@@ -378,6 +384,7 @@ def test_a_folder_whose_files_cannot_be_opened_for_want_of_descriptors_blames_no
 # Files
 
 
+@pytest.mark.slow
 def test_a_low_limit_of_open_files_is_raised_where_that_is_allowed(
     tmp_path: Path, source: Path
 ) -> None:
@@ -389,6 +396,7 @@ def test_a_low_limit_of_open_files_is_raised_where_that_is_allowed(
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.slow
 def test_too_few_open_files_are_refused_before_the_work(tmp_path: Path, source: Path) -> None:
     arguments = ("--output-dir", tmp_path / "out", "--samples-per-shard", 1)
     result = run(*arguments, "--source", source, "--num-workers", 32, limits=["-n 48"])
@@ -397,6 +405,7 @@ def test_too_few_open_files_are_refused_before_the_work(tmp_path: Path, source: 
     assert not list((tmp_path / "out").glob("shard-*"))
 
 
+@pytest.mark.slow
 def test_64_open_files_are_enough(tmp_path: Path, source: Path) -> None:
     result = run("--output-dir", tmp_path / "out", "--source", source, limits=["-n 64"])
     assert result.returncode == 0, result.stderr
@@ -405,6 +414,7 @@ def test_64_open_files_are_enough(tmp_path: Path, source: Path) -> None:
 # Output folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
@@ -424,6 +434,7 @@ def test_an_output_folder_that_cannot_be_is_one_sentence(
     assert sentence in result.stderr
 
 
+@pytest.mark.slow
 def test_a_read_only_file_system_is_one_sentence(tmp_path: Path, source: Path) -> None:
     try:
         with small_disk(tmp_path / "disk", 16 << 20) as disk:

@@ -13,6 +13,7 @@ import ctgpu
 from ctgpu.errors import StorageError
 
 
+@pytest.mark.slow
 def test_a_disk_that_fills_up_stops_the_build_which_then_resumes(tmp_path: Path) -> None:
     try:
         result = fill_and_resume(tmp_path, points=8, samples=8, seed=3)
@@ -23,6 +24,7 @@ def test_a_disk_that_fills_up_stops_the_build_which_then_resumes(tmp_path: Path)
     assert result.different == []
 
 
+@pytest.mark.slow
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     make_source(tmp_path / "source", 3)
     arguments = ["--source", tmp_path / "source", "--shape", "90,90,50", "--device", "cpu"]
@@ -43,6 +45,7 @@ def test_too_little_space_is_refused_before_anything_is_written(tmp_path: Path) 
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_building_again_needs_the_space_of_one_shard_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

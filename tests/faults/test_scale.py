@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from scenarios import (
     make_plan_of,
     plan_measured,
@@ -19,6 +20,7 @@ from ctgpu.shards.plan import Plan
 from ctgpu.volume.ref import SampleRef
 
 
+@pytest.mark.slow
 def test_thousands_of_samples_are_planned_from_listing_and_tables(tmp_path: Path) -> None:
     figures = plan_measured(tmp_path, 2_500)
     assert (figures["samples"], figures["shards"]) == (2_500, 20)
@@ -31,6 +33,7 @@ def test_thousands_of_samples_are_planned_from_listing_and_tables(tmp_path: Path
     assert len({sample.checksum for sample in plan.samples}) == 2_500
 
 
+@pytest.mark.slow
 def test_a_finished_build_is_run_again_without_opening_a_tar(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     source = {"kind": "hub", "location": "nobody/has-it", "revision": "0" * 40}
@@ -42,6 +45,7 @@ def test_a_finished_build_is_run_again_without_opening_a_tar(tmp_path: Path) -> 
     assert (figures["written"], figures["total_samples"]) == (0, 60 * 16)
 
 
+@pytest.mark.slow
 def test_a_resumed_build_opens_no_tar_but_its_own(tmp_path: Path) -> None:
     figures = resume_measured(tmp_path, committed=100)
     assert (figures["written"], figures["total_samples"]) == (1, 101)

@@ -48,6 +48,7 @@ def command(hub: LocalHub, folder: Path, *arguments: str) -> subprocess.Popen[st
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_nothing_that_a_build_prints_or_writes_holds_the_token(
     tmp_path: Path, hub: LocalHub, log_format: str
@@ -63,6 +64,7 @@ def test_nothing_that_a_build_prints_or_writes_holds_the_token(
     assert [path.name for path in files if TOKEN.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no /proc")
 def test_the_process_title_does_not_hold_the_token(tmp_path: Path, hub: LocalHub) -> None:
     process = command(hub, tmp_path / "out")
@@ -79,6 +81,7 @@ def test_the_process_title_does_not_hold_the_token(tmp_path: Path, hub: LocalHub
         process.communicate()
 
 
+@pytest.mark.slow
 def test_a_token_that_is_revoked_midway_is_not_in_the_error(tmp_path: Path, hub: LocalHub) -> None:
     process = command(hub, tmp_path / "out")
     while not any(request.path.endswith(".gz") for request in hub.requests):

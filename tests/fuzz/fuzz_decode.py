@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of the two decoders.
+"""Coverage-guided fuzzing of the decoders.
 
 ``python tests/fuzz/fuzz_decode.py [CORPUS_DIR] [-max_total_time=SECONDS] [-runs=N] [-seed=N]``
 takes libFuzzer's options.  What is found besides a ``DecodeError`` is a crash, and its input is
@@ -31,14 +31,17 @@ import corpus
 
 LIMIT_BYTES = 1 << 24
 
-# The first byte of an input chooses one.  Raw files put the containers to the test; the last two
-# wrap the input in a sound container, since no mutation passes a checksum by itself.
+# The first byte of an input chooses one.  Raw files put the containers to the test; two wrap the
+# input in a sound container, since no mutation passes a checksum by itself.
 KINDS: list[tuple[str, Callable[[bytes], bytes]]] = [
     ("fuzz.npz", bytes),
     ("fuzz.nii.gz", bytes),
     ("fuzz.nii", bytes),
     ("fuzz.nii.gz", lambda data: gzip.compress(data, 1)),
     ("fuzz.npz", corpus.zip_bytes),
+    ("fuzz.mha", bytes),
+    ("fuzz.nrrd", bytes),
+    ("fuzz.npy", bytes),
 ]
 
 
@@ -74,12 +77,17 @@ def write_seeds(folder: Path) -> None:
         b"\2" + plain,
         b"\3" + plain,
         b"\4" + npy.getvalue(),
+        b"\5" + corpus.mha_bytes(voxels),
+        b"\5" + corpus.mha_bytes(voxels, voxels.tobytes("F")),
+        b"\6" + corpus.nrrd_bytes(voxels),
+        b"\6" + corpus.nrrd_bytes(voxels, voxels.tobytes("F")),
+        b"\7" + npy.getvalue(),
     ]
     names = [name for name, _ in KINDS]
     seeds += [
         bytes([names.index("fuzz." + hostile.file_name.partition(".")[2])]) + hostile.data
         for hostile in corpus.crafted()
-        if len(hostile.data) < 4096
+        if len(hostile.data) < 4096 and not hostile.file_name.endswith((".mhd", ".nhdr"))
     ]
     for k, seed in enumerate(seeds):
         (folder / f"seed-{k:03d}").write_bytes(seed)

@@ -67,6 +67,7 @@ def saving(name: str, path: Path, more: str = "", most_s: float = 20.0, **others
     return Stage(name, command, most_s, saved=path, says=says, **others)
 
 
+@pytest.mark.slow
 def test_every_way_to_end_leaves_the_results_before_it(
     run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -102,6 +103,7 @@ def test_every_way_to_end_leaves_the_results_before_it(
     assert lines[2].endswith(" s; part 1")
 
 
+@pytest.mark.slow
 def test_a_hanging_stage_leaves_no_process_behind(
     run: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -151,6 +153,7 @@ def test_stages_share_the_time_that_is_left(run: Callable[..., dict[str, Any]]) 
     assert 10.0 < limits[2] <= 20.0
 
 
+@pytest.mark.slow
 def test_the_whole_ends_in_time_whatever_hangs(run: Callable[..., dict[str, Any]]) -> None:
     begin = time.monotonic()
     hanging = [stage(f"stage {n}", "import time; time.sleep(1000)", 100.0) for n in range(4)]
@@ -246,6 +249,7 @@ Runner(500.0, [work / "result.json"], work, dict(os.environ)).run([
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_being_cut_off_leaves_what_was_found(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "hangs.py").write_text(HANGS)
@@ -388,6 +392,7 @@ def test_the_engines_tests_are_collected_and_these_are_not(tmp_path: Path) -> No
     assert any("every_memory_order" in test for test in tests)
 
 
+@pytest.mark.slow
 def test_no_emulated_device_passes_in_place_of_the_machines(tmp_path: Path) -> None:
     """As where a sanitizer keeps the engine from the device."""
     command = check.sanitizer("memcheck", tmp_path).command

@@ -27,7 +27,7 @@ from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
 from ctgpu.volume.stored import numpy_dtype
 
-pytestmark = pytest.mark.usefixtures("device")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("device")]
 
 SMALL = Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=(64, 48, 40))
 SMALL_DHW = Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=(64, 48, 40), layout="DHW")

@@ -135,6 +135,7 @@ def variant() -> str:
     return str(open_engine("cpu").describe()["variant"])
 
 
+@pytest.mark.slow
 def test_the_carried_wheel_brings_the_module_and_the_checkout_the_rest(
     install: Callable[..., dict[str, Any]], carried: Path, tmp_path: Path, python: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_the_carried_wheel_brings_the_module_and_the_checkout_the_rest(
     assert [Path(path).parent for path in ran.stdout.split()] == [site / "ctgpu"] * 2
 
 
+@pytest.mark.slow
 def test_a_wheel_that_does_not_fit_is_named_and_the_others_installed(
     install: Callable[..., dict[str, Any]], carried: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +187,7 @@ def test_a_wheel_that_does_not_fit_is_named_and_the_others_installed(
 BROKEN = "the carried wheel does not load"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("lacks", "missing"),
     [
@@ -227,6 +230,7 @@ def test_a_compiler_that_is_named_and_not_there_is_missing(
     assert found["missing"] == "C++ compiler"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["broken", "other sources", "alien"])
 def test_what_cannot_be_taken_from_the_wheel_is_compiled(
     install: Callable[..., dict[str, Any]], carried: Path, tools: Path, tmp_path: Path, why: str
@@ -254,6 +258,7 @@ def test_what_cannot_be_taken_from_the_wheel_is_compiled(
     assert not (tmp_path / "site" / "ctgpu" / "of_the_carried_wheel.py").exists()
 
 
+@pytest.mark.slow
 def test_a_build_that_leaves_the_module_out_is_told_from_one_that_has_it(
     install: Callable[..., dict[str, Any]], carried: Path, tools: Path, tmp_path: Path
 ) -> None:
@@ -266,6 +271,7 @@ def test_a_build_that_leaves_the_module_out_is_told_from_one_that_has_it(
     assert words.of_install(found).endswith("CPU engine missing")
 
 
+@pytest.mark.slow
 def test_a_build_that_fails_installs_nothing(
     install: Callable[..., dict[str, Any]], carried: Path, tools: Path, tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CudaEngine, "run", wrong)
 
 
+@pytest.mark.slow
 def test_smoke_compares_bits_and_times_the_first(tmp_path: Path) -> None:
     result = tmp_path / "smoke.json"
     found = smoke.smoke(result, (30, 28, 26), SPEC)
@@ -48,6 +49,7 @@ def test_smoke_compares_bits_and_times_the_first(tmp_path: Path) -> None:
     assert "HWD same bits" in words.of_smoke(found)
 
 
+@pytest.mark.slow
 def test_smoke_finds_one_wrong_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch)
     found = smoke.smoke(tmp_path / "smoke.json", (30, 28, 26), SPEC)
@@ -61,6 +63,7 @@ def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return end_to_end.parts(tmp_path, tmp_path / "no real ct", SPEC)
 
 
+@pytest.mark.slow
 def test_shards_of_both_engines_are_compared_file_by_file(parts: Any, tmp_path: Path) -> None:
     shards = {name: part for name, part in parts.items() if name.startswith("shards")}
     found = end_to_end.run_parts(tmp_path / "found.json", shards)
@@ -84,6 +87,7 @@ def test_shards_of_which_there_are_none_are_not_the_same(
     assert not found["shards"]["passed"]
 
 
+@pytest.mark.slow
 def test_shards_that_differ_by_a_bit_are_named(
     parts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

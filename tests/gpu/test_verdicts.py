@@ -254,6 +254,7 @@ def test_every_outcome_of_a_test_is_told(run: Callable[[Stage], Outcome], tmp_pa
     assert outcome["says"].startswith("5 ran, 2 skipped; failed: ")
 
 
+@pytest.mark.slow
 def test_tests_that_are_stopped_leave_what_they_found(
     run: Callable[[Stage], Outcome], tmp_path: Path
 ) -> None:
@@ -268,6 +269,7 @@ def test_tests_that_are_stopped_leave_what_they_found(
     assert "; not finished: " in outcome["says"]
 
 
+@pytest.mark.slow
 def test_what_a_stage_has_found_so_far_is_passed_on_while_it_runs(tmp_path: Path) -> None:
     """Also where nobody is left to conclude it."""
     code = (
@@ -309,6 +311,7 @@ def test_one_test_that_ran_is_enough(run: Callable[[Stage], Outcome], tmp_path: 
     assert outcome["says"] == "1 ran, 1 skipped"
 
 
+@pytest.mark.slow
 def test_tests_that_cannot_be_imported_or_are_none_have_failed(
     run: Callable[[Stage], Outcome], tmp_path: Path
 ) -> None:
@@ -322,6 +325,7 @@ def test_tests_that_cannot_be_imported_or_are_none_have_failed(
     assert run(some_tests(tmp_path, broken))["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_the_loaders_tests_without_torch_are_not_here(
     run: Callable[[Stage], Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,6 +342,7 @@ def test_the_loaders_tests_without_torch_are_not_here(
     assert outcome["says"] == "0 ran, 1 skipped"
 
 
+@pytest.mark.slow
 def test_a_device_that_is_lost_on_the_way_skips_no_test(
     run: Callable[[Stage], Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,14 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from loading_cases import STUDIES, UNLABELLED
 
 import ctgpu
 from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.phantoms import chests
 
-SPACING_MM = (3.5, 3.0, 5.0)
-STUDIES = [f"valid_{n}_a_1" for n in range(1, 12)]
-UNLABELLED = ["valid_3_a_1", "valid_7_a_1", "valid_8_a_1"]
 SPECS = {
     layout: Spec(target_spacing_mm=(8.0, 8.0, 12.0), shape_hwd=(44, 36, 24), layout=layout)
     for layout in ("HWD", "DHW")
@@ -23,13 +22,7 @@ SPECS = {
 @pytest.fixture(scope="session")
 def _built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("loading")
-    lay_out_ct_rate(
-        root / "source",
-        {
-            study_id: Volume(chest_phantom((100, 96, 64), SPACING_MM, seed), SPACING_MM)
-            for seed, study_id in enumerate(STUDIES)
-        },
-    )
+    lay_out_ct_rate(root / "source", chests(STUDIES, (100, 96, 64)))
     for layout, spec in SPECS.items():
         report = ctgpu.build(
             root / layout, source=root / "source", spec=spec, samples_per_shard=3, device="cpu"
@@ -66,7 +59,7 @@ def _part_labelled(tmp_path_factory: pytest.TempPathFactory, _built: dict[str, P
 
 @pytest.fixture
 def part_labelled(_part_labelled: Path) -> Path:
-    """The eleven samples, of which :data:`UNLABELLED` have no label row; not to be changed."""
+    """The eleven samples, of which ``UNLABELLED`` have no label row; not to be changed."""
     return _part_labelled
 
 

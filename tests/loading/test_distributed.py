@@ -42,6 +42,7 @@ def together(ranks: list[dict[str, Any]]) -> list[str]:
     return [study_id for step in steps for studies, _ in step for study_id in studies]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_gloo_ranks_have_equal_steps_and_disjoint_samples(
     hwd: Path, tmp_path: Path, world_size: int
@@ -57,6 +58,7 @@ def test_gloo_ranks_have_equal_steps_and_disjoint_samples(
     assert len({json.dumps([total for _, total in rank["steps"]]) for rank in ranks}) == 1
 
 
+@pytest.mark.slow
 def test_four_ranks_go_on_where_two_were_stopped(hwd: Path, tmp_path: Path) -> None:
     whole = [b["study_id"][0] for b in make_loader(hwd, shuffle=True, seed=7)]
     two = run_ranks(hwd, tmp_path / "two", 2, stop=2)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loading_cases import STUDIES, studies
 
 from ctgpu import loading
 from ctgpu.errors import UsageError
@@ -25,12 +26,7 @@ torch = pytest.importorskip("torch")
 # What is lent can be overwritten; batches of the consumer's own have less to go wrong.
 make_loader = functools.partial(loading.make_loader, copy=False)
 
-WHOLE = [f"valid_{n}_a_1" for n in range(1, 12)]
 _GUARD_S = 60
-
-
-def studies(batches: Any) -> list[str]:
-    return [study_id for batch in batches for study_id in batch["study_id"]]
 
 
 def readers() -> list[str]:
@@ -59,7 +55,7 @@ def test_iterating_twice_at_a_time_is_refused_and_the_loader_goes_on(hwd: Path) 
     next(pairs)
     with pytest.raises(UsageError, match=r"began a newer one.*make two loaders"):
         next(pairs)
-    assert studies(loader) == WHOLE
+    assert studies(loader) == STUDIES
     assert loader.state_dict()["epoch"] == 1
 
 
@@ -90,11 +86,11 @@ def test_an_iteration_that_was_left_does_not_disturb_the_next(
             left.append(batches)
         del batches
         following = iter(loader)
-        assert next(following)["study_id"] == WHOLE[:2]
+        assert next(following)["study_id"] == STUDIES[:2]
         assert len(readers()) <= 3  # of the one that counts alone
         assert all(right(batch, expected) for batch in last)
         following.close()  # type: ignore[attr-defined]
-    assert studies(loader) == WHOLE
+    assert studies(loader) == STUDIES
     for batches in left:
         if left.index(batches) != 2:  # the one that was never used
             with pytest.raises(UsageError, match="began a newer one"):
@@ -121,11 +117,11 @@ def test_an_iteration_that_was_made_and_not_used_changes_nothing(hwd: Path) -> N
     batches = iter(loader)
     next(batches)
     unused = [iter(loader), iter(loader)]
-    assert studies(batches) == WHOLE[2:]
+    assert studies(batches) == STUDIES[2:]
     # Used later, it begins where the loader is then.
     state = loader.state_dict()
     assert (state["epoch"], state["position"]) == (1, 0)
-    assert studies(unused[0]) == WHOLE
+    assert studies(unused[0]) == STUDIES
     assert loader.epoch == 2
 
 
@@ -179,11 +175,11 @@ def test_another_thread_is_refused_also_where_it_asks_at_another_time(
             with pytest.raises(UsageError, match=r"serves the thread that began it.*each thread"):
                 other.submit(next, batches).result(_GUARD_S)
         assert right(first, expected)
-        assert studies(batches) == WHOLE[2:]
+        assert studies(batches) == STUDIES[2:]
         # It may well have an iteration of its own, after which ours does not count.
         mine = iter(loader)
         kept = next(mine)
-        assert other.submit(studies, loader).result(_GUARD_S) == WHOLE
+        assert other.submit(studies, loader).result(_GUARD_S) == STUDIES
         assert right(kept, expected)
         with pytest.raises(UsageError, match="began a newer one"):
             next(mine)
@@ -211,7 +207,7 @@ def test_of_two_threads_that_ask_at_once_one_gets_every_batch(hwd: Path) -> None
         answers = [future.result(_GUARD_S) for future in [threads.submit(ask) for _ in range(2)]]
     assert sorted(len(got) for got, _ in answers) == [0, 11]
     for got, refused in answers:
-        assert got in ([], WHOLE)
+        assert got in ([], STUDIES)
         assert all("serves the thread that began it" in message for message in refused)
 
 
@@ -238,7 +234,7 @@ def test_a_newer_iteration_in_another_thread_ends_one_that_waits_for_its_batch(
         with pytest.raises(UsageError, match="began a newer one"):
             earlier.result(_GUARD_S)
         assert loader.state_dict()["position"] == 2
-        assert studies([first]) + studies(later) == WHOLE
+        assert studies([first]) + studies(later) == STUDIES
 
 
 def test_a_transform_that_asks_for_the_next_batch_is_refused(hwd: Path) -> None:
@@ -289,11 +285,11 @@ def test_a_batch_that_nobody_got_is_not_counted_and_comes_again(
     for batch in batches:
         assert right(batch, expected)
         seen += batch["study_id"]
-    assert seen == WHOLE
+    assert seen == STUDIES
     assert loader.state_dict()["epoch"] == 1
     resumed = make_loader(hwd, 2)
     resumed.load_state_dict(state)
-    assert studies(resumed) == WHOLE[4:]
+    assert studies(resumed) == STUDIES[4:]
 
 
 def test_after_an_error_a_loader_goes_on_from_its_state(hwd: Path) -> None:
@@ -310,7 +306,7 @@ def test_after_an_error_a_loader_goes_on_from_its_state(hwd: Path) -> None:
     assert readers() == []
     broken = False
     loader.load_state_dict(loader.state_dict())
-    assert studies(loader) == WHOLE[4:]
+    assert studies(loader) == STUDIES[4:]
     assert loader.epoch == 1
 
 
@@ -346,9 +342,10 @@ def test_an_interrupt_while_a_batch_is_awaited_loses_none(
     finally:
         signal.signal(signal.SIGINT, before)
     assert interrupts == 1
-    assert seen == WHOLE
+    assert seen == STUDIES
 
 
+@pytest.mark.slow
 def test_a_reader_that_collects_its_own_iteration_ends_it(
     hwd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +382,7 @@ def test_a_reader_that_collects_its_own_iteration_ends_it(
     finally:
         gc.enable()
     assert len(reads) == 3  # nothing is read for nobody
-    assert studies(loader) == WHOLE
+    assert studies(loader) == STUDIES
 
 
 def _in_child(loader: Any, batches: Any, answer: Any) -> None:
@@ -407,10 +404,10 @@ def test_a_forked_process_has_iterations_of_its_own(hwd: Path) -> None:
     assert receive.poll(_GUARD_S)
     assert "in the process that this one was forked from" in receive.recv()
     assert receive.poll(_GUARD_S)
-    assert receive.recv() == WHOLE
+    assert receive.recv() == STUDIES
     child.join(_GUARD_S)
     assert child.exitcode == 0
-    assert studies(batches) == WHOLE[2:]
+    assert studies(batches) == STUDIES[2:]
 
 
 def test_a_loader_is_not_pickled_and_says_what_is(hwd: Path) -> None:

@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-import weakref
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+from loading_cases import STUDIES
 
-from ctgpu.errors import UsageError
 from ctgpu.loading import VolumeDataset, make_loader
 
 torch = pytest.importorskip("torch")
-lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
-fabric_module = pytest.importorskip("lightning.fabric", reason="Lightning is not installed")
+if find_spec("lightning") is None:
+    pytest.skip("Lightning is not installed", allow_module_level=True)
 
 # Lightning gives warnings of its own.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-WHOLE = [f"valid_{n}_a_1" for n in range(1, 12)]
 
+def new_model() -> Any:
+    from lightning_model import Model
 
-class Model(lightning.LightningModule):  # type: ignore[misc, name-defined]
-    """Writes down the study ids of every step, by kind of step and number of loader."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 18)
-        self.seen: dict[str, list[str]] = {}
-
-    def forward(self, batch: dict[str, Any]) -> Any:
-        return self.layer(batch["volume"].float().mean((1, 2, 3, 4))[:, None])
-
-    def training_step(self, batch: dict[str, Any], _: int) -> Any:
-        self.seen.setdefault("train", []).extend(batch["study_id"])
-        return self(batch).sum()
-
-    def validation_step(self, batch: dict[str, Any], _: int, dataloader_idx: int = 0) -> None:
-        self.seen.setdefault(f"valid {dataloader_idx}", []).extend(batch["study_id"])
-
-    def test_step(self, batch: dict[str, Any], index: int, dataloader_idx: int = 0) -> None:
-        self.seen.setdefault(f"test {dataloader_idx}", []).extend(batch["study_id"])
-
-    def predict_step(self, batch: dict[str, Any], _: int, dataloader_idx: int = 0) -> Any:
-        return {"logits": self(batch), "study_id": batch["study_id"], "volume": batch["volume"]}
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), 1e-3)
+    return Model()
 
 
 def trainer(folder: Path, **options: Any) -> Any:
+    from lightning.pytorch import Trainer
+
     options = {"enable_checkpointing": False, "max_epochs": 2} | options
-    return lightning.Trainer(
+    return Trainer(
         accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
@@ -62,26 +40,26 @@ def trainer(folder: Path, **options: Any) -> Any:
 
 
 def fit(folder: Path, train: Any, valid: Any, path: Path | None = None, **options: Any) -> Any:
-    model = Model()
+    model = new_model()
     trainer(folder, **options).fit(model, train, valid, ckpt_path=path)
     return model.seen
 
 
 def test_it_validates_and_tests_on_one_or_several_loaders(hwd: Path, tmp_path: Path) -> None:
-    model = Model()
+    model = new_model()
     loader = make_loader(hwd, 2)
     trainer(tmp_path).validate(model, loader)
-    assert model.seen == {"valid 0": WHOLE}
+    assert model.seen == {"valid 0": STUDIES}
     trainer(tmp_path).test(model, loader)  # the same one, once more
     trainer(tmp_path).test(model, [loader, make_loader(hwd, 4, drop_last=True)])
-    assert model.seen == {"valid 0": WHOLE, "test 0": 2 * WHOLE, "test 1": WHOLE[:8]}
+    assert model.seen == {"valid 0": STUDIES, "test 0": 2 * STUDIES, "test 1": STUDIES[:8]}
 
 
 def test_it_predicts_for_every_sample_and_says_for_which(hwd: Path, tmp_path: Path) -> None:
-    model = Model()
+    model = new_model()
     dataset = VolumeDataset(hwd)
     batches = trainer(tmp_path).predict(model, make_loader(dataset, 2))
-    assert [s for batch in batches for s in batch["study_id"]] == WHOLE
+    assert [s for batch in batches for s in batch["study_id"]] == STUDIES
     for batch in batches:
         # What predict_step returned stayed as it was while later batches were read.
         for row, study_id in enumerate(batch["study_id"]):
@@ -91,10 +69,10 @@ def test_it_predicts_for_every_sample_and_says_for_which(hwd: Path, tmp_path: Pa
                 alone = model({"volume": expected[None]})[0]
             assert torch.allclose(batch["logits"][row], alone, atol=1e-5)
     first, second = trainer(tmp_path).predict(
-        model, [make_loader(dataset.select(WHOLE[3:7]), 3), make_loader(dataset, 4)]
+        model, [make_loader(dataset.select(STUDIES[3:7]), 3), make_loader(dataset, 4)]
     )
-    assert [s for batch in first for s in batch["study_id"]] == WHOLE[3:7]
-    assert [s for batch in second for s in batch["study_id"]] == WHOLE
+    assert [s for batch in first for s in batch["study_id"]] == STUDIES[3:7]
+    assert [s for batch in second for s in batch["study_id"]] == STUDIES
 
 
 @pytest.mark.parametrize(
@@ -120,7 +98,7 @@ def test_it_fits_with_several_validation_loaders(
     epochs = make_loader(hwd, 2, shuffle=True, seed=7)
     assert seen["train"] == [s for _ in range(2) for batch in epochs for s in batch["study_id"]]
     for name in ("valid 0", "valid 1"):
-        assert seen[name] == WHOLE[:sanity] + 2 * WHOLE[:each_epoch]
+        assert seen[name] == STUDIES[:sanity] + 2 * STUDIES[:each_epoch]
 
 
 def test_a_limited_epoch_is_followed_by_the_next(hwd: Path, tmp_path: Path) -> None:
@@ -133,10 +111,11 @@ def test_a_limited_epoch_is_followed_by_the_next(hwd: Path, tmp_path: Path) -> N
     assert seen["train"] == expected
 
 
+@pytest.mark.slow
 def test_it_resumes_within_an_epoch_that_validates_meanwhile(hwd: Path, tmp_path: Path) -> None:
-    keep = lightning.callbacks.ModelCheckpoint(
-        tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1
-    )
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    keep = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
     options: dict[str, Any] = {"val_check_interval": 2}
 
     def loaders() -> tuple[Any, Any]:
@@ -148,38 +127,23 @@ def test_it_resumes_within_an_epoch_that_validates_meanwhile(hwd: Path, tmp_path
         path = tmp_path / f"step={step}.ckpt"
         rest = fit(tmp_path, *loaders(), path, num_sanity_val_steps=0, **options)
         assert rest["train"] == whole["train"][first:]
-        assert rest["valid 0"] == rest["valid 1"] == validations * WHOLE
+        assert rest["valid 0"] == rest["valid 1"] == validations * STUDIES
 
 
 def test_it_overfits_on_a_loader_that_does_not_shuffle(hwd: Path, tmp_path: Path) -> None:
     seen = fit(tmp_path, make_loader(hwd, 2), make_loader(hwd, 2), overfit_batches=2)
-    assert seen["train"] == 2 * WHOLE[:4]
-    assert seen["valid 0"] == 3 * WHOLE[:4]
+    assert seen["train"] == 2 * STUDIES[:4]
+    assert seen["valid 0"] == 3 * STUDIES[:4]
     for shuffled in ({"shuffle": True}, {"shuffle": True, "shuffle_window_bytes": 1}):
         loader = make_loader(hwd, 2, **shuffled)
         with pytest.raises(ValueError, match=r"shuffle=True\) needs to subclass"):
             fit(tmp_path, loader, make_loader(hwd, 2), overfit_batches=2)
 
 
-@pytest.mark.parametrize("shuffle", [False, True])
-def test_the_epoch_of_its_sampler_is_the_loaders(hwd: Path, shuffle: bool) -> None:
-    loader = make_loader(hwd, 2, shuffle=shuffle)
-    loader.sampler.set_epoch(5)
-    assert loader.epoch == 5
-    assert isinstance(loader.sampler, torch.utils.data.SequentialSampler) is not shuffle
-    assert loader.sampler is loader.sampler
-    with pytest.raises(UsageError, match="epochs count from 0"):
-        loader.sampler.set_epoch(-1)
-    if not shuffle:
-        assert list(loader.sampler) == list(range(11))
-    # It goes at once with its memory, not when cycles are collected.
-    left = weakref.ref(loader)
-    del loader
-    assert left() is None
-
-
 def test_fabric_needs_not_set_the_loader_up_and_saves_its_state(hwd: Path, tmp_path: Path) -> None:
-    fabric = fabric_module.Fabric(accelerator="cpu", devices=1)
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1)
     loader = make_loader(hwd, 2, shuffle=True, seed=3)
     with pytest.raises(TypeError, match="Only PyTorch DataLoader are currently supported"):
         fabric.setup_dataloaders(loader)

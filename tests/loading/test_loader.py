@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import logging
 import sys
-import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from test_dataset import flip_byte
+from loading_cases import studies, volumes
 
 from built import read_samples
-from ctgpu.errors import DeviceError, FetchError, MismatchError, StorageError, UsageError
-from ctgpu.loading import WINDOWS, VolumeDataset, make_loader
+from ctgpu.errors import DeviceError, MismatchError, UsageError
+from ctgpu.loading import VolumeDataset, make_loader
 from ctgpu.shards.record import ShardRecord
 
 torch = pytest.importorskip("torch")
-
-
-def studies(loader: Any) -> list[str]:
-    return [study_id for batch in loader for study_id in batch["study_id"]]
-
-
-def volumes(folder: Path) -> dict[str, Any]:
-    """(1, D, H, W) of each sample, as a plain tar reader finds it."""
-    axes = (2, 0, 1) if folder.name == "HWD" else (0, 1, 2)
-    return {
-        study_id: torch.from_numpy(sample.array.transpose(axes)[None].copy())
-        for study_id, sample in read_samples(folder).items()
-    }
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
@@ -160,188 +143,6 @@ def test_the_state_of_another_loader_is_refused(hwd: Path) -> None:
             make_loader(hwd, shuffle=True, seed=1).load_state_dict(broken)
 
 
-@pytest.mark.parametrize("prefetch_bytes", [0, 1 << 18, 1 << 30])
-def test_a_batch_is_valid_until_the_next_but_one(hwd: Path, prefetch_bytes: int) -> None:
-    expected = volumes(hwd)
-    loader = make_loader(hwd, 2, prefetch_bytes=prefetch_bytes, copy=False)
-    previous: Any = None
-    for epoch in range(2):
-        for batch in loader:
-            for kept in (previous, batch):
-                for row, study_id in enumerate(kept["study_id"] if kept else ()):
-                    assert torch.equal(kept["volume"][row], expected[study_id]), epoch
-            previous = batch
-
-
-def test_views_share_buffers_and_copies_do_not(hwd: Path) -> None:
-    expected = volumes(hwd)
-    views = list(make_loader(hwd, prefetch_bytes=0, copy=False))
-    assert len({batch["volume"].data_ptr() for batch in views}) < len(views)
-    copies = list(make_loader(hwd, prefetch_bytes=0, copy=True))
-    assert len({batch["volume"].data_ptr() for batch in copies}) == len(copies)
-    for batch in copies:
-        assert torch.equal(batch["volume"][0], expected[batch["study_id"][0]])
-
-
-@pytest.mark.parametrize("options", [{}, {"prefetch_bytes": 0}, {"num_threads": 1}])
-def test_whoever_collects_batches_has_the_right_ones(folder: Path, options: dict[str, Any]) -> None:
-    expected = volumes(folder)
-    loader = make_loader(folder, 2, shuffle=True, **options)
-    kept = [*list(loader), *sorted(loader, key=lambda batch: batch["study_id"])]
-    # Also parts, and other views of them, when all else of a batch is gone.
-    rows = [(b["study_id"][1], b["volume"].numpy()[1]) for b in loader if len(b["study_id"]) > 1]
-    next(iter(loader))
-    assert len(kept) == 12
-    for batch in kept:
-        for row, study_id in enumerate(batch["study_id"]):
-            assert torch.equal(batch["volume"][row], expected[study_id])
-    for study_id, volume in rows:
-        assert torch.equal(torch.from_numpy(volume), expected[study_id])
-
-
-def test_batches_that_are_kept_outlive_their_loader_and_may_be_written_to(hwd: Path) -> None:
-    expected = volumes(hwd)
-    loader = make_loader(hwd, 2)
-    batches = iter(loader)
-    first, second = next(batches), next(batches)
-    first["volume"].zero_()
-    del loader, batches
-    gc.collect()
-    assert not first["volume"].any()
-    for row, study_id in enumerate(second["study_id"]):
-        assert torch.equal(second["volume"][row], expected[study_id])
-
-
-def test_memory_of_batches_that_are_dropped_is_read_into_again(hwd: Path) -> None:
-    batch_bytes = 2 * VolumeDataset(hwd).spec.size_bytes
-    loader = make_loader(hwd, 2, prefetch_bytes=2 * batch_bytes)
-    ours = (2 + 2) * (batch_bytes + 4096)
-    addresses = set()
-    for _ in range(3):
-        for batch in loader:
-            addresses.add(batch["volume"].data_ptr())
-            assert loader.buffer_bytes <= ours
-        del batch
-    assert len(addresses) == 4
-    held = [*loader, *loader]
-    assert loader.buffer_bytes >= len(held) * batch_bytes > ours
-    del held
-    assert loader.buffer_bytes <= ours
-
-
-@pytest.mark.parametrize(
-    "part",
-    [
-        lambda volume: volume,
-        lambda volume: volume[0, 0, 3:5],
-        lambda volume: volume.numpy()[:, :, 1],
-        lambda volume: volume.transpose(2, 4).detach(),
-    ],
-)
-def test_what_is_held_of_a_batch_is_not_read_into(part: Callable[..., Any], hwd: Path) -> None:
-    loader = make_loader(hwd, 1, prefetch_bytes=0)
-    expected = [part(batch["volume"].clone()) for batch in loader]
-    for _ in range(3):
-        held = [part(batch["volume"]) for batch in loader]
-        for mine, right in zip(held, expected, strict=True):
-            np.testing.assert_array_equal(mine, right)
-
-
-def test_buffers_keep_to_the_budget_over_epochs(hwd: Path) -> None:
-    batch_bytes = 3 * VolumeDataset(hwd).spec.size_bytes
-    loader = make_loader(hwd, 3, shuffle=True, prefetch_bytes=2 * batch_bytes + 1, copy=False)
-    taken = []
-    for _ in range(3):
-        for _batch in loader:
-            taken.append(loader.buffer_bytes)
-    pages = -(-batch_bytes // 4096) * 4096
-    assert max(taken) == (2 + 2) * pages
-    assert taken[4:] == [max(taken)] * len(taken[4:])
-
-
-def test_readers_end_with_the_iteration(hwd: Path) -> None:
-    def ours() -> list[str]:
-        return [t.name for t in threading.enumerate() if t.name.startswith("ctgpu-")]
-
-    batches = iter(make_loader(hwd, num_threads=3))
-    next(batches)
-    assert ours()
-    del batches
-    assert ours() == []
-
-
-def test_a_bad_sample_raises_or_the_next_one_takes_its_place(
-    own: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    _, entry = VolumeDataset(own).locate(4)
-    flip_byte(own / "shard-000001.tar", entry.members["bin"].offset + 77)
-    loader = make_loader(own, 2)
-    batches = iter(loader)
-    seen = next(batches)["study_id"] + next(batches)["study_id"]
-    assert seen == [f"valid_{n}_a_1" for n in range(1, 5)]
-    with pytest.raises(FetchError, match=r"valid_5_a_1\.bin does not have its checksum"):
-        next(batches)
-    with caplog.at_level(logging.WARNING):
-        found = studies(make_loader(own, 2, on_error="skip"))
-    assert found == [f"valid_{n}_a_1" for n in (1, 2, 3, 4, 6, 6, 7, 8, 9, 10, 11)]
-    assert "valid_5_a_1" in caplog.text
-    assert studies(make_loader(VolumeDataset(own, verify="off"), 2))[4] == "valid_5_a_1"
-
-
-def test_where_no_sample_is_good_skipping_ends(own: Path) -> None:
-    for tar in own.glob("*.tar"):
-        tar.write_bytes(b"")
-    with pytest.raises(FetchError, match="ends within"):
-        studies(make_loader(own, on_error="skip"))
-
-
-@pytest.mark.parametrize("on_error", ["raise", "skip"])
-def test_a_shard_that_vanishes_within_an_epoch_is_a_clear_error(own: Path, on_error: Any) -> None:
-    batches = iter(make_loader(own, 1, on_error=on_error, prefetch_bytes=0))
-    next(batches)
-    (own / "shard-000003.tar").unlink()
-    with pytest.raises(StorageError, match=r"shard-000003\.tar cannot be opened.*put the shard"):
-        list(batches)
-
-
-@pytest.mark.parametrize("verify", ["first", "off"])
-def test_random_crops_depend_on_seed_epoch_and_sample_alone(folder: Path, verify: Any) -> None:
-    expected = volumes(folder)
-    dataset = VolumeDataset(folder, verify=verify)
-
-    def crops(**options: Any) -> dict[str, Any]:
-        loader = make_loader(dataset, random_crop_hwd=(9, 36, 5), copy=True, **options)
-        loader.set_epoch(options.pop("epoch", 0))
-        return {b["study_id"][0]: b["volume"][0] for b in loader}
-
-    first = crops(seed=1)
-    places = set()
-    for study_id, crop in first.items():
-        assert crop.shape == (1, 5, 9, 36)
-        windows = expected[study_id].unfold(1, 5, 1).unfold(2, 9, 1)  # (1, 20, 36, 36, 5, 9)
-        same = (windows.permute(0, 1, 2, 4, 5, 3) == crop[:, None, None]).flatten(3).all(3)
-        assert same.any()
-        places.add(tuple(torch.nonzero(same)[0].tolist()))
-    assert len(places) > 5
-    again = crops(seed=1, shuffle=True)
-    assert all(torch.equal(again[study_id], crop) for study_id, crop in first.items())
-    other = crops(seed=2)
-    assert any(not torch.equal(other[study_id], crop) for study_id, crop in first.items())
-
-
-@pytest.mark.parametrize("window", ["lung", "soft_tissue", (-500.0, 700.0)])
-def test_a_window_maps_hu_anew_with_one_rounding(folder: Path, window: Any) -> None:
-    lo, hi = WINDOWS[window] if isinstance(window, str) else window
-    expected = volumes(folder)
-    for batch in make_loader(folder, 4, window=window):
-        for row, study_id in enumerate(batch["study_id"]):
-            hu = expected[study_id].double() * 1000
-            wanted = ((hu - (lo + hi) / 2) / ((hi - lo) / 2)).clamp(-1, 1)
-            apart = (batch["volume"][row].double() - wanted).abs().max()
-            # Half of what separates float16 values below 1, and the float32 arithmetic.
-            assert apart <= 2**-12 + 1e-6
-
-
 def test_a_transform_takes_the_batch_that_is_handed_out(hwd: Path) -> None:
     def double(batch: dict[str, Any]) -> dict[str, Any]:
         return {"x": batch["volume"].float() * 2, "y": batch["labels"]}
@@ -393,7 +194,8 @@ def test_a_missing_torch_is_an_error_with_the_way_out(
 
 @pytest.mark.gpu
 def test_batches_on_the_gpu_are_those_of_the_host(folder: Path) -> None:
-    for options in ({}, {"window": "lung"}, {"random_crop_hwd": (20, 20, 20)}):
+    two: dict[str, Any] = {"windows": ["mediastinum", (-1000, 400)]}
+    for options in ({}, {"window": "lung"}, two, {"random_crop_hwd": (20, 20, 20)}):
         host = make_loader(folder, 2, shuffle=True, copy=True, **options)
         device = make_loader(folder, 2, shuffle=True, device="cuda", **options)
         for epoch in range(2):

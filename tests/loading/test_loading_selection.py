@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loading_cases import flip_byte
 
 import ctgpu
-from ctgpu.errors import UsageError
+from ctgpu.errors import FetchError, UsageError
 from ctgpu.loading import VolumeDataset
 
 ACCENTED = tuple(unicodedata.normalize("NFC", name) for name in ("Müller.é", "Peña"))
@@ -167,10 +168,6 @@ def test_a_pickled_selection_holds_its_own_entries_alone(hwd: Path) -> None:
 
 
 def test_what_was_verified_before_a_selection_is_verified_again(own: Path) -> None:
-    from test_dataset import flip_byte
-
-    from ctgpu.errors import FetchError
-
     dataset = VolumeDataset(own)
     dataset[4]
     selected = dataset.select([4])

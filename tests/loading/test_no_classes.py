@@ -13,20 +13,17 @@ import ctgpu
 from ctgpu.errors import MismatchError
 from ctgpu.loading import VolumeDataset, make_loader
 from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.phantoms import chest, chests
 
 SPEC = Spec(target_spacing_mm=(8.0, 8.0, 12.0), shape_hwd=(44, 36, 24))
-SPACING_MM = (3.5, 3.0, 5.0)
 
 
 @pytest.fixture(scope="module")
 def unlabelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three samples in two shards, made of a folder that is not CT-RATE's."""
     root = tmp_path_factory.mktemp("unlabelled")
-    volumes = {
-        f"scan-{seed}": Volume(chest_phantom((60, 56, 40), SPACING_MM, seed), SPACING_MM)
-        for seed in range(3)
-    }
+    volumes = chests(("scan-0", "scan-1", "scan-2"), (60, 56, 40))
     made = lay_out_ct_rate(root / "made", volumes, tables=())
     (root / "source").mkdir()
     for path in made.values():
@@ -92,8 +89,7 @@ def test_dali_reads_them(unlabelled: Path) -> None:
 def test_they_do_not_fit_one_batch_with_a_data_set_that_has_classes(
     unlabelled: Path, tmp_path: Path
 ) -> None:
-    volumes = {"valid_1_a_1": Volume(chest_phantom((60, 56, 40), SPACING_MM, 9), SPACING_MM)}
-    lay_out_ct_rate(tmp_path / "source", volumes)
+    lay_out_ct_rate(tmp_path / "source", {"valid_1_a_1": chest((60, 56, 40), 9)})
     (tmp_path / "both").mkdir()
     ctgpu.build(tmp_path / "both/labelled", source=tmp_path / "source", spec=SPEC, device="cpu")
     (tmp_path / "both/unlabelled").symlink_to(unlabelled)

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loading_cases import UNLABELLED
 from test_loader import studies, volumes
 
 from ctgpu.errors import UsageError
 from ctgpu.loading import VolumeDataset, make_loader
 
 torch = pytest.importorskip("torch")
-
-UNLABELLED = [f"valid_{n}_a_1" for n in (3, 7, 8)]
 
 
 def test_studies_without_labels_are_named_in_one_warning(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_dali_adapter import dali, ids, run
+from test_dali import dali, ids, run
 
 from ctgpu.errors import UsageError
 from ctgpu.loading import make_loader

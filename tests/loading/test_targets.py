@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ctgpu.loading.targets import CudaTarget, HostTarget
-from ctgpu.loading.window import rewindow
+from ctgpu.loading.window import rewindow, rewindow_each
 from ctgpu.spec import Spec
 from ctgpu.volume.stored import numpy_dtype, tensor_of
 from forking import Child
@@ -67,9 +67,10 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 
 def target() -> Any:
-    return CudaTarget(torch.device("cuda"), Spec(), None)
+    return CudaTarget(torch.device("cuda"), Spec(), ())
 
 
+@pytest.mark.slow
 def test_memory_for_a_gpu_is_registered_while_it_is_used(runtime: Runtime) -> None:
     memory = target().allocate(5 * MIB)
     assert runtime.registered == {memory.ctypes.data: 6 * MIB}
@@ -102,7 +103,7 @@ def test_memory_for_a_gpu_stays_out_of_forked_children(runtime: Runtime) -> None
 
 def test_batches_on_the_host_are_inherited() -> None:
     """A consumer that forks while it holds a batch finds the batch in its child."""
-    memory = HostTarget(Spec(), None, copy=False).allocate(5 * MIB)
+    memory = HostTarget(Spec(), (), copy=False).allocate(5 * MIB)
     memory[:] = 1
     child = Child(lambda: bytes([memory.min(), memory.max()]))
     memory[:] = 2
@@ -186,15 +187,15 @@ def test_a_gpu_is_sent_what_is_stored_and_windows_it(
     bits = kept.view(torch.int16 if dtype == "bfloat16" else kept.dtype).numpy()
     stored = bits.view(numpy_dtype(dtype))
     axes = (0, 3, 1, 2) if layout == "HWD" else (0, 1, 2, 3)
-    for scaling in (None, rewindow(spec, (-500.0, 700.0))):
+    for scalings in ((), (rewindow(spec, (-500.0, 700.0)),)):
         uploads.copies.clear()
-        place = CudaTarget(torch.device("cuda"), spec, scaling)
+        place = CudaTarget(torch.device("cuda"), spec, scalings)
         assert place.dtype == dtype
         volume, _ = place.place(stored, stored, np.ones((2, 18), np.float32))
         assert uploads.copies[0] == (kept.dtype, True)
         assert volume.is_contiguous()
         expected = kept.permute(axes).unsqueeze(1)
-        if scaling is None:
+        if not scalings:
             assert volume.dtype == kept.dtype
             assert torch.equal(volume, expected)
         else:
@@ -202,4 +203,32 @@ def test_a_gpu_is_sent_what_is_stored_and_windows_it(
             exact = (expected.double() * hu_per_number + hu_of_zero - 100) / 600
             half_step = 2**-9 if dtype == "bfloat16" else 2**-12
             assert (volume.double() - exact.clamp(-1, 1)).abs().max() <= half_step + 1e-6
+    assert torch.equal(tensor_of(stored, dtype), kept)  # what was read is left as it is
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int16", "uint8"])
+def test_a_gpu_makes_channels_of_one_upload(uploads: Uploads, dtype: Any, layout: Any) -> None:
+    """The very numbers that the host makes, contiguous."""
+    spec = Spec(dtype=dtype, layout=layout)
+    numbers = np.random.default_rng(1).uniform(-1, 1, (2, 2, 3, 4))
+    kept = torch.from_numpy(numbers * 127 if dtype in ("int16", "uint8") else numbers)
+    kept = kept.type(getattr(torch, dtype))
+    bits = kept.view(torch.int16 if dtype == "bfloat16" else kept.dtype).numpy()
+    stored = bits.view(numpy_dtype(dtype))
+    labels = np.ones((2, 18), np.float32)
+    for windows in ([(-500.0, 700.0)], ["mediastinum", (-500.0, 700.0), (-100.0, 1000.0)]):
+        uploads.copies.clear()
+        scalings = rewindow_each(spec, windows)  # type: ignore[arg-type]
+        place = CudaTarget(torch.device("cuda"), spec, scalings)
+        assert (place.dtype, place.channels) == (dtype, 1)  # of what is read into
+        volume, _ = place.place(stored, stored[:, None], labels)
+        assert uploads.copies == [(kept.dtype, True), (torch.float32, True)]
+        assert volume.is_contiguous()
+        host = HostTarget(spec, scalings, copy=True)
+        assert host.channels == len(windows)
+        room = np.zeros((2, len(windows), 2, 3, 4), numpy_dtype(host.dtype))
+        expected, _ = host.place(stored, room, labels)
+        assert volume.dtype == expected.dtype
+        assert torch.equal(volume, expected)
     assert torch.equal(tensor_of(stored, dtype), kept)  # what was read is left as it is

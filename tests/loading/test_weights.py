@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_dataset import flip_byte
+from loading_cases import STUDIES, UNLABELLED, flip_byte, studies
 
 import ctgpu
 from ctgpu.errors import FetchError, MismatchError, StorageError, UsageError
@@ -26,15 +26,9 @@ from ctgpu.loading.weights import balanced_weights
 
 torch = pytest.importorskip("torch")
 
-WHOLE = [f"valid_{n}_a_1" for n in range(1, 12)]
-UNLABELLED = [f"valid_{n}_a_1" for n in (3, 7, 8)]
 WEIGHTS = [0, 1, 2, 3, 4, 0, 8, 1, 1, 2, 10]
 DRAWN_3_0 = [6, 1, 6, 6, 4, 3, 6, 10, 6, 9, 6]
 BY_HAND = ["valid_1_a_1", "valid_2_a_1", "valid_3_a_1", "valid_4_a_1", "valid_5_a_1"]
-
-
-def studies(loader: Any) -> list[str]:
-    return [study_id for batch in loader for study_id in batch["study_id"]]
 
 
 def weighted(source: Any, batch_size: int = 1, **options: Any) -> Any:
@@ -175,7 +169,7 @@ def test_the_state_of_other_weights_is_refused(hwd: Path) -> None:
         tuple(WEIGHTS),
         np.array(WEIGHTS, np.uint8),
         torch.tensor(WEIGHTS, dtype=torch.bfloat16, requires_grad=True),
-        dict(zip(WHOLE[::-1], WEIGHTS[::-1], strict=True)) | {"elsewhere": math.nan},
+        dict(zip(STUDIES[::-1], WEIGHTS[::-1], strict=True)) | {"elsewhere": math.nan},
     ],
     ids=["tuple", "array", "tensor", "mapping"],
 )
@@ -185,7 +179,7 @@ def test_weights_come_in_any_kind(hwd: Path, weights: Any) -> None:
 
 def test_weights_follow_the_samples_into_a_part(hwd: Path, part_labelled: Path) -> None:
     dataset = VolumeDataset(hwd)
-    by_study = dict(zip(WHOLE, WEIGHTS, strict=True))
+    by_study = dict(zip(STUDIES, WEIGHTS, strict=True))
     numbers = [6, 4, 4, 10, 0]
     subset = torch.utils.data.Subset(dataset, numbers)
     loader = weighted(subset, sample_weights=[0, 1, 0, 1, 0])
@@ -193,7 +187,7 @@ def test_weights_follow_the_samples_into_a_part(hwd: Path, part_labelled: Path) 
     expected = weighted(subset, sample_weights=[WEIGHTS[n] for n in numbers]).state_dict()
     assert weighted(dataset.take(numbers), sample_weights=by_study).state_dict() == expected
     # One for each sample that was opened, and those without labels take theirs along.
-    labelled = [study_id for study_id in WHOLE if study_id not in UNLABELLED]
+    labelled = [study_id for study_id in STUDIES if study_id not in UNLABELLED]
     only = weighted(part_labelled, labelled_only=True)
     state = only.state_dict()
     chosen = VolumeDataset(part_labelled).select(labelled)
@@ -202,7 +196,9 @@ def test_weights_follow_the_samples_into_a_part(hwd: Path, part_labelled: Path) 
     assert weighted(chosen, sample_weights=by_study).state_dict() == state
     with pytest.raises(UsageError, match="0 for all 8 samples that are loaded"):
         weighted(
-            part_labelled, labelled_only=True, sample_weights=[s in UNLABELLED and 1 for s in WHOLE]
+            part_labelled,
+            labelled_only=True,
+            sample_weights=[s in UNLABELLED and 1 for s in STUDIES],
         )
 
 
@@ -335,9 +331,9 @@ def test_labels_that_are_damaged_raise_or_are_not_known(
         ({"sample_weights": "balanced"}, "is 'balanced'; wanted one number"),
         ({"sample_weights": (1 for _ in range(11))}, "wanted one number for each sample"),
         ({"sample_weights": [[1], [1, 2]]}, "a list that NumPy cannot look at"),
-        ({"sample_weights": dict.fromkeys(WHOLE[2:], 1)}, r"2 of the studies .*\(valid_1_a_1, va"),
+        ({"sample_weights": dict.fromkeys(STUDIES[2:], 1)}, r"2 of the studies .*\(valid_1_a_1, v"),
         ({"sample_weights": {}}, "11 of the studies .*, …"),
-        ({"sample_weights": dict.fromkeys(WHOLE, -1)}, "has -1.0 for valid_1_a_1"),
+        ({"sample_weights": dict.fromkeys(STUDIES, -1)}, "has -1.0 for valid_1_a_1"),
         ({"sample_weights": dict.fromkeys(range(11), 1)}, "the key 0; its keys are study ids"),
         ({"sample_weights": {unicodedata.normalize(form, "é"): form for form in ("NFC", "NFD")}},
          "two spellings"),
@@ -362,7 +358,8 @@ def test_no_label_is_nothing_to_balance_by(part_labelled: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # Lightning gives deprecation warnings of its own
 def test_lightning_trains_on_what_is_drawn(hwd: Path, tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")
-    from test_lightning import Model, trainer
+    from lightning_model import Model
+    from test_lightning import trainer
 
     keep = lightning.callbacks.ModelCheckpoint(
         tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1

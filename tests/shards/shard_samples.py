@@ -18,6 +18,8 @@ from ctgpu.volume.ref import SampleRef
 #: 4,096 bytes, and 1,260: with and without a tail after the last whole page.
 WHOLE_PAGES = Spec(shape_hwd=(16, 16, 8))
 ODD = Spec(shape_hwd=(6, 7, 15))
+#: What the first version of the format cannot say.
+NEW_SPEC = Spec(shape_hwd=(6, 7, 15), dtype="int16", orientation="LPS")
 
 
 def make_plan(count: int = 4, *, samples_per_shard: int = 4, spec: Spec = ODD) -> Plan:

@@ -108,6 +108,7 @@ def _calls(start: Path, run: Scenario, tmp_path: Path) -> tuple[int, dict[str, b
     return len(calls), _state(folder)
 
 
+@pytest.mark.slow
 def test_kill_at_every_call(scenario: tuple[Path, Scenario], tmp_path: Path) -> None:
     start, run = scenario
     count, expected = _calls(start, run, tmp_path)
@@ -119,6 +120,7 @@ def test_kill_at_every_call(scenario: tuple[Path, Scenario], tmp_path: Path) -> 
         assert _state(folder) == expected, f"killed at call {at}, {machine.calls[at]}"
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(scenario: tuple[Path, Scenario], tmp_path: Path) -> None:
     start, run = scenario
     count, expected = _calls(start, run, tmp_path)
@@ -135,6 +137,7 @@ def test_killed_again_and_again(scenario: tuple[Path, Scenario], tmp_path: Path)
         assert _state(folder) == expected
 
 
+@pytest.mark.slow
 def test_power_cut_at_every_call(scenario: tuple[Path, Scenario], tmp_path: Path) -> None:
     start, run = scenario
     count, expected = _calls(start, run, tmp_path)
@@ -154,6 +157,7 @@ def test_power_cut_at_every_call(scenario: tuple[Path, Scenario], tmp_path: Path
             assert _state(survivors) == expected, f"power cut at call {at} of {count}"
 
 
+@pytest.mark.slow
 def test_storage_failing_at_every_call(scenario: tuple[Path, Scenario], tmp_path: Path) -> None:
     start, run = scenario
     count, expected = _calls(start, run, tmp_path)
@@ -257,6 +261,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.slow
 def test_sigkill_at_random_moments(tmp_path: Path) -> None:
     (undisturbed := tmp_path / "undisturbed").mkdir()
     plan = make_plan(400, samples_per_shard=400)

@@ -121,6 +121,7 @@ SCENARIOS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 @pytest.mark.parametrize("spec", [ODD, WHOLE_PAGES], ids=["odd", "whole pages"])
 def test_what_the_successor_committed_stays(
@@ -161,6 +162,7 @@ def test_what_the_successor_committed_stays(
         assert [p.name for p in folder.glob(".*")] == [], where
 
 
+@pytest.mark.slow
 def test_a_successor_that_is_not_done_yet_finishes_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,8 @@ from ctgpu.shards.lease import (
 )
 from ctgpu.shards.names import lease_name, session_name, shard_name
 from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.phantoms import chest
 
 _HOLD = """
 import sys
@@ -41,8 +42,7 @@ SMALL = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(72, 72, 36))
 
 
 def _lay_out_one(source: Path) -> None:
-    volume = Volume(chest_phantom((64, 60, 40), (3.5, 3.0, 5.0)), (3.5, 3.0, 5.0))
-    lay_out_ct_rate(source, {"valid_1_a_1": volume})
+    lay_out_ct_rate(source, {"valid_1_a_1": chest((64, 60, 40))})
 
 
 class Clock:
@@ -115,6 +115,7 @@ def test_a_killed_process_of_this_host_is_seen_at_once(
         session.acquire(0).confirm()
 
 
+@pytest.mark.slow
 def test_a_session_clears_what_killed_ones_left(
     holder: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:
@@ -199,6 +200,7 @@ def test_who_waits_goes_away_once_the_holder_shows_life(
     assert path.exists()
 
 
+@pytest.mark.slow
 def test_who_waits_does_not_wait_for_a_process_of_this_host(
     holder: subprocess.Popen[bytes], tmp_path: Path
 ) -> None:

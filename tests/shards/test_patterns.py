@@ -127,7 +127,9 @@ def test_the_caller_says_what_a_wildcard_matches(tmp_path: Path) -> None:
         ("x-{0..9..3}.tar", "is no range"),
         ("x-{٠..٣}.tar", "is no range"),
         ("x-{0.." + "9" * 5000 + "}.tar", "is no range"),
-        ("{0..9999}/{0..9999}.tar", "names more than 1,000,000 tars"),
+        pytest.param(
+            "{0..9999}/{0..9999}.tar", "names more than 1,000,000 tars", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_what_names_nothing_or_too_much_is_refused(
@@ -146,6 +148,7 @@ def test_an_empty_path_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert expand_pattern("*.tar") == [Path("s.tar")]
 
 
+@pytest.mark.slow
 def test_patterns_need_no_source_to_be_imported() -> None:
     program = "import sys, ctgpu.shards.patterns; assert 'ctgpu.sources' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)

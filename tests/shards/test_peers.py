@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -14,11 +13,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from shard_samples import make_plan, pack, write_shard
+from shard_samples import pack, write_shard
 
-from ctgpu.shards.index import index_text
 from ctgpu.shards.plan import Plan
-from ctgpu.shards.record import ShardRecord
 from ctgpu.shards.tar import member_names
 
 
@@ -144,13 +141,3 @@ def test_dali_reader(indexed: bool, shard: Path, plan: Plan) -> None:
     for members in _expected(plan).values():
         found = [np.asarray(output.as_array()[0]).tobytes() for output in pipeline.run()]
         assert found == list(members.values())
-
-
-def test_the_index_of_a_shard_without_samples(tmp_path: Path) -> None:
-    plan = make_plan(1)
-    record = write_shard(tmp_path, plan, failing=("scan_0",))
-    assert index_text(record) == b"v1.2 0\n"
-    with tarfile.open(tmp_path / "shard-000000.tar") as tar:
-        assert tar.getnames() == []
-    assert ShardRecord.load(tmp_path / "shard-000000.json") == record
-    assert os.path.getsize(tmp_path / "shard-000000.tar") == 1024

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from shard_samples import ODD, make_plan, write_shard
@@ -15,12 +13,8 @@ from shard_samples import ODD, make_plan, write_shard
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards import disk
 from ctgpu.shards import plan as plan_module
-from ctgpu.shards.card import Card
-from ctgpu.shards.findings import shard_findings
-from ctgpu.shards.manifest import write_manifest
 from ctgpu.shards.names import PLAN_NAME
 from ctgpu.shards.plan import Plan
-from ctgpu.shards.record import ShardRecord
 from ctgpu.spec import Spec
 from ctgpu.volume.ref import SampleRef
 
@@ -201,68 +195,3 @@ def test_a_plan_and_a_record_of_many_samples_have_short_reprs(tmp_path: Path) ->
     )
     record = write_shard(tmp_path, make_plan(4), failing=("scan_2",))
     assert repr(record) == f"ShardRecord(0: 3 samples, 1 failed, {record.size_bytes} bytes)"
-
-
-NEW_SPEC = Spec(shape_hwd=(6, 7, 15), dtype="int16", orientation="LPS")
-ASSUMING = {"order": "path", "assume_orientation": "LPS"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "version"),
-    [
-        ({}, 1),
-        ({"selection": {"order": "path", "assume_orientation": None}}, 1),
-        ({"spec": Spec(layout="DHW", pad_value=0.5, clip="after")}, 1),
-        ({"spec": NEW_SPEC}, 2),
-        ({"spec": Spec(hu_window=None, normalise="minmax")}, 2),
-        ({"selection": ASSUMING}, 2),
-    ],
-)
-def test_only_what_is_new_takes_the_second_version(
-    tmp_path: Path, changes: dict[str, Any], version: int
-) -> None:
-    plan = replace(make_plan(), **changes)
-    Plan.create(tmp_path, plan)
-    stated = json.loads((tmp_path / PLAN_NAME).read_bytes())
-    assert (plan.version, stated["format"]) == (version, f"ctgpu-plan-{version}")
-    assert Plan.load(tmp_path) == plan
-
-
-def test_the_second_version_is_stated_by_plan_record_and_manifest(tmp_path: Path) -> None:
-    plan = make_plan(spec=NEW_SPEC)
-    Plan.create(tmp_path, plan)
-    record = write_shard(tmp_path, plan)
-    manifest = write_manifest(tmp_path)
-    assert record.version == 2
-    assert ShardRecord.load(tmp_path / "shard-000000.json") == record
-    assert (tmp_path / "shard-000000.json").read_bytes().startswith(b'{"format":"ctgpu-shard-2",')
-    assert manifest["manifest_format"] == "ctgpu-manifest-2"
-    assert (manifest["sample_dtype"], manifest["format"]) == ("int16", "webdataset")
-    assert manifest["spec"]["orientation"] == "LPS"
-    assert Card.load(tmp_path).spec == NEW_SPEC
-
-
-def test_the_first_version_is_what_it_always_was(tmp_path: Path) -> None:
-    plan = make_plan()
-    Plan.create(tmp_path, plan)
-    assert write_shard(tmp_path, plan).version == 1
-    manifest = write_manifest(tmp_path)
-    assert "manifest_format" not in manifest
-    assert manifest["sample_dtype"] == "float16"
-
-
-def test_a_record_of_the_other_version_is_found(tmp_path: Path) -> None:
-    plan = make_plan(spec=NEW_SPEC)
-    Plan.create(tmp_path, plan)
-    record = write_shard(tmp_path, plan)
-    (tmp_path / "shard-000000.json").write_bytes(replace(record, version=1).to_json())
-    (finding,) = shard_findings(tmp_path, plan, 0)
-    assert finding.problem == (
-        "its format is ctgpu-shard-1, and that of this plan's records is ctgpu-shard-2"
-    )
-
-
-def test_two_plans_differ_in_what_they_say_not_in_their_version() -> None:
-    plan = replace(make_plan(), selection={})
-    assuming = replace(plan, selection={"assume_orientation": "LPS"})
-    assert plan.differences(assuming) == ["selection.assume_orientation: found None, wanted 'LPS'"]

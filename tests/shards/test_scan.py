@@ -160,6 +160,7 @@ _ARCHIVE = (
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     changes=st.lists(

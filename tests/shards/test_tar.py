@@ -53,6 +53,7 @@ def test_alignment_is_exact_and_legal(start: int) -> None:
     assert set(member.pax_headers) <= {"comment"}
 
 
+@pytest.mark.slow
 @given(
     st.lists(
         st.fixed_dictionaries({extension: st.integers(0, 9000) for extension in EXTENSIONS}),

@@ -101,38 +101,6 @@ def test_resume_believes_no_damaged_byte(
     ).read_bytes()
 
 
-@pytest.mark.parametrize("cut", [1, 30, 500])
-def test_a_torn_or_garbled_journal_is_believed_up_to_there(cut: int, tmp_path: Path) -> None:
-    plan = make_plan()
-    first = _open(tmp_path, plan)
-    for sample in plan.samples[:3]:
-        first.append(pack(plan, sample))
-    first.abandon()
-    journal = tmp_path / "shard-000000.journal"
-    content = journal.read_bytes()
-    for damaged, kept in (
-        (content[:-cut], {1: 2, 30: 2, 500: 1}[cut]),
-        (b"\0" * 4096, 0),
-        (b"", 0),
-    ):
-        journal.write_bytes(damaged)
-        again = _open(tmp_path, plan)
-        assert len(again.done) == kept
-        again.abandon()
-
-
-def test_a_journal_line_is_believed_whole_or_not_at_all(tmp_path: Path) -> None:
-    plan = make_plan()
-    first = _open(tmp_path, plan)
-    first.skip(fail(plan.samples[0]))
-    first.abandon()
-    journal = tmp_path / "shard-000000.journal"
-    journal.write_bytes(journal.read_bytes().replace(b"not a volume", b"got a volume"))
-    again = _open(tmp_path, plan)
-    assert again.failed == []
-    again.abandon()
-
-
 def test_bytes_of_a_dropped_sample_are_no_part_of_the_tar(tmp_path: Path) -> None:
     plan = make_plan(2)
     first = _open(tmp_path, plan)
@@ -144,18 +112,6 @@ def test_bytes_of_a_dropped_sample_are_no_part_of_the_tar(tmp_path: Path) -> Non
     record = write_shard(tmp_path, plan, failing=("scan_1",))
     assert [entry.key for entry in record.samples] == ["scan_0"]
     assert (tmp_path / "shard-000000.tar").stat().st_size == record.size_bytes
-
-
-def test_a_journal_of_other_samples_is_not_believed(tmp_path: Path) -> None:
-    plan = make_plan()
-    first = _open(tmp_path, plan)
-    first.append(pack(plan, plan.samples[0]))
-    first.abandon()
-    changed = [replace(sample, checksum="sha256:11") for sample in plan.samples]
-    for other in (replace(plan, fingerprint="0" * 16), replace(plan, samples=changed)):
-        again = _open(tmp_path, other)
-        assert again.done == []
-        again.abandon()
 
 
 def test_samples_come_in_the_order_of_the_plan(plan: Plan, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,6 +25,10 @@ QUICK = Patience(
 )
 FOLDER = "dataset/valid_fixed"
 VOLUME_BYTES = 300_000
+TOKEN = "hf_a-secret-of-nobody"
+
+#: What the fixture ``open_hub`` gives.
+Open = Callable[..., HubSource]
 
 
 def random_bytes(name: str, size: int = VOLUME_BYTES) -> bytes:
@@ -58,3 +63,8 @@ def answer(handler: Any, text: str, **headers: str) -> None:
         handler.send_header(name, value)
     handler.end_headers()
     handler.wfile.write(text.encode())
+
+
+def starts(hub: LocalHub) -> list[int]:
+    """Where in a file each request for one began."""
+    return [r.start for r in hub.requests if r.endpoint in ("resolve", "cdn")]

@@ -117,6 +117,7 @@ def test_no_column_is_no_class(header: str) -> None:
     assert (row.labels.shape, row.has_labels) == ((0,), False)
 
 
+@pytest.mark.slow
 def test_one_class_is_enough_and_thousands_are_not_too_many() -> None:
     tables = load("scan,x\na,1\n", labels="rest")
     assert (tables.class_names, labels_of(tables)) == (("x",), [1])

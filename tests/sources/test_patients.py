@@ -87,12 +87,14 @@ def test_another_seed_gives_other_splits() -> None:
     assert len(set(found)) == 5
 
 
+@pytest.mark.slow
 def test_a_third_split_leaves_those_before_it_alone() -> None:
     two, three = splits_of(PEOPLE, (0.8, 0.2), 1), splits_of(PEOPLE, (0.8, 0.1, 0.1), 1)
     assert two["train"] == three["train"]
     assert two["valid"] == three["valid"] | three["test"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fractions", [(0.1,) * 2 + (0.8,), (1 / 3, 1 / 3, 1 / 3), (0.7, 0.3)])
 def test_fractions_that_no_float_has_leave_nobody_out(fractions: tuple[float, ...]) -> None:
     splits = splits_of(PEOPLE, fractions)

@@ -21,12 +21,12 @@ from ctgpu.checking.facts import inspect_samples
 from ctgpu.checking.verify import verify_folder
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, lay_out_ct_rate
+from support.phantoms import SPACING_MM
 
 Hu = npt.NDArray[np.int16]
 
-#: Of every phantom: no two axes are of one length.
+#: Of every volume: no two axes are of one length.
 SHAPE_HWD = (15, 12, 9)
-SPACING_MM = (3.5, 3.0, 5.0)
 #: Resampled, padded along H and cropped along W and D.
 SPEC = Spec(target_spacing_mm=(4.0, 3.5, 6.0), shape_hwd=(16, 9, 6))
 #: Likewise of volumes of 0.8 mm.
@@ -299,7 +299,7 @@ def lay_out_mine(root: Path) -> Path:
 
 def lay_out_two_of_ct_rate(root: Path) -> Path:
     """A copy of CT-RATE of two volumes."""
-    volumes = {f"valid_{n}_a_1": Volume(marked(n), (3.5, 3.0, 5.0)) for n in (1, 2)}
+    volumes = {f"valid_{n}_a_1": Volume(marked(n), SPACING_MM) for n in (1, 2)}
     lay_out_ct_rate(root, volumes)
     return root
 

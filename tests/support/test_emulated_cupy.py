@@ -159,6 +159,7 @@ def test_a_device_has_only_so_much_memory(cupy: EmulatedCupy) -> None:
     assert cupy.cuda.Memory(free).size == free
 
 
+@pytest.mark.slow
 def test_memory_of_the_pool_goes_back_in_the_order_of_the_stream(cupy: EmulatedCupy) -> None:
     first = cupy.asarray(np.arange(50_000))
     copy = cupy.empty(50_000, np.int64)

@@ -176,6 +176,7 @@ DECIDES = {
 MEASURED_LIKE = SampleCosts(85.6e6, 157.3e6, 110.6e6, 0.235, 0.477, 0.139, 0.077)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", stress_cases(MEASURED_LIKE), ids=lambda case: case.name)
 def test_projection_and_pipeline_agree_whatever_decides(case: Case) -> None:
     checked = check(case, 100)

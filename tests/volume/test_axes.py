@@ -25,7 +25,8 @@ from ctgpu.shards.names import MANIFEST_NAME, PLAN_NAME
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, lay_out_ct_rate
 from raw_tars import write_tar
-from stored import SPACING_MM, chest_as, rotated, save
+from stored import chest_as, rotated, save
+from support.phantoms import SPACING_MM
 
 SMALL = Spec(target_spacing_mm=(6.0, 6.0, 10.0), shape_hwd=(48, 40, 30))
 
@@ -52,6 +53,7 @@ def orientation_of(sample: Sample) -> tuple[str | None, float | None, float | No
     return source["orientation"], source["tilt_degrees"], source["shear_degrees"]
 
 
+@pytest.mark.slow
 def test_every_sample_says_how_it_is_stored(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", "LPS", "RAS", "PLI")
     tilted = chest_as("LPS")
@@ -159,6 +161,7 @@ def test_the_choices_are_in_the_plan_and_hold_for_the_folder(tmp_path: Path) -> 
         build(tmp_path / "out", max_tilt_degrees=30.0)
 
 
+@pytest.mark.slow
 def test_a_plan_of_before_means_the_defaults(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", "LPS", "SLP")
     build(tmp_path / "out", source)
@@ -199,6 +202,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     return caplog
 
 
+@pytest.mark.slow
 def test_mixed_orientations_are_counted_and_warned_of_once(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
@@ -229,6 +233,7 @@ class _Kill(BaseException):
     """As a signal would."""
 
 
+@pytest.mark.slow
 def test_a_resumed_build_counts_what_was_there_and_warns(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
@@ -256,6 +261,7 @@ def test_a_resumed_build_counts_what_was_there_and_warns(
         assert found == wanted
 
 
+@pytest.mark.slow
 def test_parts_of_a_build_know_of_each_other(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     source = folder_of(tmp_path / "source", "RAS", "RAS", "LPS", "LPS")
     build(tmp_path / "out", source, samples_per_shard=2, shards=range(1))
@@ -272,6 +278,7 @@ def test_parts_of_a_build_know_of_each_other(tmp_path: Path, log: pytest.LogCapt
     assert counts_of(log) == ["stored as 2 LPS, 2 RAS"]
 
 
+@pytest.mark.slow
 def test_a_retried_shard_keeps_what_it_knew(tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
     source = folder_of(tmp_path / "source", "LPS", "SLP", "LPS")
     assert build(tmp_path / "out", source).exit_code == 1
@@ -282,6 +289,7 @@ def test_a_retried_shard_keeps_what_it_knew(tmp_path: Path, log: pytest.LogCaptu
     assert verify_folder(tmp_path / "out").findings == []
 
 
+@pytest.mark.slow
 def test_a_damaged_record_does_not_stand_in_the_way_of_making_its_shard_again(
     tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
@@ -294,6 +302,7 @@ def test_a_damaged_record_does_not_stand_in_the_way_of_making_its_shard_again(
     assert verify_folder(tmp_path / "out").findings == []
 
 
+@pytest.mark.slow
 def test_samples_without_their_plan_are_held_to_what_the_manifest_says(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source", "SLP")
     build(tmp_path / "out", source, axes="stored")
@@ -432,6 +441,7 @@ def test_a_nifti_without_a_form_states_no_orientation(tmp_path: Path) -> None:
     assert sample.metadata["source"]["affine_source"] == "spacing"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["build", "plan"])
 def test_the_command_line_passes_the_choices_on(tmp_path: Path, command: str) -> None:
     source = folder_of(tmp_path / "source", "SLP")
@@ -455,6 +465,7 @@ def test_the_command_line_passes_the_choices_on(tmp_path: Path, command: str) ->
         assert calibrated == {"checked": 0, "stored": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [f"{n}" for n in range(9)])
 def test_real_volumes_are_taken_with_the_bits_of_their_arrays(real_ct: Path, name: str) -> None:
     path = sorted(real_ct.glob("*.nii.gz"))[int(name)]

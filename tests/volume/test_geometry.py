@@ -133,6 +133,7 @@ def test_the_output_affine_keeps_the_corners_of_the_scan():
 axes = st.tuples(st.integers(1, 700), st.floats(0.05, 8.0), st.integers(1, 600))
 
 
+@pytest.mark.slow
 @given(axes)
 @settings(max_examples=300)
 def test_what_every_engine_relies_on(drawn):
@@ -151,6 +152,7 @@ def test_what_every_engine_relies_on(drawn):
     assert axis.crop_start + axis.n_valid <= axis.n_resized
 
 
+@pytest.mark.slow
 @given(axes)
 @settings(max_examples=100, deadline=None)
 def test_positions_are_pytorchs(drawn):

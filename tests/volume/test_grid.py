@@ -112,6 +112,7 @@ sizes = st.tuples(*[st.integers(1, 700)] * 3)
 lengths_mm = st.tuples(*[st.floats(0.05, 8)] * 3)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(sizes, lengths_mm, lengths_mm, st.tuples(*[st.integers(1, 600)] * 3))
 def test_contain_fills_one_axis_and_overfills_none(shape, spacing, target, output):
@@ -147,6 +148,7 @@ def test_origin_steps_from_the_centre_of_the_first_voxel(output, target):
         np.testing.assert_allclose(sample(ramp, plan), placed(wanted, output), rtol=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(sizes, lengths_mm, lengths_mm, st.tuples(*[st.integers(1, 600)] * 3))
 def test_the_affine_of_origin_keeps_the_first_voxel_and_the_step(shape, spacing, target, output):
@@ -168,6 +170,7 @@ def test_the_affine_of_origin_keeps_the_first_voxel_and_the_step(shape, spacing,
         assert (axis.crop_start == 0) | (axis.pad_before == 0)
 
 
+@pytest.mark.slow
 @given(sizes, lengths_mm, st.sampled_from(["spacing", "stretch", "contain"]), sizes)
 def test_every_output_voxel_is_where_its_step_and_first_say(shape, spacing, fit, output):
     """What turns predictions back, against the tables that engines sample by."""

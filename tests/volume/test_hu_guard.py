@@ -24,9 +24,9 @@ from ctgpu.shards.names import PLAN_NAME
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import chest_phantom
 from raw_tars import raw_sample, write_tar
+from support.phantoms import SPACING_MM
 
 SMALL = Spec(target_spacing_mm=(6.0, 6.0, 10.0), shape_hwd=(48, 40, 30))
-SPACING_MM = (3.5, 3.0, 5.0)
 
 
 def chest(seed: int = 0) -> np.ndarray:
@@ -73,6 +73,7 @@ def findings(folder: Path) -> dict[str, str | None]:
     }
 
 
+@pytest.mark.slow
 def test_what_is_not_hu_is_a_failed_sample(tmp_path: Path, source: Path) -> None:
     report = build(tmp_path / "out", source)
     assert report.exit_code == 1
@@ -86,6 +87,7 @@ def test_what_is_not_hu_is_a_failed_sample(tmp_path: Path, source: Path) -> None
     assert report.manifest["selection"]["hu_guard"] == "refuse"
 
 
+@pytest.mark.slow
 def test_whoever_knows_better_takes_it_with_one_flag_and_one_warning(
     tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -104,6 +106,7 @@ def test_whoever_knows_better_takes_it_with_one_flag_and_one_warning(
     assert tar_bytes(tmp_path / "again") == tar_bytes(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_scan_has_the_same_bytes_whatever_the_guard_is(tmp_path: Path, source: Path) -> None:
     build(tmp_path / "refuse", source)
     build(tmp_path / "warn", source, hu_guard="warn")
@@ -113,6 +116,7 @@ def test_a_scan_has_the_same_bytes_whatever_the_guard_is(tmp_path: Path, source:
         assert sample.metadata == warned[key].metadata
 
 
+@pytest.mark.slow
 def test_going_on_keeps_to_the_guard_that_a_folder_was_begun_with(
     tmp_path: Path, source: Path
 ) -> None:
@@ -124,6 +128,7 @@ def test_going_on_keeps_to_the_guard_that_a_folder_was_begun_with(
     assert len(findings(tmp_path / "out")) == 4
 
 
+@pytest.mark.slow
 def test_a_folder_of_before_the_option_goes_on_and_refuses(tmp_path: Path, source: Path) -> None:
     build(tmp_path / "out", source, samples_per_shard=2, shards=range(1))
     change_plan(tmp_path / "out", hu_guard=None)
@@ -146,6 +151,7 @@ def test_voxels_that_are_not_finite_are_refused_whatever_the_guard_is(tmp_path: 
         ctgpu.preprocess(broken, SPACING_MM, SMALL, device="cpu", hu_guard="warn")
 
 
+@pytest.mark.slow
 def test_a_source_that_also_holds_masks_does_not_train_on_them(tmp_path: Path) -> None:
     for number in range(3):
         scan = chest(number)
@@ -171,6 +177,7 @@ def preprocessed_tar(root: Path, volume: np.ndarray) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_shards_that_were_preprocessed_already_are_not_held_against_the_guard(
     tmp_path: Path,
 ) -> None:
@@ -196,6 +203,7 @@ def test_a_preprocessed_volume_may_hold_one_value_but_not_nan(tmp_path: Path, va
     assert "not finite" in failure["message"]
 
 
+@pytest.mark.slow
 def test_what_calls_itself_preprocessed_and_is_not_adopted_is_refused(tmp_path: Path) -> None:
     old = preprocessed_tar(tmp_path / "old", normalised().astype(np.float16))
     (failure,) = build(tmp_path / "out", old / "*.tar").failures
@@ -210,6 +218,7 @@ def test_what_calls_itself_preprocessed_and_is_not_adopted_is_refused(tmp_path: 
     assert "looks normalised to [-1, 1]" in failure["message"]
 
 
+@pytest.mark.slow
 def test_raw_tars_are_judged_and_may_be_taken_too(tmp_path: Path) -> None:
     sample = raw_sample("scan", normalised(), SPACING_MM, 0)
     write_tar(tmp_path / "raw/a.tar", {"scan": sample})
@@ -226,6 +235,7 @@ def compared(folder: Path, source: Path) -> dict[str, bool]:
     return {comparison.key: comparison.passed for comparison in found}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recorded", ["warn", None])
 def test_samples_are_derived_again_under_the_guard_they_were_made_with(
     tmp_path: Path, source: Path, recorded: str | None
@@ -245,6 +255,7 @@ def test_samples_are_derived_again_under_the_guard_they_were_made_with(
     }
 
 
+@pytest.mark.slow
 def test_one_call_refuses_or_warns(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(IntensityError, match=r"normalised to \[-1, 1\].*--hu-guard warn"):
         ctgpu.preprocess(normalised(), SPACING_MM, SMALL, device="cpu")
@@ -261,6 +272,7 @@ def test_one_call_refuses_or_warns(caplog: pytest.LogCaptureFixture) -> None:
             ctgpu.preprocess(chest(), SPACING_MM, SMALL, device="cpu", hu_guard=guard)
 
 
+@pytest.mark.slow
 def test_every_command_that_reads_scans_takes_the_option(tmp_path: Path, source: Path) -> None:
     runner = CliRunner()
     common = ["--device", "cpu", "--source", str(source), "--hu-guard"]

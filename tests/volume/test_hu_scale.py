@@ -88,6 +88,7 @@ PHANTOM = chest_phantom((72, 72, 64), (1.5, 1.5, 3.0))
 SMALL_PHANTOM = chest_phantom((24, 20, 18), (4.0, 4.5, 5.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("phantom", [PHANTOM, SMALL_PHANTOM], ids=["large", "small"])
 def test_what_is_made_of_hu_is_refused_by_its_name(name: str, phantom: Voxels) -> None:
@@ -152,6 +153,7 @@ def test_a_phantom_without_noise_is_hu() -> None:
     assert likeness(phantom) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("padding", [-1024, -3024, -8192])
 def test_padding_does_not_hide_what_the_rest_is(padding: int) -> None:
     for make, _ in OTHERS.values():
@@ -174,6 +176,7 @@ def voronoi(shape: tuple[int, int, int], count: int) -> npt.NDArray[np.int64]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(24, 20, 18), (56, 60, 48)])
 @pytest.mark.parametrize(
     "ids",
@@ -247,6 +250,7 @@ def crops(hu: Voxels, size: int, count: int) -> Iterator[Voxels]:
             yield block
 
 
+@pytest.mark.slow
 def test_every_crop_of_real_ct_is_hu_however_it_is_clipped(real_volumes: list[Voxels]) -> None:
     random = np.random.default_rng(9)
     judged = 0
@@ -262,6 +266,7 @@ def test_every_crop_of_real_ct_is_hu_however_it_is_clipped(real_volumes: list[Vo
     assert judged > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_made_of_real_ct_is_refused_by_its_name(
     real_volumes: list[Voxels], name: str
@@ -271,6 +276,7 @@ def test_what_is_made_of_real_ct_is_refused_by_its_name(
         assert_refused(make(hu), words)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["CT-CLIP's [-1, 1]", "[0, 1]", "z-score", "1/cm", "1/mm", "8 bit"]
 )

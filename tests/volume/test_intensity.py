@@ -75,6 +75,7 @@ WAYS: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_whole_real_volumes_are_accepted_and_their_mistakes_refused(volumes):
     for voxels in volumes.values():
         check_hu(voxels, HU)
@@ -88,11 +89,13 @@ def test_whole_real_volumes_are_accepted_and_their_mistakes_refused(volumes):
                 check_hu(voxels, Rescale(1, intercept, "csv"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_real_volumes_are_accepted(hu, way):
     check_hu(WAYS[way](hu), HU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [v for v in VOLUMES if v.startswith(("lidc", "qin", "acrin"))])
 @pytest.mark.parametrize("lung", [True, False], ids=["lung", "solid"])
 def test_crops_are_accepted(name, lung, volumes):
@@ -101,6 +104,7 @@ def test_crops_are_accepted(name, lung, volumes):
     check_hu(noisy(part, 200), HU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("intercept", [-1024, -8192])
 def test_doubly_rescaled_volumes_are_refused(hu, way, intercept):
@@ -111,6 +115,7 @@ def test_doubly_rescaled_volumes_are_refused(hu, way, intercept):
         check_hu(stored, HU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("offset", [1024, 8192])
 @pytest.mark.parametrize("dtype", [np.int16, np.uint16])
@@ -123,15 +128,18 @@ def test_never_rescaled_volumes_are_refused(hu, way, offset, dtype):
     check_hu(stored.astype(dtype), Rescale(1, -offset, "csv"))
 
 
+@pytest.mark.slow
 def test_a_pair_that_leaves_voxels_unscaled_is_named(volumes):
     with pytest.raises(IntensityError, match="another pair than 1 and 1024 \\(csv\\)"):
         check_hu(volumes["qin_QIN-LSC-0028"], Rescale(1, 1024, "csv"))
 
 
+@pytest.mark.slow
 def test_inverted_voxels_are_judged_after_rescaling(volumes):
     check_hu(-volumes["ts_aorta_ct_cropped"], Rescale(-1, 0, "csv"))
 
 
+@pytest.mark.slow
 def test_memory_order_and_byte_order_do_not_matter(volumes):
     hu = volumes["ts_pulmonary_ct_cropped"]
     wanted = HuEvidence.measure(hu, HU)

@@ -18,7 +18,8 @@ from ctgpu.engines import Engine, open_engine
 from ctgpu.errors import GeometryError
 from ctgpu.spec import Spec
 from ctgpu.volume.on_scan import Geometry
-from stored import SPACING_MM, chest_as, rotated, save
+from stored import chest_as, rotated, save
+from support.phantoms import SPACING_MM
 
 #: Axes to the left, back and head: three unequal ones.
 SHAPE = (24, 30, 21)

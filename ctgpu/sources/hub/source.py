@@ -20,6 +20,7 @@ from ctgpu.sources.fetched import Fetched
 from ctgpu.sources.hub.client import DEFAULT_ENDPOINT, HubClient, NotFoundError
 from ctgpu.sources.hub.spool import SpoolPool
 from ctgpu.sources.hub.transfer import Patience
+from ctgpu.sources.strays import without_strays
 from ctgpu.volume.ref import VOLUME_SUFFIXES, SampleRef
 
 # The first contact fails sooner than the thousandth: nothing is lost yet, and someone is waiting.
@@ -139,7 +140,8 @@ class HubSource(Source):
                     refs |= self._refs_below(place, globs)
             if refs:
                 self.listed_split = split
-                return sorted(refs.values(), key=lambda ref: natural_key(ref.path))
+                kept = without_strays(self._repo_id, list(refs.values()), globs)
+                return sorted(kept, key=lambda ref: natural_key(ref.path))
         raise UsageError(
             f"{self._repo_id} has no volume of the split {split!r} at {self.commit[:12]}; wanted "
             f"{', '.join(VOLUME_SUFFIXES)} files below {' or '.join(looked_at)}, as "

@@ -1,0 +1,111 @@
+"""``ctgpu build``, and what its signals leave."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from built import read_samples, tar_bytes
+from support.command_line import SMALL, run, run_here
+
+
+@pytest.mark.slow
+def test_build_shows_what_it_did_and_exits_0(tmp_path: Path, source: Path) -> None:
+    result = run("build", "--output-dir", tmp_path / "out", "--source", source, *SMALL)
+    assert result.returncode == 0, result.stderr
+    assert "3 listed, 3 selected" in result.stderr
+    assert "Where the time went" in result.stdout
+    assert "bottleneck" in result.stdout
+    assert "num_samples: 3" in result.stdout
+    assert "Traceback" not in result.stderr
+    assert len(read_samples(tmp_path / "out")) == 3
+
+
+def test_json_log_lines_and_summary_can_be_parsed(tmp_path: Path, source: Path) -> None:
+    result = run_here(
+        *("build", "--output-dir", tmp_path, "--source", source, "--log-format", "json", *SMALL)
+    )
+    lines = [json.loads(line) for line in result.stderr.splitlines()]
+    events = [line.get("event") for line in lines]
+    assert events[:2] == ["Listing", "Planned"]
+    assert "ShardCommitted" in events
+    assert json.loads(result.stdout)["total_samples"] == 3
+
+
+def test_a_failed_sample_exits_1_and_says_how_to_retry(tmp_path: Path, source: Path) -> None:
+    copy = tmp_path / "source"
+    for path in source.rglob("*.*"):
+        target = copy / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes()[: 2000 if "valid_3" in path.name else None])
+    result = run_here("build", "--output-dir", tmp_path / "out", "--source", copy, *SMALL)
+    assert result.returncode == 1
+    assert "1 samples failed" in result.stdout
+    assert "valid_3_a_1" in result.stdout
+    assert "--retry-failed" in result.stdout
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["--source", "{source}", "--split", "test"], 2, "--split train or valid"),
+        (["--source", "{source}", "--device", "cuda:x"], 2, "--device is 'cuda:x'"),
+        (["--source", "{source}", "--memory-limit", "lots"], 2, "'lots' is not a size"),
+        (["--source", "{source}", "--shards", "7-3"], 2, "write A-B"),
+        (["--source", "/nonexistent"], 2, "is not a folder"),
+        ([], 3, "HF_HUB_OFFLINE"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_an_exit_code(
+    tmp_path: Path, source: Path, arguments: list[str], code: int, sentence: str
+) -> None:
+    filled = [argument.format(source=source) for argument in arguments]
+    device = [] if "--device" in filled else ["--device", "cpu"]
+    result = run_here("build", "--output-dir", tmp_path / "out", *device, *filled)
+    assert result.returncode == code
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("ctgpu: ")
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    result = run_here(
+        *("build", "--output-dir", tmp_path, "--source", "/nonexistent"),
+        *("--device", "cpu", "--debug"),
+    )
+    assert "Traceback" in result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_signal_leaves_a_folder_that_can_be_resumed(
+    tmp_path: Path, source: Path, number: signal.Signals, code: int
+) -> None:
+    command = [
+        *(sys.executable, "-m", "ctgpu.cli", "build", "--output-dir", str(tmp_path / "out")),
+        *("--source", str(source), "--device", "cpu", "--num-workers", "1"),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "out" / "shard-000000.journal"
+    while not (journal.exists() and journal.read_bytes().count(b"\n") > 1):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        time.sleep(0.002)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    assert "Go on with: ctgpu build" in errors
+    assert "Traceback" not in errors
+    resumed = run("build", "--output-dir", tmp_path / "out", "--device", "cpu")
+    assert resumed.returncode == 0
+    whole = run("build", "--output-dir", tmp_path / "whole", "--source", source, "--device", "cpu")
+    assert whole.returncode == 0
+    assert tar_bytes(tmp_path / "out") == tar_bytes(tmp_path / "whole")

@@ -1,0 +1,74 @@
+"""``ctgpu convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ctgpu.testing.ctrate import Volume
+from raw_tars import lay_out, raw_sample, samples, write_tar
+from support.command_line import run, run_here
+
+
+def convert_deleting(raw: Path, folder: Path) -> tuple[object, ...]:
+    """The words of a conversion that deletes its input."""
+    return (
+        *("convert", "--device", "cpu", "--delete-after"),
+        *("--input-pattern", raw, "--output-dir", folder),
+    )
+
+
+@pytest.mark.slow
+def test_the_command_converts_and_says_how_it_went(tmp_path: Path, real_ct: Path) -> None:
+    volume = Volume.read(real_ct / "ts_example_ct_sm.nii.gz")
+    sample = raw_sample("valid_1_a_1", volume.voxels, volume.spacing_mm, 0)
+    write_tar(tmp_path / "raw/shard-000000.tar", {"valid_1_a_1": sample})
+    for go in (run, run_here):  # the second finds nothing to do, and no input any more
+        result = go(*convert_deleting(tmp_path / "raw", tmp_path / "out"))
+        assert result.returncode == 0, result.stderr
+        assert list((tmp_path / "raw").iterdir()) == []
+        assert "1 samples in 1 shards" in result.stdout
+    manifest = (tmp_path / "out/manifest.json").read_bytes()
+    (tmp_path / "out/manifest.json").unlink()
+    result = run_here("manifest", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert "1 of 1 samples in 1 of 1 shards, 0 failed" in result.stdout
+    assert (tmp_path / "out/manifest.json").read_bytes() == manifest
+
+
+def test_the_command_names_what_it_keeps(tmp_path: Path) -> None:
+    content = samples(0)
+    content["scan_0"]["boxes"] = b"1 2 3"
+    raw = lay_out(tmp_path / "raw", content, samples(2))
+    arguments = convert_deleting(raw, tmp_path / "out")
+    result = run_here(*arguments)
+    assert result.returncode == 0, result.stderr
+    assert [path.name for path in raw.iterdir()] == ["shard-000000.tar"]
+    assert f"{raw / 'shard-000000.tar'} is kept" in result.stderr
+    assert "scan_0.boxes" in result.stderr
+    dry = run_here(*arguments, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert [path.name for path in raw.iterdir()] == ["shard-000000.tar"]
+
+
+def test_what_failed_is_said_with_the_command_that_tries_it_again(tmp_path: Path) -> None:
+    content = samples(0)
+    content["scan_1"]["cls"] = b"3"
+    raw = lay_out(tmp_path / "raw", content)
+    result = run_here(*convert_deleting(raw, tmp_path / "out"))
+    assert result.returncode == 1, result.stderr
+    assert "1 samples failed" in result.stdout
+    assert "scan_1" in result.stdout
+    assert "--retry-failed" in result.stdout
+    assert [path.name for path in raw.iterdir()] == ["shard-000000.tar"]
+
+
+def test_input_and_output_are_both_needed(tmp_path: Path) -> None:
+    for given, missing in (
+        ("--input-pattern", "--output-dir"),
+        ("--output-dir", "--input-pattern"),
+    ):
+        result = run_here("convert", given, tmp_path)
+        assert result.returncode == 2
+        assert f"Missing option '{missing}'" in result.stderr

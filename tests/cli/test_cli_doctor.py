@@ -1,0 +1,59 @@
+"""``ctgpu doctor``."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ctgpu.checking.doctor import Check, Report
+from ctgpu.cli.doctor import table_of
+from support.command_line import run, run_here
+
+
+def shown(report: Report) -> str:
+    text = io.StringIO()
+    Console(file=text, width=200).print(table_of(report))
+    return text.getvalue()
+
+
+def test_each_check_has_its_mark_and_the_device_its_reason() -> None:
+    checks = [
+        Check("disk", "ok", "100 GB free"),
+        Check("CuPy", "missing", "not installed"),
+        Check("Hub", "failed", "says \x1b[2J [bold]no"),
+    ]
+    lines = [line.split() for line in shown(Report(checks, "cpu", "as asked")).splitlines()]
+    assert [line[:2] for line in lines] == [
+        ["ok", "disk"],
+        ["--", "CuPy"],
+        ["no", "Hub"],
+        ["ok", "chosen"],
+    ]
+    # Nothing of it is obeyed, by the terminal or by rich.
+    assert lines[2][-2:] == [r"\x1b[2J", "[bold]no"]
+    assert "no device works: none has been found" in shown(Report([], None, "none has been found"))
+
+
+@pytest.mark.slow
+def test_its_json_says_the_same(tmp_path: Path) -> None:
+    arguments = ("doctor", "--device", "cpu", "--output-dir", tmp_path)
+    told = run_here(*arguments, "--json")
+    assert (told.returncode, told.stderr) == (0, "")
+    facts = json.loads(told.stdout)
+    assert facts["device"] == "cpu"
+    table = run(*arguments)
+    assert (table.returncode, table.stderr) == (0, "")
+    assert "chosen device  --device cpu: as asked" in table.stdout
+    names = {check["name"] for check in facts["checks"]}
+    assert {"CPU engine", "disk"} <= names
+    assert all(name in table.stdout for name in names)
+
+
+def test_a_device_that_there_is_not_is_said_and_ends_with_3(tmp_path: Path) -> None:
+    result = run_here("doctor", "--device", "cuda:99", "--output-dir", tmp_path)
+    assert result.returncode == 3
+    assert "no device works" in result.stdout

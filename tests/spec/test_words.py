@@ -1,0 +1,22 @@
+"""A contract in one line."""
+
+from __future__ import annotations
+
+from ctgpu.spec import Spec
+from ctgpu.spec.words import in_words
+
+
+def test_specs_of_every_kind_have_words() -> None:
+    for spec, words in (
+        (Spec(dtype="int16"), "; HU; int16"),
+        (Spec(normalise="zscore"), "; z-score within -1000 to 1000 HU; "),
+        (Spec(hu_window=None, normalise="zscore"), "; z-score; "),
+        (
+            Spec(hu_window=None, normalise="percentiles", percentiles=(1, 99)),
+            "; percentiles 1 to 99 → -1 to 1; ",
+        ),
+        (Spec(fit="contain"), "; fitted into 480 × 480 × 240; "),
+        (Spec(crop="foreground"), "; the box above -500 HU; "),
+        (Spec(crop="body"), "; the patient's box; "),
+    ):
+        assert words in f"; {in_words(spec)}"
