@@ -37,8 +37,7 @@ def _source(one: Preset) -> str:
 
 
 def _differences(one: Preset) -> str:
-    distance = "" if one.mean_hu is None else f" **{one.distance}.**"
-    return f"{one.differs}{distance}"
+    return f"{one.differs} **{one.distance[0].upper()}{one.distance[1:]}.**".lstrip()
 
 
 def with_table(page: str) -> str:

@@ -37,6 +37,11 @@ class Preset:
     mean_hu, most_hu : float or None
         How far its voxels are from these on real CT, at most: on average, and 99.9 % of them.
         None where they are the same but for the last digit.
+    precision_hu : float or None
+        How far its voxels are from these at most, before the output type rounds them, where it
+        does the same in another precision.
+    step_share : float
+        Share of the voxels that may be a step of the output type apart where nothing else differs.
     """
 
     title: str
@@ -47,6 +52,8 @@ class Preset:
     differs: str = ""
     mean_hu: float | None = None
     most_hu: float | None = None
+    precision_hu: float | None = None
+    step_share: float = 0.001
 
     @property
     def sources(self) -> dict[str, str]:
@@ -56,11 +63,14 @@ class Preset:
     @property
     def distance(self) -> str:
         """How far the project's voxels are from these, in words."""
-        if self.mean_hu is None or self.most_hu is None:
-            return "nowhere by more than the last digit"
-        return (
-            f"at most {self.mean_hu:g} HU on average, and {self.most_hu:g} HU in 99.9 % of voxels"
-        )
+        if self.mean_hu is not None and self.most_hu is not None:
+            return (
+                f"at most {self.mean_hu:g} HU on average, and {self.most_hu:g} HU in 99.9 % of "
+                "voxels"
+            )
+        if self.precision_hu is not None:
+            return f"at most {self.precision_hu:g} HU before the output type rounds"
+        return f"one step of the output type in at most {100 * self.step_share:g} % of voxels"
 
     def _address(self, path: str, lines: str) -> str:
         if not self.repository.startswith("https://github.com/"):

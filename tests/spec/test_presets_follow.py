@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 SAME = [name for name, one in presets().items() if one.mean_hu is None]
 OTHER = [name for name in PIPELINES if name not in SAME]
 #: These interpolate in float64.
-IN_FLOAT64 = ["ct-rate", "ct-rate-dhw", "ct-clip-train", "ct-chat"]
+IN_FLOAT64 = [name for name, one in presets().items() if one.precision_hu is not None]
 #: This one takes the axes as they are stored, and is meant for LPS.
 AS_STORED = ["hlip"]
 #: These crop to what is above the least voxel, which is all of a scan without a margin.
@@ -66,7 +66,7 @@ def made(path: Path, spec: Spec, device: str = "cpu") -> npt.NDArray[Any]:
 
 
 def hold(mine: npt.NDArray[Any], theirs: npt.NDArray[Any], share: float = 1e-3) -> None:
-    """At most a step of the type, or 2.4e-7, and that in one voxel of a thousand."""
+    """At most a step of the type, or 2.4e-7, and that in a share of the voxels."""
     assert mine.shape == theirs.shape
     rounded = theirs.astype(np.float16)
     apart = np.abs(mine.astype(np.float32) - rounded.astype(np.float32))
@@ -75,23 +75,19 @@ def hold(mine: npt.NDArray[Any], theirs: npt.NDArray[Any], share: float = 1e-3) 
 
 
 def follow(
-    name: str,
-    path: Path,
-    shape: tuple[int, int, int],
-    devices: tuple[str, ...] = ("cpu",),
-    share: float = 1e-3,
+    name: str, path: Path, shape: tuple[int, int, int], devices: tuple[str, ...] = ("cpu",)
 ) -> None:
-    spec = Spec.preset(name, shape_hwd=shape)
+    spec, stated = Spec.preset(name, shape_hwd=shape), presets()[name]
     theirs = PIPELINES[name](path, shape)
     in_float32 = theirs
-    if name in IN_FLOAT64:
+    if stated.precision_hu is not None:
         in_float32 = PIPELINES[name](path, shape, precision=np.float32)
     for device in devices:
         mine = made(path, spec, device)
-        hold(mine, in_float32, share)
-        if name in IN_FLOAT64:  # half a step of float16, and 0.05 HU
+        hold(mine, in_float32, stated.step_share)
+        if stated.precision_hu is not None:  # and half a step of float16
             apart = np.abs(mine.astype(np.float64) - theirs)
-            assert apart.max() <= 2**-12 + 0.05 / 1000
+            assert apart.max() <= 2**-12 + stated.precision_hu * spec.scale_offset[0]
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["cropped", "padded"])
@@ -114,9 +110,7 @@ def test_a_phantom_becomes_what_the_project_makes_of_it(
 def test_real_ct_becomes_what_the_project_makes_of_it(real_ct: Path, name: str, scan: str) -> None:
     if name in AS_STORED and scan.startswith("ts_example"):
         pytest.skip("is stored as RAS")
-    # MAISI maps HU to 0 ... 1 first and interpolates that, so that other sums are rounded.
-    share = 4e-3 if name == "maisi" else 1e-3
-    follow(name, real_ct / f"{scan}.nii.gz", (100, 140, 60), share=share)
+    follow(name, real_ct / f"{scan}.nii.gz", (100, 140, 60))
 
 
 @pytest.mark.slow
@@ -129,8 +123,7 @@ def test_real_ct_at_rad_chestcts_spacing(tmp_path: Path, real_ct: Path) -> None:
 
 @pytest.mark.slow
 def test_a_whole_chest_at_full_size(real_ct: Path) -> None:
-    # MONAI places voxels in float64: over 512 of them that shows in one more of a thousand.
-    follow("merlin", real_ct / "qin_QIN-LSC-0028.nii.gz", (224, 224, 160), share=2e-3)
+    follow("merlin", real_ct / "qin_QIN-LSC-0028.nii.gz", (224, 224, 160))
 
 
 # ---- where a project does something else --------------------------------------------------------
