@@ -16,6 +16,7 @@ from ctgpu.spec import PRESETS, Spec
 
 if TYPE_CHECKING:
     from ctgpu.api import preprocess
+    from ctgpu.api_batch import PreprocessedBatch, preprocess_batch
     from ctgpu.building.builder import build
     from ctgpu.building.convert import convert_tars
     from ctgpu.building.estimate import estimate_build
@@ -30,6 +31,7 @@ __all__ = [
     "BuildReport",
     "CtgpuError",
     "Geometry",
+    "PreprocessedBatch",
     "RelabelReport",
     "Spec",
     "__version__",
@@ -39,6 +41,7 @@ __all__ = [
     "estimate_build",
     "inspect_samples",
     "preprocess",
+    "preprocess_batch",
     "relabel",
     "save_on_scan",
 ]
@@ -48,6 +51,8 @@ _LAZY = {
     "Geometry": "ctgpu.volume.on_scan",
     "save_on_scan": "ctgpu.volume.on_scan",
     "preprocess": "ctgpu.api",
+    "PreprocessedBatch": "ctgpu.api_batch",
+    "preprocess_batch": "ctgpu.api_batch",
     "BuildReport": "ctgpu.building.report",
     "build": "ctgpu.building.builder",
     "compare_samples": "ctgpu.checking.compare",

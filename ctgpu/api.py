@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -18,14 +20,14 @@ from ctgpu.engines import Engine, Job, open_engine
 from ctgpu.errors import DeviceError, UsageError
 from ctgpu.installation import install_command
 from ctgpu.machine import usable_cores
-from ctgpu.spec import CT_RATE, SPEC_WANTED, Intensity, Spec
+from ctgpu.spec import CT_RATE, SPEC_WANTED, Dtype, Intensity, Spec
 from ctgpu.volume.arrays import output_of, spacing_of, voxels_of
 from ctgpu.volume.crop import require_croppable
 from ctgpu.volume.intensity import HuGuard
 from ctgpu.volume.on_scan import Geometry
 from ctgpu.volume.orientation import DEFAULT_MAX_TILT_DEGREES, Axes, AxisRules
 from ctgpu.volume.prepare import PreparedVolume, prepare_volume
-from ctgpu.volume.raw import RawVolume
+from ctgpu.volume.raw import RawVolume, Spacing
 from ctgpu.volume.stored import numpy_dtype, tensor_of
 
 if TYPE_CHECKING:
@@ -112,45 +114,25 @@ def preprocess(
     ------
     UsageError, DeviceError, DecodeError, GeometryError, IntensityError
     """
-    rules = AxisRules(axes, plain(max_tilt_degrees), assume_orientation)
-    for name, word, words in (
-        ("hu_guard", hu_guard, HuGuard),
-        ("intensity", intensity, Intensity),
-        ("output", output, Output),
-    ):
-        require_choice(name, word, get_args(words))
-    require_kind("spec", spec, Spec, SPEC_WANTED, optional=False)
-    require_croppable(spec)
-    require_whole_number("threads", threads, most=MOST_WORKERS)
-    if output == "torch":
-        _require_torch()
+    taking = Taking.of(spec, intensity, axes, max_tilt_degrees, assume_orientation, hu_guard)
+    require_face(output, threads)
     made = None if out is None else output_of(out, spec.stored_shape, spec.dtype)
     stated_mm = None if spacing_mm is None else spacing_of(spacing_mm)
     with contextlib.ExitStack() as stack:
         engine = device if isinstance(device, Engine) else open_engine(device)
         if engine is not device:
             stack.callback(engine.close)
-        on_device = _on_device(engine, output, made)
-        raw = _open(path_or_array)
+        on_device = engine_on_device(engine, output)
+        if on_device is not None and made is not None:
+            raise UsageError(
+                f"out is memory of the host, and output={output!r} stays on the GPU of "
+                f"{engine.name}; leave out away, or use output='numpy'"
+            )
+        raw = open_volume(path_or_array, BufferPool())
         stack.callback(raw.release)
         if made is not None and np.may_share_memory(raw.voxels, made):
             raise UsageError("out lies in the memory of the volume; give it memory of its own")
-        spacing = stated_mm or raw.spacing_mm
-        if spacing is None:
-            raise UsageError(
-                "the volume states no spacing; pass spacing_mm=(H, W, D) in millimetres"
-            )
-        prepared = prepare_volume(
-            raw,
-            spec=spec,
-            spacing_mm=spacing,
-            spacing_source="argument" if stated_mm else "header",
-            intensity=spec.intensity if intensity == "auto" else intensity,
-            rules=rules,
-            hu_guard=hu_guard,
-        )
-        if prepared.hu_finding is not None:
-            log.warning("the volume was taken as HU, and %s", prepared.hu_finding)
+        prepared = taking.prepare(raw, stated_mm)
         geometry = Geometry.of(prepared)
         if on_device is not None:
             result = _run_on_device(on_device, prepared, output)
@@ -159,16 +141,102 @@ def preprocess(
     return (result, geometry) if return_geometry else result
 
 
-def _open(path_or_array: str | PathLike[str] | npt.ArrayLike) -> RawVolume:
+@dataclass(frozen=True, slots=True)
+class Taking:
+    """How volumes are taken, and what they become."""
+
+    spec: Spec
+    intensity: Intensity
+    rules: AxisRules
+    hu_guard: HuGuard
+
+    @classmethod
+    def of(
+        cls,
+        spec: Spec,
+        intensity: Intensity,
+        axes: Axes,
+        max_tilt_degrees: float,
+        assume_orientation: str | None,
+        hu_guard: HuGuard,
+    ) -> Taking:
+        """Of the arguments of :func:`preprocess`.
+
+        Raises
+        ------
+        UsageError
+            If one is outside its domain.
+        EnvironmentFailure
+            If a library that the spec needs is missing.
+        """
+        rules = AxisRules(axes, plain(max_tilt_degrees), assume_orientation)
+        require_choice("hu_guard", hu_guard, get_args(HuGuard))
+        require_choice("intensity", intensity, get_args(Intensity))
+        require_kind("spec", spec, Spec, SPEC_WANTED, optional=False)
+        require_croppable(spec)
+        return cls(spec, spec.intensity if intensity == "auto" else intensity, rules, hu_guard)
+
+    def prepare(self, raw: RawVolume, spacing_mm: Spacing | None) -> PreparedVolume:
+        """Everything decided that an engine needs; a finding of the guard is in the log.
+
+        Parameters
+        ----------
+        raw : RawVolume
+        spacing_mm : tuple of float or None
+            The caller's, which counts before the file's.
+
+        Raises
+        ------
+        UsageError
+            If neither states a spacing.
+        GeometryError, IntensityError
+        """
+        spacing = spacing_mm or raw.spacing_mm
+        if spacing is None:
+            raise UsageError(
+                "the volume states no spacing; pass spacing_mm=(H, W, D) in millimetres"
+            )
+        prepared = prepare_volume(
+            raw,
+            spec=self.spec,
+            spacing_mm=spacing,
+            spacing_source="argument" if spacing_mm else "header",
+            intensity=self.intensity,
+            rules=self.rules,
+            hu_guard=self.hu_guard,
+        )
+        if prepared.hu_finding is not None:
+            log.warning("the volume was taken as HU, and %s", prepared.hu_finding)
+        return prepared
+
+
+def open_volume(path_or_array: str | PathLike[str] | npt.ArrayLike, pool: BufferPool) -> RawVolume:
+    """A volume in memory of `pool` where it is a file; an array stays where it is.
+
+    Raises
+    ------
+    UsageError, DecodeError, FetchError
+        If it is none, or cannot be read.
+    """
     if not isinstance(path_or_array, str | bytes | PathLike):
         return RawVolume(voxels_of(path_or_array))
     from ctgpu.sources.fetched import fetch_file
 
-    pool = BufferPool()
     return fetch_file(Path(os.fsdecode(path_or_array)), pool.acquire).decode(pool)
 
 
-def _require_torch() -> None:
+def require_face(output: Output, threads: int | None) -> None:
+    """Refuse what no call takes, before anything is read.
+
+    Raises
+    ------
+    UsageError, DeviceError
+        If an argument is outside its domain, or torch is missing.
+    """
+    require_choice("output", output, get_args(Output))
+    require_whole_number("threads", threads, most=MOST_WORKERS)
+    if output != "torch":
+        return
     try:
         import torch  # noqa: F401
     except ImportError as error:
@@ -178,31 +246,26 @@ def _require_torch() -> None:
         ) from error
 
 
-def _on_device(engine: Engine, output: Output, out: npt.NDArray[Any] | None) -> CudaEngine | None:
+def engine_on_device(engine: Engine, output: Output) -> CudaEngine | None:
     """The engine, where its result is to stay on a GPU.
 
     Raises
     ------
     UsageError
-        If it cannot, or `out` is not there.
+        If it cannot.
     """
     if output == "numpy":
         return None
     from ctgpu.engines.cuda import CudaEngine
 
-    if not isinstance(engine, CudaEngine):
-        if output == "cupy":
-            raise UsageError(
-                f"output='cupy' needs a CUDA device and the engine is {engine.name}; "
-                "use output='numpy' or 'torch'"
-            )
-        return None
-    if out is not None:
+    if isinstance(engine, CudaEngine):
+        return engine
+    if output == "cupy":
         raise UsageError(
-            f"out is memory of the host, and output={output!r} stays on the GPU of {engine.name}; "
-            "leave out away, or use output='numpy'"
+            f"output='cupy' needs a CUDA device and the engine is {engine.name}; "
+            "use output='numpy' or 'torch'"
         )
-    return engine
+    return None
 
 
 def _run(
@@ -226,11 +289,21 @@ def _run_on_device(engine: CudaEngine, prepared: PreparedVolume, output: Output)
     dtype = prepared.plan.spec.dtype
     nowhere = np.empty((0, 0, 0), numpy_dtype(dtype))
     job = Job(prepared.voxels, prepared.rescale, prepared.plan, nowhere)
+    return left_on_device(engine, [job], dtype, output)[0]
+
+
+def left_on_device(
+    engine: CudaEngine, jobs: Sequence[Job], dtype: Dtype, output: Output, **options: Any
+) -> Any:
+    """Volumes as one array of the framework, on its current stream.
+
+    `options` are those of :meth:`ctgpu.engines.cuda.CudaEngine.batch_on_device`.
+    """
     if output == "cupy":
-        return engine.preprocess_on_device(job)
+        return engine.batch_on_device(jobs, **options)
     import torch
 
     with torch.cuda.device(engine.ordinals[0]):
-        made = engine.preprocess_on_device(job, torch.cuda.current_stream().cuda_stream)
-        volume = torch.utils.dlpack.from_dlpack(made)
-        return volume.view(torch.bfloat16) if dtype == "bfloat16" else volume
+        stream = torch.cuda.current_stream().cuda_stream
+        made = torch.utils.dlpack.from_dlpack(engine.batch_on_device(jobs, stream, **options))
+        return made.view(torch.bfloat16) if dtype == "bfloat16" else made

@@ -51,8 +51,9 @@ def test_public_names_are_there() -> None:
 OF_MONAI = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 #: What stays from version to version, by module.
 PUBLIC = {
-    "ctgpu": "PRESETS BuildReport CtgpuError Geometry RelabelReport Spec __version__ build "
-    "compare_samples convert_tars estimate_build inspect_samples preprocess relabel save_on_scan",
+    "ctgpu": "PRESETS BuildReport CtgpuError Geometry PreprocessedBatch RelabelReport Spec "
+    "__version__ build compare_samples convert_tars estimate_build inspect_samples preprocess "
+    "preprocess_batch relabel save_on_scan",
     "ctgpu.loading": "WINDOWS VolumeDataset VolumeLoader make_loader",
     "ctgpu.loading.webdataset": "decoder",
     "ctgpu.loading.dali": "pipeline",
@@ -85,6 +86,8 @@ PARAMETERS = {
     "ctgpu.inspect_samples": "where num_samples",
     "ctgpu.preprocess": "path_or_array spacing_mm spec device intensity threads out output "
     "return_geometry axes max_tilt_degrees hu_guard assume_orientation",
+    "ctgpu.preprocess_batch": "volumes spec spacing_mm device output out on_error intensity "
+    "threads axes max_tilt_degrees hu_guard assume_orientation",
     "ctgpu.relabel": "output_dir source token endpoint looked_at",
     "ctgpu.save_on_scan": "array geometry path order layout outside",
     "ctgpu.loading.VolumeDataset": "dir_or_pattern verify",

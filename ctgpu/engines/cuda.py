@@ -6,20 +6,14 @@ Nothing here imports CuPy before an engine is opened.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 import queue
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
-from ctgpu.buffers import Bytes, allocate_pages, allocate_pinned
+from ctgpu.buffers import Buffer, Bytes, allocate_pages, allocate_pinned
 from ctgpu.engines.base import Engine, Job
 from ctgpu.engines.batch import (
-    THREADS,
-    VOLUME,
     KernelKey,
     Piece,
     Placed,
@@ -33,7 +27,6 @@ from ctgpu.engines.batch import (
 )
 from ctgpu.engines.cupy_runtime import (
     LentStream,
-    compiling,
     count_devices,
     import_cupy,
     on_device,
@@ -42,8 +35,11 @@ from ctgpu.engines.cupy_runtime import (
     wait_for,
 )
 from ctgpu.engines.headers import Headers
-from ctgpu.engines.nvrtc import KERNEL_NAME, kernel_options, kernel_source
+from ctgpu.engines.nvrtc import Kernels
+from ctgpu.engines.on_device import adopt, device_of, output_on_device, queue_jobs
+from ctgpu.engines.staging import Staging
 from ctgpu.errors import DeviceError
+from ctgpu.spec import Dtype
 from ctgpu.volume.stored import numpy_dtype
 
 log = logging.getLogger(__name__)
@@ -53,7 +49,6 @@ _LANES_PER_DEVICE = 3
 # The rest is left to contexts, kernels and others on the GPU.
 _SHARE_OF_FREE_MEMORY = 0.8
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
-_DLPACK_CUDA = 2
 _REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 # What nearly every build needs: int16 as NIfTI stores it, HU, to HWD.
 _USUAL_KERNEL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
@@ -81,6 +76,8 @@ class CudaEngine(Engine):
         The GPUs in use.
     kernels : Kernels
         What is compiled for them.
+    staging : Staging
+        Pinned memory for voxels of :meth:`batch_on_device`.
 
     Raises
     ------
@@ -103,6 +100,7 @@ class CudaEngine(Engine):
                 raise DeviceError(f"there is no cuda:{ordinal}; this process can see {there}")
         self.kernels = Kernels(self._cupy)
         self._headers = Headers(self._cupy, self.allocate)
+        self.staging = Staging(self._cupy, self.allocate)
         self._failure: str | None = None
         self._closed = False
         self._lanes: queue.SimpleQueue[_Lane] = queue.SimpleQueue()
@@ -135,12 +133,9 @@ class CudaEngine(Engine):
         Parameters
         ----------
         job : Job
-            Its `voxels` may also be a CuPy array or, by DLPack, any CUDA array such as a torch
-            tensor, which is read where it lies.  Its `out` is not used.
+            As :meth:`batch_on_device` takes them.
         stream : int, optional
-            ``cudaStream_t`` to work on, such as ``torch.cuda.current_stream().cuda_stream``; it
-            belongs to the device of `voxels`, or for voxels on the host to the engine's first.
-            CuPy's current stream by default.
+            Likewise.
 
         Returns
         -------
@@ -154,9 +149,54 @@ class CudaEngine(Engine):
         DeviceError
             If the device fails or its memory does not suffice.
         """
+        return self.batch_on_device([job], stream)[0]
+
+    def batch_on_device(
+        self,
+        jobs: Sequence[Job],
+        stream: int | None = None,
+        *,
+        out: Any = None,
+        lent: Sequence[Buffer] | None = None,
+    ) -> Any:
+        """Make volumes of one spec, and leave them on one GPU as one array.
+
+        Volumes that one kernel serves are one launch.
+
+        Parameters
+        ----------
+        jobs : sequence of Job
+            One at least.  Their `voxels` may also be CuPy arrays or, by DLPack, any CUDA arrays
+            such as torch tensors, which are read where they lie; all on one device.  Their `out` is
+            not used.
+        stream : int, optional
+            ``cudaStream_t`` to work on, such as ``torch.cuda.current_stream().cuda_stream``; it
+            belongs to the device of the voxels, or where all are on the host to the engine's first,
+            as `out` does.  CuPy's current stream by default.
+        out : cupy.ndarray or CUDA array, optional
+            C-contiguous, shape (B, *stored_shape), of the type of the result, to write into.
+        lent : sequence of Buffer, optional
+            All memory that voxels on the host lie in, of :attr:`staging`: taken back once the
+            device has read it, and not waited for.  Without it this waits until host memory is no
+            longer read.
+
+        Returns
+        -------
+        cupy.ndarray
+            Shape (B, *stored_shape); else as :meth:`preprocess_on_device`.
+
+        Raises
+        ------
+        UsageError
+            If `out` is something else.
+        DeviceError
+            If the device fails or its memory does not suffice.
+        """
         cupy = self._cupy
-        there = self._device_of(job.voxels)
-        ordinal = self.ordinals[0] if there is None else there
+        there = [device_of(cupy, job.voxels) for job in jobs]
+        ordinal = next((one for one in there if one is not None), self.ordinals[0])
+        spec = jobs[0].plan.spec
+        shape = (len(jobs), *spec.stored_shape)
         with self._device_errors(), on_device(cupy, ordinal):
             work_on = (
                 cupy.cuda.get_current_stream()
@@ -164,22 +204,38 @@ class CudaEngine(Engine):
                 else cupy.cuda.Stream.from_external(LentStream(stream))
             )
             with work_on:
-                voxels = job.voxels
-                if there is not None and not isinstance(voxels, cupy.ndarray):
-                    # Their lender has CuPy's current stream wait for what they still write.
-                    voxels = cupy.from_dlpack(voxels)
+                if out is not None:
+                    out = output_on_device(cupy, out, shape, spec.dtype, ordinal)
                 try:
-                    result = self._queue(
-                        Job(voxels, job.rescale, job.plan, job.out), ordinal, work_on
-                    )
+                    result = cupy.empty(shape, numpy_dtype(spec.dtype)) if out is None else out
+                    adopted = [
+                        Job(adopt(cupy, job.voxels), job.rescale, job.plan, result[row])
+                        for row, job in enumerate(jobs)
+                    ]
+                    held = queue_jobs(cupy, adopted, self.kernels, self._headers, ordinal, work_on)
                 except cupy.cuda.memory.OutOfMemoryError as error:
+                    wait_for(cupy, work_on)  # some of it may be under way
+                    count = f"{len(jobs)} volumes, the first" if len(jobs) > 1 else "a volume"
                     raise DeviceError(
-                        f"cuda:{ordinal} has no memory for a volume of shape "
-                        f"{job.plan.source_shape}: free GPU memory, or use device='cpu'"
+                        f"cuda:{ordinal} has no memory for {count} of shape "
+                        f"{jobs[0].plan.source_shape}: free GPU memory, or use device='cpu'"
                     ) from error
-                if there is None:
+                if lent is not None:
+                    self.staging.release_after(work_on, lent, held)
+                elif held:
                     wait_for(cupy, work_on)  # the caller may change its host memory now
                 return result
+
+    def require_output(self, out: Any, shape: tuple[int, ...], dtype: Dtype) -> None:
+        """Refuse what :meth:`batch_on_device` cannot write to, before anything is read.
+
+        Raises
+        ------
+        UsageError
+            Naming what is wanted.
+        """
+        with on_device(self._cupy, self.ordinals[0]):
+            output_on_device(self._cupy, out, shape, dtype, self.ordinals[0])
 
     def allocate(self, size_bytes: int) -> Bytes:
         """Page-aligned pinned host memory, which the device copies from and to by itself."""
@@ -231,6 +287,7 @@ class CudaEngine(Engine):
             for _ in range(self.concurrency):  # waits for those at work
                 self._lanes.get().close()
             self._headers.close()
+            self.staging.close()
 
     def _open(self, ordinal: int, limit_bytes: int | None) -> int:
         """Bytes of this device to use; also proves that it runs what NVRTC compiles."""
@@ -263,68 +320,6 @@ class CudaEngine(Engine):
                 "command again, with another --device if the GPU does not come back"
             )
             raise DeviceError(self._failure) from error
-
-    def _device_of(self, voxels: Any) -> int | None:
-        """The device that a CUDA array of any framework lies on; None for the host."""
-        if isinstance(voxels, self._cupy.ndarray):
-            return int(voxels.device.id)
-        where = getattr(voxels, "__dlpack_device__", None)
-        kind, ordinal = (None, 0) if where is None else where()
-        return int(ordinal) if kind == _DLPACK_CUDA else None
-
-    def _queue(self, job: Job, ordinal: int, stream: Any) -> Any:
-        cupy = self._cupy
-        spec = job.plan.spec
-        result = cupy.empty(spec.stored_shape, numpy_dtype(spec.dtype))
-        # One piece, unless the source has more voxels than the kernel can count.
-        for piece in itertools.chain.from_iterable(plan_batches([job], 1 << 62)):
-            voxels = readable(piece.voxels) if piece.voxels.size else piece.voxels
-            source_address = 0
-            if isinstance(voxels, cupy.ndarray):
-                source_address = address_of(voxels)
-            elif voxels.size:
-                span = Span.of(voxels)
-                uploaded = cupy.empty(span.size_bytes, np.uint8)
-                source_address = uploaded.data.ptr + span.origin_bytes
-                upload(cupy, uploaded.data.ptr, span.address, span.size_bytes, stream.ptr)
-            out = result if piece.is_whole else cupy.empty(piece.out_shape, piece.out_dtype)
-            device_header = cupy.empty(header_bytes([piece]), np.uint8)
-            placed = Placed(piece, voxels, source_address, out.data.ptr)
-            header, launches = pack([placed], device_header.data.ptr)
-            self._headers.upload(header, device_header.data.ptr, stream)
-            self.kernels.launch(ordinal, launches, device_header.data.ptr)
-            if not piece.is_whole:
-                slab = slice(piece.d_first, piece.d_first + piece.axes[2].n_out)
-                result[(..., slab) if spec.layout == "HWD" else slab] = out
-        return result
-
-
-class Kernels:
-    """Compiled kernels, by device and kind."""
-
-    def __init__(self, cupy: Any) -> None:
-        self._cupy = cupy
-        self._lock = threading.Lock()
-        self._compiled: dict[tuple[int, KernelKey], Any] = {}
-
-    def get(self, ordinal: int, key: KernelKey) -> Any:
-        """The kernel, compiled or taken from CuPy's disk cache on first use."""
-        with self._lock:
-            kernel = self._compiled.get((ordinal, key))
-            if kernel is None:
-                with compiling(self._cupy):
-                    module = self._cupy.RawModule(
-                        code=kernel_source(), options=kernel_options(key), backend="nvrtc"
-                    )
-                    kernel = self._compiled[ordinal, key] = module.get_function(KERNEL_NAME)
-            return kernel
-
-    def launch(self, ordinal: int, launches: Sequence[Any], header_address: int) -> None:
-        """Queue the launches of a batch on the current stream."""
-        for launch in launches:
-            volumes = header_address + launch.first * VOLUME.itemsize
-            kernel = self.get(ordinal, launch.key)
-            kernel((launch.blocks,), (THREADS,), (np.uint64(volumes), np.int32(launch.count)))
 
 
 class _Lane:

@@ -227,3 +227,17 @@ def wait_for(cupy: Any, stream: Any) -> None:
     done = sleeping_event(cupy)
     done.record(stream)
     done.synchronize()
+
+
+def forget(cupy: Any, queued: list[tuple[Any, Any]], process: int) -> None:
+    """Let go of things that a device may still read, each with the event behind that, once it has.
+
+    In a child that `process` forked nothing is waited for: it has neither the device nor the
+    memory.
+    """
+    if os.getpid() == process:
+        for _, passed in queued:
+            # A lost device reads nothing.
+            with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
+                passed.synchronize()
+    queued.clear()

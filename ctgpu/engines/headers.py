@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import threading
@@ -12,7 +11,7 @@ from typing import Any
 
 from ctgpu.buffers import Bytes
 from ctgpu.engines.batch import address_of
-from ctgpu.engines.cupy_runtime import sleeping_event, upload
+from ctgpu.engines.cupy_runtime import forget, sleeping_event, upload
 
 
 class Headers:
@@ -33,7 +32,7 @@ class Headers:
         self._allocate = allocate
         self._lock = threading.Lock()
         self._queued: list[_Queued] = []
-        self._give_back = functools.partial(_give_back, cupy, self._queued, os.getpid())
+        self._give_back = functools.partial(forget, cupy, self._queued, os.getpid())
         # Also where close() is never called: memory that is given back must not be read any more.
         weakref.finalize(self, self._give_back)
 
@@ -75,12 +74,3 @@ class Headers:
 
 #: Memory, and the event behind the copy from it.
 _Queued = tuple[Bytes, Any]
-
-
-def _give_back(cupy: Any, queued: list[_Queued], process: int) -> None:
-    if os.getpid() == process:  # a forked child has neither the device nor the memory
-        for _, copied in queued:
-            # A lost device reads nothing.
-            with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):
-                copied.synchronize()
-    queued.clear()

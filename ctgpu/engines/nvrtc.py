@@ -1,12 +1,18 @@
-"""The CUDA sources: where they are, and with which options they are compiled."""
+"""The CUDA sources: where they are, with which options they are compiled, and what came of it."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ctgpu.engines.batch import KernelKey
+import numpy as np
+
+from ctgpu.engines.batch import THREADS, VOLUME, KernelKey, Launch
+from ctgpu.engines.cupy_runtime import compiling
 from ctgpu.errors import DeviceError
 
 KERNEL_NAME = "ctgpu_preprocess"
@@ -59,3 +65,31 @@ def kernel_options(key: KernelKey) -> tuple[str, ...]:
         f"-DCTGPU_SOURCES=0x{_hash_of_sources()}",
         *key.defines,
     )
+
+
+class Kernels:
+    """Compiled kernels, by device and kind."""
+
+    def __init__(self, cupy: Any) -> None:
+        self._cupy = cupy
+        self._lock = threading.Lock()
+        self._compiled: dict[tuple[int, KernelKey], Any] = {}
+
+    def get(self, ordinal: int, key: KernelKey) -> Any:
+        """The kernel, compiled or taken from CuPy's disk cache on first use."""
+        with self._lock:
+            kernel = self._compiled.get((ordinal, key))
+            if kernel is None:
+                with compiling(self._cupy):
+                    module = self._cupy.RawModule(
+                        code=kernel_source(), options=kernel_options(key), backend="nvrtc"
+                    )
+                    kernel = self._compiled[ordinal, key] = module.get_function(KERNEL_NAME)
+            return kernel
+
+    def launch(self, ordinal: int, launches: Sequence[Launch], header_address: int) -> None:
+        """Queue the launches of a batch on the current stream."""
+        for launch in launches:
+            volumes = header_address + launch.first * VOLUME.itemsize
+            kernel = self.get(ordinal, launch.key)
+            kernel((launch.blocks,), (THREADS,), (np.uint64(volumes), np.int32(launch.count)))

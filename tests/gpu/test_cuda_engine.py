@@ -235,6 +235,19 @@ def test_the_result_stays_on_the_device(cuda: CudaEngine, cpu: Engine, spec: Spe
     assert_bits(cupy.asnumpy(cuda.preprocess_on_device(strided)), host_view, cpu)
 
 
+def test_a_batch_stays_on_the_device(cuda: CudaEngine, cpu: Engine) -> None:
+    """What is queued reads the copies, so that the caller's arrays can change at once."""
+    cupy = pytest.importorskip("cupy")
+    made = [job(random_voxels(n, (70, 66, 50), "<i2", "DWH"), SMALL_DHW) for n in range(2)]
+    stream = cupy.cuda.Stream(non_blocking=True)
+    staged, lent = zip(*(cuda.staging.copy_of(one.voxels) for one in made), strict=True)
+    jobs = [Job(v, j.rescale, j.plan, j.out) for v, j in zip(staged, made, strict=True)]
+    result = cuda.batch_on_device(jobs, stream.ptr, lent=lent)
+    stream.synchronize()
+    for row, one in zip(cupy.asnumpy(result), made, strict=True):
+        assert_bits(row, one, cpu)
+
+
 @pytest.mark.gpu
 def test_beside_torch_on_its_stream(cuda: CudaEngine, cpu: Engine) -> None:
     torch = pytest.importorskip("torch")
