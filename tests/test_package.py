@@ -82,7 +82,8 @@ PARAMETERS = {
     "retry_failed delete_after dry_run watch",
     "ctgpu.estimate_build": "output_dir split source repo_id revision spec device num_workers "
     "memory_limit_bytes samples_per_shard limit recon order seed keep_no_chest spacing_fallback "
-    "axes max_tilt_degrees hu_guard token endpoint calibrate watch",
+    "axes max_tilt_degrees hu_guard token endpoint calibrate watch cores network_gbit gpus online "
+    "step_ms batch_size",
     "ctgpu.inspect_samples": "where num_samples",
     "ctgpu.preprocess": "path_or_array spacing_mm spec device intensity threads out output "
     "return_geometry axes max_tilt_degrees hu_guard assume_orientation",
@@ -124,8 +125,9 @@ FLAGS = {
     "doctor": "debug device json output-dir",
     "inspect": "debug json num-samples preview source",
     "manifest": "debug",
-    "plan": "axes calibrate dataset debug device hu-guard json limit max-tilt-degrees memory-limit "
-    "num-workers output-dir preset recon repo-id revision samples-per-shard source split",
+    "plan": "axes batch-size calibrate cores dataset debug device gpus hu-guard json limit "
+    "max-tilt-degrees memory-limit network-gbit num-workers online output-dir preset recon "
+    "repo-id revision samples-per-shard source split step-ms",
     "presets": "",
     "relabel": "debug source",
     "verify": "debug json num-samples original-pattern preprocessed-pattern source",

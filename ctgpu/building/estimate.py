@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ctgpu.arguments import path_of, require_whole_number
-from ctgpu.building.builder import make_shards
+from ctgpu.building.calibration import Elsewhere, StageEstimate, Work, calibrate_in
 from ctgpu.building.described import JoinedTable
-from ctgpu.building.events import Event, SampleWritten, Watcher, ignore
-from ctgpu.building.executor import MOST_DEFAULT_WORKERS, LocalExecutor, default_workers
+from ctgpu.building.events import Watcher, ignore
+from ctgpu.building.executor import default_workers
+from ctgpu.building.feeding import Feeding, Reading, Training
 from ctgpu.building.pipeline import STAGES
 from ctgpu.building.planning import make_plan
-from ctgpu.building.projection import GBIT, UNLIMITED, Machine, Projection, SampleCosts, project
+from ctgpu.building.projection import GBIT, SampleCosts
 from ctgpu.building.request import Request, called_with, taken
 from ctgpu.engines import Engine, open_engine
-from ctgpu.errors import EnvironmentFailure, StorageError, UsageError, reason_of
+from ctgpu.errors import EnvironmentFailure, UsageError
 from ctgpu.machine import (
     SMALL_MEMBERS_BYTES,
     default_memory_limit_bytes,
     free_space_bytes,
-    usable_cores,
 )
 from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD
 from ctgpu.sources.hub.quota import ACCOUNT_QUOTA
@@ -74,82 +73,6 @@ class Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class StageEstimate:
-    """One stage of the whole build, on this machine.
-
-    Attributes
-    ----------
-    name : str
-        ``fetch``, ``decode``, ``device`` or ``write``.
-    thread_s : float
-        Work of one thread.
-    threads : int
-        That share it.
-    """
-
-    name: str
-    thread_s: float
-    threads: int
-
-    @property
-    def wall_s(self) -> float:
-        """Time it takes if nothing else holds it up."""
-        return self.thread_s / self.threads
-
-
-@dataclass(frozen=True, slots=True)
-class Elsewhere:
-    """What the build would take on a machine that was named.
-
-    Attributes
-    ----------
-    machine : Machine
-        Its cores, network and GPUs; what was not named is as here.
-    samples_per_s : float
-        Of the whole build.
-    wall_s : float
-        Of the whole build, without filling and draining the pipeline.
-    bottleneck, second : str
-        What decides, and what would decide next.
-    is_least : bool
-        Whether it may take longer, for no GPU was measured.
-    limits : dict of str to float
-        Samples per second that each resource alone would allow, least first; what is not looked at
-        is left out.
-    """
-
-    machine: Machine
-    samples_per_s: float
-    wall_s: float
-    bottleneck: str
-    second: str
-    is_least: bool
-    limits: dict[str, float]
-
-    @classmethod
-    def of(
-        cls, machine: Machine, projection: Projection, samples: int, is_least: bool
-    ) -> Elsewhere:
-        """For so many samples."""
-        return cls(
-            machine,
-            projection.samples_per_s,
-            samples / projection.samples_per_s,
-            projection.bottleneck,
-            projection.second,
-            is_least,
-            {name: rate for name, rate in projection.limits.items() if rate != UNLIMITED},
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values: no infinity."""
-        machine = {
-            name: value for name, value in asdict(self.machine).items() if value != UNLIMITED
-        }
-        return {**asdict(self), "machine": machine}
-
-
-@dataclass(frozen=True, slots=True)
 class Estimate:
     """What a build would take.
 
@@ -179,6 +102,8 @@ class Estimate:
         Samples that were built to measure.
     elsewhere : Elsewhere or None
         The same on a machine that was named.
+    online : Feeding or None
+        How well training would be fed that was named.
     """
 
     counts: dict[str, int]
@@ -193,6 +118,7 @@ class Estimate:
     cores_wall_s: float
     calibrated_on: int
     elsewhere: Elsewhere | None = None
+    online: Feeding | None = None
 
     @property
     def fits(self) -> bool:
@@ -216,10 +142,11 @@ class Estimate:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values."""
-        facts = asdict(replace(self, elsewhere=None))
-        del facts["elsewhere"]
-        if self.elsewhere is not None:
-            facts["elsewhere"] = self.elsewhere.to_dict()
+        facts = asdict(replace(self, elsewhere=None, online=None))
+        for name, also in (("elsewhere", self.elsewhere), ("online", self.online)):
+            del facts[name]
+            if also is not None:
+                facts[name] = also.to_dict()
         return {
             **facts,
             "needed_bytes": self.storage.needed_bytes,
@@ -244,6 +171,12 @@ class _EstimateCall(Request):
         Called with the events of the listing and of the calibration.
     cores, network_gbit, gpus : int, float and int, optional
         A machine for which the estimate also answers, by what was measured on this one.
+    online : bool
+        Answer instead how well training on that machine would be fed, from raw volumes and from
+        shards.
+    step_ms, batch_size : float and int, optional
+        Of that training, on `gpus` GPUs: milliseconds of a step, and samples that each of them
+        takes in it.
     """
 
     output_dir: str | PathLike[str] = field(kw_only=False)
@@ -252,6 +185,9 @@ class _EstimateCall(Request):
     cores: int | None = None
     network_gbit: float | None = None
     gpus: int | None = None
+    online: bool = False
+    step_ms: float | None = None
+    batch_size: int | None = None
 
 
 @called_with(_EstimateCall)
@@ -271,7 +207,8 @@ def estimate_build(call: _EstimateCall) -> Estimate:
     """
     folder = path_of("output_dir", call.output_dir)
     named = named_machine(call.cores, call.network_gbit, call.gpus)
-    return estimate(folder, taken(Request, call), call.calibrate, call.watch, named)
+    training = named_training(call.online, call.step_ms, call.batch_size, call.gpus)
+    return estimate(folder, taken(Request, call), call.calibrate, call.watch, named, training)
 
 
 def named_machine(
@@ -297,21 +234,45 @@ def named_machine(
     return named or None
 
 
+def named_training(
+    online: bool, step_ms: float | None, batch_size: int | None, gpus: int | None
+) -> Training | None:
+    """The training that was named by these; None where it is not asked for.
+
+    Raises
+    ------
+    UsageError
+        If one of them is not above zero, or makes no sense without another.
+    """
+    if online and step_ms is not None:
+        return Training(step_ms, *(1 if n is None else n for n in (batch_size, gpus)))
+    if online:
+        raise UsageError("online needs step_ms (--step-ms): how long does a training step take?")
+    for name, value in (("step_ms", step_ms), ("batch_size", batch_size)):
+        if value is not None:
+            raise UsageError(
+                f"{name} is {value}, which is of training: it goes with online (--online)"
+            )
+    return None
+
+
 def estimate(
     folder: Path,
     request: Request,
     calibrate: int = 3,
     watch: Watcher = ignore,
     named: dict[str, float] | None = None,
+    training: Training | None = None,
 ) -> Estimate:
     """What a request would take in a folder; as :func:`estimate_build`.
 
-    `named` are fields of a :class:`Machine` for which it is asked, too.
+    `named` are fields of a :class:`Machine` for which it is asked, too; `training` what it is to
+    feed.
     """
     require_whole_number("calibrate", calibrate, least=0)
-    if named and not calibrate:
+    if (named or training) and not calibrate:
         raise UsageError(
-            "calibrate is 0, and another machine is projected from what is measured on this one: "
+            "calibrate is 0, and what is asked is projected from what is measured on this machine: "
             "take 1 or more"
         )
     device = request.device
@@ -322,7 +283,7 @@ def estimate(
         gpus = 0
         if engine.name not in ("cpu", "reference"):
             gpus = max(1, len(engine.describe().get("devices", ())))
-        if named and gpus and named.get("gpus") == 0:
+        if named and gpus and named.get("gpus") == 0 and training is None:
             raise UsageError(
                 f"gpus is 0, and {engine.name} measures what its GPU takes: take device cpu for "
                 "what a machine without one would"
@@ -332,13 +293,13 @@ def estimate(
     memory_bytes = request.memory_limit_bytes or default_memory_limit_bytes()
     calibrated = min(calibrate, len(plan.samples))
     source_bytes = sum(sample.size_bytes for sample in plan.samples)
-    work = None
+    work, reading = None, Reading()
     if calibrated:
         # One worker a stage, so that a stage's time is not that of waiting for its own kind.
         trial = replace(
             request, limit=calibrated, num_workers=1, memory_limit_bytes=memory_bytes, shards=None
         )
-        calibrated, read_bytes, busy = _calibrate(home, trial, watch)
+        calibrated, read_bytes, busy, reading = calibrate_in(home, trial, watch)
         if calibrated:
             # Fetching and inflating take as long as there are bytes, the others as volumes.
             each_bytes = source_bytes / len(plan.samples)
@@ -357,10 +318,10 @@ def estimate(
             )
             work = Work(costs, len(plan.samples), engine.concurrency, gpus)
     workers = request.num_workers or (work.suggest() if work else default_workers())
-    if named and work is None:
+    if (named or training) and work is None:
         raise UsageError(
-            f"none of {calibrate} volumes could be built to measure this machine, and another is "
-            "projected from it: see why with ctgpu build --limit, or name no other"
+            f"none of {calibrate} volumes could be built to measure this machine, and what is "
+            "asked is projected from it: see why with ctgpu build --limit, or take the plan alone"
         )
     requests = ACCOUNT_QUOTA[1] if request.source is None else None
     return Estimate(
@@ -375,104 +336,10 @@ def estimate(
         work.stages(workers) if work else (),
         work.cores_wall_s if work else 0.0,
         calibrated,
-        work.elsewhere(named, request.num_workers, requests) if work and named else None,
+        work.elsewhere(named, request.num_workers, requests)
+        if work and named and training is None
+        else None,
+        work.feeding(training, named or {}, reading, is_local=request.source is not None)
+        if work and training
+        else None,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a build is to do, and how fast a machine does it.
-
-    Attributes
-    ----------
-    costs : SampleCosts
-        Of one sample, as measured here; a GPU's stage is counted as one of cores, too.
-    samples : int
-        Of the whole build.
-    device_threads : int
-        Volumes that this machine's engine takes at a time.
-    gpus : int
-        That it has for them; 0 is an engine that runs on the cores.
-    """
-
-    costs: SampleCosts
-    samples: int
-    device_threads: int
-    gpus: int = 0
-
-    @property
-    def cores_wall_s(self) -> float:
-        """Time that the work on the processor takes with every core busy."""
-        return self.samples / self._project(self.here(1)).limits["cores"]
-
-    def here(self, num_workers: int) -> Machine:
-        """This machine, with so many threads that fetch."""
-        return Machine(
-            "here",
-            usable_cores(),
-            workers=num_workers,
-            gpus=self.gpus,
-            requests=None,
-            device_threads=self.device_threads,
-        )
-
-    def stages(self, num_workers: int) -> tuple[StageEstimate, ...]:
-        """Every stage of the whole build, here."""
-        threads = self.here(num_workers).threads
-        costs, n = self.costs, self.samples
-        return (
-            StageEstimate("fetch", n * (costs.fetch_wait_s + costs.fetch_core_s), threads.fetch),
-            StageEstimate("decode", n * costs.decode_core_s, threads.decode),
-            StageEstimate("device", n * costs.device_core_s, threads.device),
-            StageEstimate("write", n * costs.write_s, 1),
-        )
-
-    def suggest(self) -> int:
-        """The fewest workers that are not slower than any other number of them."""
-
-        def rate(num_workers: int) -> float:
-            limits = self._project(self.here(num_workers)).limits
-            # What is admitted at a time bounds the shortest of builds alone.
-            return min(rate for name, rate in limits.items() if name != "samples in flight")
-
-        counts = range(1, MOST_DEFAULT_WORKERS + 1)
-        fastest = max(map(rate, counts))
-        return next(n for n in counts if 1.02 * rate(n) >= fastest)
-
-    def elsewhere(
-        self, named: dict[str, float], num_workers: int | None, requests: int | None
-    ) -> Elsewhere:
-        """On a machine of which this was named; what was not is as here."""
-        facts: dict[str, Any] = {"cores": usable_cores(), "gpus": self.gpus, **named}
-        machine = Machine("as named", workers=num_workers, requests=requests, **facts)
-        is_least = bool(machine.gpus) and not self.gpus
-        return Elsewhere.of(machine, self._project(machine), self.samples, is_least=is_least)
-
-    def _project(self, machine: Machine) -> Projection:
-        each_s = self.costs.device_core_s
-        of_a_gpu = self.device_threads / self.gpus / each_s if self.gpus and each_s else None
-        return project(machine, [self.costs], of_a_gpu)
-
-
-def _calibrate(home: Path, trial: Request, watch: Watcher) -> tuple[int, int, dict[str, float]]:
-    """Build a few samples; how many succeeded, bytes they were read from, busy seconds by stage."""
-    read_bytes = 0
-
-    def listen(event: Event) -> None:
-        nonlocal read_bytes
-        if isinstance(event, SampleWritten):
-            read_bytes += event.source_bytes
-        watch(event)
-
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=".ctgpu-plan-", dir=home)
-    except OSError as error:
-        raise StorageError(f"{home} cannot be written: {reason_of(error)}") from error
-    try:
-        with folder as name:
-            report = make_shards(Path(name), trial, LocalExecutor(), listen)
-    finally:
-        folder.cleanup()  # once more: a signal may have come while it was being removed
-    assert report.pipeline is not None
-    busy = {stage.name: stage.busy_s for stage in report.pipeline.stages}
-    return report.written, read_bytes, busy

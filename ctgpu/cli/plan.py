@@ -10,7 +10,9 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from ctgpu.arguments import path_of
-from ctgpu.building.estimate import Elsewhere, Estimate, estimate, named_machine
+from ctgpu.building.calibration import Elsewhere
+from ctgpu.building.estimate import Estimate, estimate, named_machine, named_training
+from ctgpu.building.feeding import Feeding, Way
 from ctgpu.building.projection import GBIT, UNLIMITED
 from ctgpu.building.request import Request
 from ctgpu.cli.display import Display
@@ -41,7 +43,23 @@ def command(
         float | None, typer.Option(help="Its link to the source, Gbit/s at its full rate.")
     ] = None,
     gpus: Annotated[
-        int | None, typer.Option(help="Its GPUs; as long as none is measured, an upper bound.")
+        int | None,
+        typer.Option(
+            help="Its GPUs; as long as none is measured, an upper bound. With --online those that "
+            "train."
+        ),
+    ] = None,
+    online: Annotated[
+        bool,
+        typer.Option(
+            "--online", help="Say whether training would wait, fed from raw volumes or from shards."
+        ),
+    ] = False,
+    step_ms: Annotated[
+        float | None, typer.Option(help="Of --online: milliseconds of a training step.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Of --online: samples of a GPU in a step. (default: 1)")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     debug: Debug = False,
@@ -49,13 +67,16 @@ def command(
     """Say what a build would take: volumes, bytes, memory, time. Exits with 3 if there is no room.
 
     A few samples are built to measure this machine, and removed again. With --cores,
-    --network-gbit or --gpus it also says, by what it measured, what the build would take there.
+    --network-gbit or --gpus it also says, by what it measured, what the build would take there;
+    with --online instead whether training there would wait for its samples.
     """
     named = named_machine(cores, network_gbit, gpus)
+    training = named_training(online, step_ms, batch_size, gpus)
     errors = Console(stderr=True)
     configure_logging(LogFormat.text, log_level(debug), errors)
     with stoppable(), Display(errors) as display:
-        estimated = estimate(path_of("output_dir", output_dir), options, calibrate, display, named)
+        folder = path_of("output_dir", output_dir)
+        estimated = estimate(folder, options, calibrate, display, named, training)
     if as_json:
         say_json(estimated.to_dict())
     else:
@@ -87,6 +108,8 @@ def _show(estimate: Estimate, console: Console) -> None:
         rows.append(("together", f"{_hours(estimate.wall_s)}, as the stages overlap"))
     if estimate.elsewhere is not None:
         rows += _elsewhere(estimate.elsewhere)
+    if estimate.online is not None:
+        rows += _online(estimate.online)
     rows.append(("suggested", f"--num-workers {estimate.num_workers}"))
     for row in rows:
         table.add_row(*row)
@@ -111,6 +134,30 @@ def _elsewhere(elsewhere: Elsewhere) -> list[tuple[str, str]]:
         ("", f"{least}{_hours(elsewhere.wall_s)}; {decides}"),
         *([("", "no GPU was measured: none is counted as the limit")] if least else []),
     ]
+
+
+def _online(feeding: Feeding) -> list[tuple[str, str]]:
+    training = feeding.training
+    network = feeding.network_bytes_per_s
+    link = "" if network == UNLIMITED else f", {network / GBIT:g} Gbit/s"
+    return [
+        (
+            "training",
+            f"GPUs: {training.gpus}, {training.batch_size} samples each in {training.step_ms:g} ms "
+            f"take {training.samples_per_s:.3g}/s; cores: {feeding.cores}{link}",
+        ),
+        ("from raw", _way(feeding.raw)),
+        ("from shards", _way(feeding.shards)),
+        ("", feeding.advice),
+    ]
+
+
+def _way(way: Way) -> str:
+    keeps_up = "enough" if not way.waiting_share else f"training waits {way.waiting_share:.0%}"
+    return (
+        f"{way.samples_per_s:.3g}/s: {keeps_up}; what decides: {way.bottleneck}; to keep up: "
+        f"{way.cores_needed:.1f} cores and {way.gbit_needed:.3g} Gbit/s"
+    )
 
 
 def _hours(seconds: float) -> str:

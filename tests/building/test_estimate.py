@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 import ctgpu
-from ctgpu.building.estimate import Storage, Work, estimate_build
-from ctgpu.building.projection import SampleCosts
+from ctgpu.building.estimate import Storage, estimate_build
+from ctgpu.building.feeding import Reading, Training
 from ctgpu.cli.plan import _show
 from ctgpu.errors import UsageError
 from ctgpu.spec import Spec
@@ -114,73 +114,6 @@ def test_a_build_asks_for_the_space_that_the_plan_names(
     assert asked == [needed_bytes]
 
 
-def work(fetch_s: float, decode_s: float, device_s: float, write_s: float, **facts: Any) -> Work:
-    """Of one sample, so that its seconds are those of the build."""
-    costs = SampleCosts(1e6, 0.0, 1e6, 0.0, decode_s, device_s, write_s, fetch_wait_s=fetch_s)
-    return Work(costs, 1, **{"device_threads": 8} | facts)
-
-
-@pytest.fixture
-def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ctgpu.building.estimate.usable_cores", lambda: 8)
-
-
-@pytest.mark.usefixtures("eight_cores")
-def test_workers_are_suggested_as_long_as_they_help() -> None:
-    assert work(90.0, 10.0, 1.0, 10.0, device_threads=1, gpus=1).suggest() == 9
-    assert work(1.0, 1.0, 1.0, 10.0, device_threads=1, gpus=1).suggest() == 1
-    slow_inflate = work(1.0, 80.0, 80.0, 1.0)
-    assert slow_inflate.cores_wall_s == pytest.approx(20.0)
-    assert slow_inflate.suggest() == 4
-    assert work(1.0, 80.0, 80.0, 1.0, gpus=1).cores_wall_s == pytest.approx(10.0)
-
-
-@pytest.mark.usefixtures("eight_cores")
-def test_a_stage_takes_what_its_threads_share() -> None:
-    stages = {stage.name: stage for stage in work(90.0, 16.0, 8.0, 3.0).stages(9)}
-    assert {name: stage.wall_s for name, stage in stages.items()} == pytest.approx(
-        {"fetch": 10.0, "decode": 2.0, "device": 1.0, "write": 3.0}
-    )
-
-
-@pytest.mark.usefixtures("eight_cores")
-@pytest.mark.parametrize(
-    ("named", "bottleneck", "wall_s"),
-    [
-        # 8 + 4 core seconds.
-        ({"cores": 2}, "cores", 6.0),
-        ({"cores": 64}, "writer thread", 1.0),
-        # 1 MB a volume.
-        ({"cores": 64, "network_bytes_per_s": 1e5}, "network", 10.0),
-        ({"cores": 2, "gpus": 1}, "cores", 4.0),
-    ],
-)
-def test_a_named_machine_takes_what_its_scarcest_resource_allows(
-    named: dict[str, float], bottleneck: str, wall_s: float
-) -> None:
-    found = work(1.0, 8.0, 4.0, 1.0).elsewhere(named, None, None)
-    assert (found.bottleneck, found.wall_s) == (bottleneck, pytest.approx(wall_s))
-    assert found.is_least == ("gpus" in named)
-    assert json.loads(json.dumps(found.to_dict()))["limits"][bottleneck] > 0
-
-
-@pytest.mark.usefixtures("eight_cores")
-def test_more_gpus_are_as_many_times_the_measured_one() -> None:
-    measured = work(1.0, 1.0, 12.0, 0.1, device_threads=3, gpus=1)
-    one = measured.elsewhere({"cores": 64}, None, None)
-    two = measured.elsewhere({"cores": 64, "gpus": 2}, None, None)
-    assert (one.bottleneck, one.wall_s) == ("GPU", pytest.approx(4.0))
-    assert (two.bottleneck, two.wall_s) == ("GPU", pytest.approx(2.0))
-    assert not two.is_least
-
-
-@pytest.mark.usefixtures("eight_cores")
-def test_a_hub_grants_so_many_requests_wherever_it_is_asked_from() -> None:
-    quick = work(0.001, 0.001, 0.001, 0.001)
-    found = quick.elsewhere({"cores": 64}, None, 5000)
-    assert (found.bottleneck, found.samples_per_s) == ("Hub requests", pytest.approx(15.0))
-
-
 def test_an_estimate_answers_for_a_named_machine(tmp_path: Path, source: Path) -> None:
     here = estimate_build(tmp_path, **request(source), device="cpu", calibrate=1)
     assert here.elsewhere is None
@@ -208,7 +141,10 @@ def test_an_estimate_answers_for_a_named_machine(tmp_path: Path, source: Path) -
         ({"network_gbit": 0.0}, "network_gbit is 0.0; it takes Gbit/s, more than 0"),
         ({"network_gbit": float("nan")}, "network_gbit is nan"),
         ({"gpus": -1}, "gpus is -1; it takes a whole number from 0"),
-        ({"gpus": 2, "calibrate": 0}, "calibrate is 0, and another machine is projected"),
+        (
+            {"gpus": 2, "calibrate": 0},
+            "calibrate is 0, and what is asked is projected from what is measured on this machine",
+        ),
     ],
 )
 def test_a_machine_of_nothing_is_refused(
@@ -221,6 +157,40 @@ def test_a_machine_of_nothing_is_refused(
 def test_where_nothing_could_be_measured_no_machine_is_projected(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ctgpu.building.estimate._calibrate", lambda *_: (0, 0, {}))
-    with pytest.raises(UsageError, match="none of 3 volumes could be built"):
-        estimate_build(tmp_path, **request(source), device="cpu", cores=4)
+    monkeypatch.setattr("ctgpu.building.estimate.calibrate_in", lambda *_: (0, 0, {}, Reading()))
+    for asked in ({"cores": 4}, {"online": True, "step_ms": 379}):
+        with pytest.raises(UsageError, match="none of 3 volumes could be built"):
+            estimate_build(tmp_path, **request(source), device="cpu", **asked)
+
+
+def test_an_estimate_answers_for_training(tmp_path: Path, source: Path) -> None:
+    asked = {"online": True, "step_ms": 379.0, "batch_size": 2, "gpus": 8, "cores": 64}
+    estimate = estimate_build(tmp_path, **request(source), device="cpu", calibrate=2, **asked)
+    assert estimate.elsewhere is None
+    assert estimate.online is not None
+    assert estimate.online.training == Training(379.0, 2, 8)
+    assert estimate.online.cores == 64
+    facts = json.loads(json.dumps(estimate.to_dict(), allow_nan=False))["online"]
+    assert facts["raw"]["sample_bytes"] == pytest.approx(estimate.source_bytes / 5)
+    assert facts["shards"]["sample_bytes"] == SMALL.size_bytes
+    table = io.StringIO()
+    _show(estimate, Console(file=table, width=200))
+    for text in ("take 42.2/s; cores: 64", "from raw", "from shards", estimate.online.advice):
+        assert text in table.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"online": True}, "online needs step_ms"),
+        ({"step_ms": 379.0}, r"step_ms is 379.0, which is of training: it goes with online"),
+        ({"batch_size": 2}, r"batch_size is 2, which is of training: it goes with online"),
+        ({"online": True, "step_ms": -1.0}, "step_ms is -1.0"),
+        ({"online": True, "step_ms": 1.0, "calibrate": 0}, "calibrate is 0"),
+    ],
+)
+def test_half_of_a_training_is_refused(
+    tmp_path: Path, source: Path, asked: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        estimate_build(tmp_path, **request(source), device="cpu", **asked)

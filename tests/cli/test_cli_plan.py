@@ -30,6 +30,11 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path, source: Path) -> Non
     there = run_here(*arguments, "--cores", 64, "--network-gbit", 25, "--gpus", 8)
     for text in ("cores: 64, 25 Gbit/s, GPUs: 8", "at least ", "no GPU was measured"):
         assert text in there.stdout
+    training = ("--online", "--step-ms", 379, "--batch-size", 2, "--gpus", 8)
+    fed = run_here(*arguments, *training, "--network-gbit", 25)
+    for text in ("take 42.2/s", "25 Gbit/s", "from raw", "from shards", "what decides: "):
+        assert text in fed.stdout
+    assert "elsewhere" not in fed.stdout
     told = run_here(*arguments, "--json")
     assert json.loads(told.stdout)["storage"]["stored_bytes"] == 2 * 110_592_000
 
