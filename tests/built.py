@@ -70,7 +70,9 @@ def assert_within_contract(
 ) -> None:
     """Hold an engine's output against the torch reference, by the bounds of the contract."""
     assert made.shape == reference.shape
+    other = made.view(np.uint16) != reference.view(np.uint16)
+    most, made, reference = max(1, made.size // 1000), made[other], reference[other]
     distance = ulp_distance(made, reference)
     apart = np.abs(made.astype(np.float32) - reference.astype(np.float32))
     assert np.all((distance <= 1) | (apart <= 2.4e-7))
-    assert np.count_nonzero(distance) <= max(1, made.size // 1000)
+    assert np.count_nonzero(distance) <= most

@@ -149,6 +149,7 @@ def test_its_windows_are_channels(tmp_path: Path) -> None:
             assert torch.equal(names[name], alone["volume"][:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_its_pipeline_of_monai_makes_batches(shards: Path) -> None:
     pytest.importorskip("monai")

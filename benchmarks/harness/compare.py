@@ -56,9 +56,7 @@ class UnusableError(Exception):
 class Change:
     """One quantity, then and now, by its place in both results.
 
-    `factor` is how many times worse the median is, below one where it is better.  `p` is the chance
-    that runs of equal speed differ as much as these.  `effect` is the share of the pairs of an old
-    and a new run in which the new one is worse.
+    `factor` is how many times worse the median is, `p` and `effect` are as said above.
     """
 
     path: tuple[str, ...]
@@ -140,10 +138,8 @@ def _rank_test(old: Facts, new: Facts) -> tuple[float, float]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the comparison; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks compare",
-        description="What got slower between two results of one benchmark?",
-    )
+    about = "What got slower between two results of one benchmark?"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks compare", description=about)
     parser.add_argument("old", type=Path, help="result from before")
     parser.add_argument("new", type=Path, help="result from after")
     options = parser.parse_args(arguments)
@@ -180,13 +176,7 @@ def compare(old_path: Path, new_path: Path) -> int:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A result, checked as far as a comparison needs it.
-
-    Raises
-    ------
-    UnusableError
-        If the file cannot be read or is not what a benchmark writes.
-    """
+    """A result, checked as far as a comparison needs it."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -196,18 +186,19 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or not {"benchmark", "machine"} <= result.keys():
         raise UnusableError(f"{path} is not a result of a benchmark")
     for place, quantity in measured_leaves(result):
-        runs = quantity["runs"]
+        runs, unit = quantity["runs"], quantity["unit"]
         if not (
-            isinstance(quantity["unit"], str)
-            and isinstance(runs, list)
-            and runs
-            and all(type(run) in (int, float) and math.isfinite(run) and run >= 0 for run in runs)
+            isinstance(unit, str) and isinstance(runs, list) and runs and all(map(_counts, runs))
         ):
             raise UnusableError(
                 f"{path} holds runs of {' / '.join(place)} that are not numbers from 0"
             )
-        quantity |= measured(runs, quantity["unit"])
+        quantity |= measured(runs, unit)
     return result
+
+
+def _counts(run: Any) -> bool:
+    return type(run) in (int, float) and 0 <= run < math.inf
 
 
 def differing_conditions(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

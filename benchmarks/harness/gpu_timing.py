@@ -28,13 +28,7 @@ class NotHere(Exception):
 
 
 def torch_with_cuda() -> Any:
-    """torch, where it is installed and finds a GPU.
-
-    Raises
-    ------
-    NotHere
-        If it is not, or finds none; one that is installed and cannot be imported is a failure.
-    """
+    """torch, if it is installed and finds a GPU; that it cannot be imported is a failure."""
     try:
         import torch
     except ModuleNotFoundError as error:

@@ -179,13 +179,7 @@ def is_peers(path: Sequence[str]) -> bool:
 
 
 def in_words(value: float, unit: str) -> str:
-    """A value with three digits, never an exponent, and a unit of fitting size.
-
-    >>> in_words(0.0271, "s")
-    '27.1 ms'
-    >>> in_words(1.61e9, "bytes")
-    '1.61 GB'
-    """
+    """A value with three digits, never an exponent, and a unit of fitting size: ``"27.1 ms"``."""
     sizes = _SIZES.get(unit, ((unit, 1.0),))
     shown, size = next((s for s in reversed(sizes) if s[1] <= abs(value)), sizes[0])
     return f"{three_digits(value / size)} {shown}"

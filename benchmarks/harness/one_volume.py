@@ -16,20 +16,26 @@ from ctgpu.volume.raw import Rescale, Spacing
 from ctgpu.volume.stored import numpy_dtype
 
 
-def ours(voxels: Array, plan: VolumePlan, *, variant: str = "", threads: int = 1) -> Run:
-    """The CPU engine, into memory that is used again; the best variant, unless one is named."""
-    out = in_pages(plan.spec.stored_shape, numpy_dtype(plan.spec.dtype))
-    return run_of(Job(voxels, Rescale(), plan, out), variant=variant, threads=threads)
-
-
-def run_of(job: Job, *, variant: str = "", threads: int = 1) -> Run:
-    """The engine on a job."""
+def ours(
+    voxels: Array,
+    plan: VolumePlan,
+    out: Array | None = None,
+    *,
+    variant: str = "",
+    threads: int = 1,
+) -> Run:
+    """The CPU engine, into `out` or memory that is used again; the best variant unless named."""
+    out = in_pages(plan.spec.stored_shape, numpy_dtype(plan.spec.dtype)) if out is None else out
+    job = Job(voxels, Rescale(), plan, out)
     return partial(preprocess, _native, job, variant=variant, threads=threads)
 
 
 def covering_spacing_mm(shape: tuple[int, ...], spec: Spec) -> Spacing:
-    """The spacing at which the output covers just what a source of this shape covers."""
-    h, w, d = np.multiply(spec.target_spacing_mm, spec.shape_hwd) / shape
+    """The spacing at which the output covers just what a source of this shape covers.
+
+    That of half a voxel more, whose size in output voxels is rounded down.
+    """
+    h, w, d = np.multiply(spec.target_spacing_mm, np.add(spec.shape_hwd, 0.5)) / shape
     return float(h), float(w), float(d)
 
 

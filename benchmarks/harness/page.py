@@ -17,11 +17,13 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.machine import REPOSITORY, machine_line
-from benchmarks.harness.measuring import is_measured, median_in_words, three_digits
+from benchmarks.harness.measuring import is_measured, measured_leaves, median_in_words, three_digits
 
 HERE = REPOSITORY / "benchmarks"
 
@@ -38,11 +40,9 @@ _MOST_FIGURES = 8
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all and print each one's part of the page; returns the exit status."""
-    lines = (__doc__ or "").splitlines()
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks",
-        description=f"{lines[0]} `python -m benchmarks compare OLD NEW` compares two results.",
-    )
+    about, *_ = (__doc__ or "").splitlines()
+    about += " `python -m benchmarks compare OLD NEW` compares two results."
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=about)
     parser.add_argument("--keep", type=Path, help="folder for the results; default: none is kept")
     options = parser.parse_args(arguments)
     print("Benchmarks, tiny sizes: these show that all of it runs, not how fast it is.")
@@ -73,13 +73,8 @@ def run(script: Path, folder: Path) -> tuple[str, list[str]]:
     """
     path = folder / f"{script.stem.removeprefix('run_')}.json"
     path.unlink(missing_ok=True)
-    ran = subprocess.run(
-        [sys.executable, str(script), "--quick", "--json", str(path)],
-        cwd=HERE.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, str(script), "--quick", "--json", str(path)]
+    ran = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
     if ran.returncode == 0 and path.exists():
         result = json.loads(path.read_text(encoding="utf-8"))
         return _OK, [machine_line(result["machine"]), *part(result, most=_MOST_LINES)]
@@ -104,35 +99,25 @@ def headlines(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for facts in result.get("verdict", {}).values():
         tried = f"{facts['tried']} tried, {facts['wrong']} {facts['wrong_means']}"
         yield facts["tried_means"], tried
-    lines = list(_measured_branches(result, ()))
-    for path, text in sorted(lines, key=lambda line: "contenders" not in line[0]):
-        yield " / ".join(name for name in path if name != "contenders") or "in all", text
-    if not lines:
+    branches = dict.fromkeys(path[:-1] for path, _ in measured_leaves(dict(result)))
+    for path in sorted(branches, key=lambda path: "contenders" not in path):
+        place = " / ".join(name for name in path if name != "contenders")
+        yield place or "in all", _said(reduce(getitem, path, result))
+    if not branches:
         for name, value in result.items():
             if isinstance(value, float):
                 yield f"not measured: {name.replace('_', ' ')}", three_digits(value)
 
 
-def _measured_branches(
-    tree: Mapping[str, Any], path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What was measured in each branch, and the ratios beside it."""
-    said = [_said(name, value) for name, value in tree.items() if is_measured(value)]
-    more = [f"and {len(said) - _MOST_FIGURES} more"] if len(said) > _MOST_FIGURES else []
-    ratios = [
-        f"{name.replace('_', ' ')} {three_digits(value)} ×"
-        for name, value in tree.items()
-        if "_over_" in name and isinstance(value, float)
-    ]
-    if said:
-        yield path, ", ".join(said[:_MOST_FIGURES] + more + ratios)
-    for name, value in tree.items():
-        if isinstance(value, dict) and not is_measured(value):
-            yield from _measured_branches(value, (*path, name))
-
-
-def _said(name: str, quantity: Mapping[str, Any]) -> str:
-    what = "" if name in ("time", "rate") else f"{name.replace('_', ' ')} "
-    if quantity.get("exact"):
-        return f"{what}{quantity['runs'][0]:,}"
-    return what + median_in_words(quantity)
+def _said(branch: Mapping[str, Any]) -> str:
+    """What was measured there, and the ratios beside it."""
+    figures, ratios = [], []
+    for name, value in branch.items():
+        what = "" if name in ("time", "rate") else f"{name.replace('_', ' ')} "
+        if is_measured(value):
+            exact = value.get("exact")
+            figures.append(what + (f"{value['runs'][0]:,}" if exact else median_in_words(value)))
+        elif "_over_" in name and isinstance(value, float):
+            ratios.append(f"{what}{three_digits(value)} ×")
+    more = [f"and {len(figures) - _MOST_FIGURES} more"] if len(figures) > _MOST_FIGURES else []
+    return ", ".join(figures[:_MOST_FIGURES] + more + ratios)

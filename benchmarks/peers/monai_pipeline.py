@@ -15,27 +15,23 @@ import numpy as np
 import ctgpu
 from benchmarks.harness.asking import REAL_CT_NAME, Asked
 from benchmarks.harness.measuring import Facts, timed, with_ratio
+from benchmarks.peers.volumes import window
 from ctgpu.spec import Spec
-
-_KEYS = ("image",)
 
 
 def merlin(monai: Any, spec: Spec) -> Any:
     """Merlin's transforms in their order, as merlin/data/monai_transforms.py has them."""
-    lo, hi = spec.hu_window or (0.0, 1.0)
-    low, high = spec.output_range
+    keys, levels = ["image"], (*window(spec), *spec.output_range)
     return monai.Compose(
         [
-            monai.LoadImaged(keys=_KEYS),
-            monai.EnsureChannelFirstd(keys=_KEYS),
-            monai.Orientationd(keys=_KEYS, axcodes=spec.orientation),
-            monai.Spacingd(keys=_KEYS, pixdim=spec.target_spacing_mm, mode="bilinear"),
-            monai.ScaleIntensityRanged(
-                keys=_KEYS, a_min=lo, a_max=hi, b_min=low, b_max=high, clip=True
-            ),
-            monai.SpatialPadd(keys=_KEYS, spatial_size=spec.shape_hwd),
-            monai.CenterSpatialCropd(keys=_KEYS, roi_size=spec.shape_hwd),
-            monai.ToTensord(keys=_KEYS),
+            monai.LoadImaged(keys),
+            monai.EnsureChannelFirstd(keys),
+            monai.Orientationd(keys, axcodes=spec.orientation),
+            monai.Spacingd(keys, pixdim=spec.target_spacing_mm, mode="bilinear"),
+            monai.ScaleIntensityRanged(keys, *levels, clip=True),
+            monai.SpatialPadd(keys, spatial_size=spec.shape_hwd),
+            monai.CenterSpatialCropd(keys, roi_size=spec.shape_hwd),
+            monai.ToTensord(keys),
         ]
     )
 
@@ -45,13 +41,7 @@ PIPELINES: dict[str, Callable[[Any, Spec], Any]] = {"merlin": merlin}
 
 
 def beside(asked: Asked, preset: str) -> Facts:
-    """Time of both, one thread each, and how far apart their voxels are.
-
-    Raises
-    ------
-    SystemExit
-        Where MONAI is missing.
-    """
+    """Time of both, one thread each, and how far apart their voxels are."""
     warnings.simplefilter("ignore")  # of torch and MONAI, about each other
     try:
         monai = importlib.import_module("monai.transforms")

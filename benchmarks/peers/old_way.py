@@ -38,15 +38,9 @@ def decompress(npz: Path | BinaryIO) -> npt.NDArray[Any]:
         return first
 
 
-def preprocess(
-    volume: npt.NDArray[Any],
-    spacing_mm: Spacing,
-    *,
-    slope: float = 1.0,
-    intercept: float = 0.0,
-) -> npt.NDArray[np.float16]:
+def preprocess(volume: npt.NDArray[Any], spacing_mm: Spacing) -> npt.NDArray[np.float16]:
     """Rescale, clip, resize, normalise, crop, pad and round; float16 of (480, 480, 240)."""
-    resized = resize(clip(rescale(volume, slope, intercept)), spacing_mm)
+    resized = resize(clip(rescale(volume, 1.0, 0.0)), spacing_mm)
     return crop_and_pad(normalise(resized)).astype(np.float16)
 
 
@@ -109,23 +103,14 @@ def write(
     sink: Any, key: str, volume: npt.NDArray[np.float16], labels: npt.NDArray[np.float32], text: str
 ) -> None:
     """Add a sample to a webdataset ``TarWriter``."""
-    sink.write(
-        {
-            "__key__": key,
-            "bin": volume.tobytes(),
-            "cls": labels.astype("<f4").tobytes(),
-            "txt": text,
-            "json": json.dumps({"study_id": key, "shape": list(volume.shape)}).encode(),
-        }
-    )
+    facts = json.dumps({"study_id": key, "shape": list(volume.shape)}).encode()
+    members = {"bin": volume.tobytes(), "cls": labels.astype("<f4").tobytes()}
+    sink.write({"__key__": key, **members, "txt": text, "json": facts})
 
 
 def download(url_root: str, repo_id: str, path: str, folder: Path) -> Path:
     """One file by ``hf_hub_download``, as the scripts do, into `folder`."""
     from huggingface_hub import hf_hub_download
 
-    return Path(
-        hf_hub_download(
-            repo_id, path, repo_type="dataset", local_dir=folder, endpoint=url_root, token=None
-        )
-    )
+    how: Any = {"repo_type": "dataset", "endpoint": url_root, "token": None}
+    return Path(hf_hub_download(repo_id, path, local_dir=folder, **how))

@@ -29,17 +29,7 @@ _WORKER_VOLUMES = 4
 
 @dataclass(frozen=True)
 class Reader:
-    """A reader.
-
-    Attributes
-    ----------
-    epoch : callable
-        What it delivers in one epoch, sample by sample.
-    payload : callable
-        The float16 volume, in stored order, of one delivery; not timed.
-    close : callable
-        Ends its worker processes.
-    """
+    """What it delivers in one epoch, the float16 volume of a delivery (not timed), and its end."""
 
     epoch: Callable[[], Iterable[Any]]
     payload: Callable[[Any], Array] = lambda volume: volume
@@ -122,15 +112,13 @@ def litdata(dataset: VolumeDataset) -> Reader:
     It hands out views of mapped files, of which nothing has been read; as training would, the
     contender copies each into memory of its own, one reused buffer.
     """
-    samples = litdata_stream(dataset)
-    out = in_pages((dataset.spec.size_bytes,), np.uint8)
+    samples, out = litdata_stream(dataset), in_pages((dataset.spec.size_bytes,), np.uint8)
 
-    def epoch() -> Iterator[Array]:
-        for sample in samples:
-            out[:] = np.frombuffer(sample["bin"], np.uint8)
-            yield out
+    def volume(sample: Mapping[str, Any]) -> Array:
+        out[:] = np.frombuffer(sample["bin"], np.uint8)
+        return out
 
-    return Reader(epoch)
+    return Reader(lambda: map(volume, samples))
 
 
 def litdata_workers(dataset: VolumeDataset, *, workers: int) -> Reader:
@@ -142,10 +130,7 @@ def litdata_workers(dataset: VolumeDataset, *, workers: int) -> Reader:
 
 
 def litdata_stream(dataset: VolumeDataset) -> Any:
-    """The same volumes in litdata's own format, uncompressed, one a chunk.
-
-    They are written only once, beside the data set's folder.
-    """
+    """The same volumes in litdata's own format, written once: uncompressed, one a chunk."""
     from litdata import StreamingDataset
     from litdata.streaming.writer import BinaryWriter
 
@@ -170,12 +155,8 @@ def worker_options(dataset: VolumeDataset, workers: int) -> dict[str, Any]:
     # DALI has threads in this process, which a plain fork would lose.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "webdataset", "litdata"])
-    return {
-        "num_workers": workers,
-        "prefetch_factor": 1,
-        "persistent_workers": True,
-        "multiprocessing_context": context,
-    }
+    options = {"num_workers": workers, "multiprocessing_context": context}
+    return options | {"prefetch_factor": 1, "persistent_workers": True}
 
 
 def of_loader(loader: Any) -> Reader:

@@ -81,16 +81,9 @@ def simpleitk(voxels: Array, plan: VolumePlan) -> Run:
         image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0))
         image.SetSpacing(plan.spacing_mm)
         image = sitk.Clamp(sitk.Cast(image, sitk.sitkFloat32), lowerBound=lo, upperBound=hi)
-        image = sitk.Resample(
-            image,
-            spec.shape_hwd,
-            sitk.Transform(),
-            sitk.sitkLinear,
-            start,
-            step,
-            (1, 0, 0, 0, 1, 0, 0, 0, 1),
-            lo,
-        )
+        turned = (1, 0, 0, 0, 1, 0, 0, 0, 1)
+        how = sitk.Transform(), sitk.sitkLinear
+        image = sitk.Resample(image, spec.shape_hwd, *how, start, step, turned, lo)
         x = sitk.GetArrayViewFromImage(image).transpose(2, 1, 0)
         made: Array = (x / np.float32((hi - lo) / 2)).astype(np.float16, order="C")
         return made

@@ -50,15 +50,12 @@ _LONGEST_LABEL = 46
 
 
 class Bar(NamedTuple):
-    """A row: what it is called, its quantity, what is written beside it if not the median.
-
-    Without a colour, those whose label begins with ctgpu are ctgpu's own.
-    """
+    """A row: what it is called, its quantity, and what is written beside it if not the median."""
 
     label: str
     quantity: Facts
     text: str = ""
-    colour: str = ""
+    colour: str = OURS
 
 
 class Panel(NamedTuple):
@@ -127,26 +124,19 @@ def _draw_panel(panel: Panel, axes: Axes) -> None:
     )
     largest = high.max()
     smallest = min(low[low > 0], default=largest)
-    texts = [bar.text or median_in_words(bar.quantity) for bar in bars]
-    own = [OURS if bar.label.startswith("ctgpu") else OTHERS for bar in bars]
     axes.barh(
         range(len(bars)),
         values,
         xerr=(values - low, high - values) if (low < high).any() else None,
-        color=[bar.colour or usual for bar, usual in zip(bars, own, strict=True)],
+        color=[bar.colour for bar in bars],
         height=0.66,
         error_kw={"elinewidth": 1, "ecolor": INK},
     )
+    texts = [bar.text or median_in_words(bar.quantity) for bar in bars]
+    style: Any = {"textcoords": "offset points", "va": "center", "fontsize": 9}
     for row, (bar, text) in enumerate(zip(bars, texts, strict=True)):
-        axes.annotate(
-            text,
-            (max(high[row], smallest), row),
-            xytext=(5, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=9,
-            color=BAD if bar.colour == BAD else "black",
-        )
+        place, ink = (max(high[row], smallest), row), BAD if bar.colour == BAD else "black"
+        axes.annotate(text, place, (5, 0), color=ink, **style)
     # The end of a long label tells it apart.
     shown = [b.label if len(b.label) <= _LONGEST_LABEL else f"…{b.label[-45:]}" for b in bars]
     axes.set_yticks(range(len(bars)), shown)
@@ -171,37 +161,37 @@ def _draw_panel(panel: Panel, axes: Axes) -> None:
 # ---- what is drawn ------------------------------------------------------------------------------
 
 
-def rates(contenders: Mapping[str, Result], label: str = "{}", colour: str = "") -> list[Bar]:
+def rates(contenders: Mapping[str, Result], label: str = "{}") -> list[Bar]:
     """The rate of each."""
-    return [Bar(label.format(name), of["rate"], "", colour) for name, of in contenders.items()]
+    return [
+        Bar(label.format(name), of["rate"], colour=_colour(name.startswith("ctgpu")))
+        for name, of in contenders.items()
+    ]
 
 
-def percent(share: float) -> Facts:
-    """A share that is no measured quantity itself."""
-    return measured([100 * share], "%")
+def _colour(is_ours: bool) -> str:
+    return OURS if is_ours else OTHERS
+
+
+def _percent(label: str, share: float, text: str = "") -> Bar:
+    return Bar(label, measured([100 * share], "%"), text)
 
 
 def _build(result: Result) -> Iterator[Panel]:
     for name, facts in result["formats"].items():
         yield Panel(f"{name}: the whole job", "samples/s", rates(facts["contenders"]))
-        stages = [
-            Bar(
-                f"{stage} × {of['threads']}",
-                percent(of["busy_share"]),
-                f"{of['busy_share']:.0%} busy" + ": bottleneck" * (stage == facts["bottleneck"]),
-                OURS,
-            )
-            for stage, of in facts["stages"].items()
-        ]
+        stages = []
+        for stage, of in facts["stages"].items():
+            text = f"{of['busy_share']:.0%} busy" + ": bottleneck" * (stage == facts["bottleneck"])
+            stages.append(_percent(f"{stage} × {of['threads']}", of["busy_share"], text))
         yield Panel(f"{name}: ctgpu's stages, and their threads", "% of the time busy", stages)
 
 
 def _preprocess(result: Result) -> Iterator[Panel]:
-    gigabytes = result["bytes_moved"] / 1e9
-    bars = [
-        Bar(name, measured([gigabytes / run for run in of["time"]["runs"]], "GB/s"))
-        for name, of in result["contenders"].items()
-    ]
+    gigabytes, bars = result["bytes_moved"] / 1e9, []
+    for name, of in result["contenders"].items():
+        moved = measured([gigabytes / run for run in of["time"]["runs"]], "GB/s")
+        bars.append(Bar(name, moved, colour=_colour(name.startswith("ctgpu"))))
     yield Panel(
         "floor: one read and one streaming write; memcpy: as many bytes",
         "GB/s, of the source read once and the output written once",
@@ -210,12 +200,12 @@ def _preprocess(result: Result) -> Iterator[Panel]:
 
 
 def _gpu(result: Result) -> Iterator[Panel]:
-    kernel = result["kernel"]
+    kernel, inflate = result["kernel"], result["inflate"]["threads"]
     title = f"kernel; the device's copy makes {kernel['copy']['gb_per_s']:.0f} GB/s"
-    shares = {name: percent(of["share_of_copy"]) for name, of in kernel["cases"].items()}
-    yield Panel(title, "% of it", [Bar(name, share, "", OURS) for name, share in shares.items()])
-    threads = rates(result["inflate"]["threads"], colour=OURS)
-    yield Panel("from .nii.gz in memory, by threads that inflate", "samples/s", threads)
+    cases = [_percent(name, of["share_of_copy"]) for name, of in kernel["cases"].items()]
+    yield Panel(title, "% of it", cases)
+    rows = [Bar(threads, of["rate"]) for threads, of in inflate.items()]
+    yield Panel("from .nii.gz in memory, by threads that inflate", "samples/s", rows)
 
 
 def _loading(result: Result) -> Iterator[Panel]:
@@ -231,16 +221,11 @@ def _loading(result: Result) -> Iterator[Panel]:
 
 
 def _distribute(result: Result) -> Iterator[Panel]:
-    bars = [
-        Bar(
-            f"{count} workers",
-            of["rate"],
-            f"{median_in_words(of['rate'])}, {of['share_of_ideal']:.0%} of {of['shards']} shards' "
-            "ideal",
-            OURS,
-        )
-        for count, of in result["scaling"].items()
-    ]
+    bars = []
+    for count, of in result["scaling"].items():
+        share, rate = of["share_of_ideal"], of["rate"]
+        text = f"{median_in_words(rate)}, {share:.0%} of {of['shards']} shards' ideal"
+        bars.append(Bar(f"{count} workers", rate, text))
     yield Panel(f"one-sample shards, on {result['cores']} cores", "shards/s", bars)
 
 
@@ -260,9 +245,9 @@ def of_leaves(result: Result) -> Iterator[Panel]:
     for path, quantity in measured_leaves(dict(result)):
         unit = quantity["unit"]
         name = " / ".join(part for part in path if part != "contenders")
-        colour = OTHERS if is_peers(path) else OURS
         # What was counted has runs alone.
-        by_unit.setdefault(unit, []).append(Bar(name, measured(quantity["runs"], unit), "", colour))
+        bar = Bar(name, measured(quantity["runs"], unit), colour=_colour(not is_peers(path)))
+        by_unit.setdefault(unit, []).append(bar)
     for unit, bars in by_unit.items():
         better = "more" if more_is_better(unit) else "less"
         yield Panel(f"{unit}, {better} is better", unit, bars)

@@ -47,13 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def load_all(folder: Path) -> dict[str, Result]:
-    """Every result that the documents need, and those of :data:`WHERE_MEASURED` that are there.
-
-    Raises
-    ------
-    SystemExit
-        With one sentence, where one has not been measured.
-    """
+    """Every result that the documents need, and those of :data:`WHERE_MEASURED` that are there."""
     results = {}
     for name in (*NAMES, *WHERE_MEASURED):
         path = folder / f"{name}.json"
@@ -73,7 +67,7 @@ def with_section(readme: str, results: Mapping[str, Result]) -> str:
 
 
 def section(results: Mapping[str, Result]) -> str:
-    """The README's section, as Markdown."""
+    """The README's section."""
     return rendered("readme", results)
 
 

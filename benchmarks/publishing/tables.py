@@ -94,8 +94,3 @@ def step_rows(steps: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         stated = guide.get("total" if step.startswith("total") else step)
         told = f"{stated:g}" if stated is not None else ""
         yield f"*{step}*" if step in simulated else step, told, cell(old, step), cell(ours, step)
-
-
-def projection(project: Result, build: Result) -> list[str]:
-    """Projected rates by machine and by how large CT-RATE's volumes are taken to be."""
-    return part("whole_split", project=project, build=build).splitlines()

@@ -28,13 +28,7 @@ import numpy as np
 
 import ctgpu
 from benchmarks.harness.asking import Asked, Question, Scan
-from benchmarks.harness.measuring import (
-    Facts,
-    measured,
-    rounds,
-    seconds_of,
-    with_ratio,
-)
+from benchmarks.harness.measuring import Facts, measured, rounds, seconds_of, with_ratio
 from benchmarks.peers import old_way
 from ctgpu.machine import usable_cores
 from ctgpu.testing.ctrate import Volume, lay_out_ct_rate, write_tables
@@ -55,10 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     samples = (2, 1) if asked.quick else (8, 2)
     with ProcessPoolExecutor(usable_cores(), mp_context=SPAWN) as old_pool:
         for volume_format in FORMATS:
-            with asked.folder() as folder:
-                formats[volume_format] = compare(
-                    folder, scan, volume_format, samples, asked, old_pool
-                )
+            with asked.folder() as at:
+                formats[volume_format] = compare(at, scan, volume_format, samples, asked, old_pool)
     return asked.publish(
         {
             "data": f"{scan.about}, called {scan.spacing_mm} mm",
@@ -131,17 +123,13 @@ def stage_times(reports: Sequence[Facts]) -> Facts:
     gets faster waits longer.
     """
     stages: Facts = {}
-    for number, stage in enumerate(reports[0]["stages"]):
-        runs = [report["stages"][number] for report in reports]
-        threads = stage["threads"]
+    for runs in zip(*(report["stages"] for report in reports), strict=True):
+        threads = runs[0]["threads"]
         busy = measured([run["busy_s"] for run in runs], "s")
         span = measured([(run["busy_s"] + run["waiting_s"]) / threads for run in runs], "s")
-        stages[stage["name"]] = {
-            "threads": threads,
-            "busy": busy,
-            "span": span,
-            "busy_share": busy["median"] / (threads * span["median"]),
-        }
+        share = busy["median"] / (threads * span["median"])
+        of = {"threads": threads, "busy": busy, "span": span, "busy_share": share}
+        stages[runs[0]["name"]] = of
     return stages
 
 

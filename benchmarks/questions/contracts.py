@@ -40,12 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "stored_as": _STORED,
             "repeats": 2 * asked.repeats,
             "specs": {
-                name.removeprefix("ctgpu, "): spec.to_dict() for name, spec in specs(Spec()).items()
+                name.removeprefix("ctgpu, "): s.to_dict() for name, s in specs(Spec()).items()
             },
-            **{
-                layout: engine(voxels, Spec(layout=layout), 2 * asked.repeats)
-                for layout in ("HWD", "DHW")
-            },
+            "HWD": engine(voxels, Spec(), 2 * asked.repeats),
+            "DHW": engine(voxels, Spec(layout="DHW"), 2 * asked.repeats),
             "statistics": statistics(voxels, asked.repeats),
             "crops": crops(scan, 2 * asked.repeats),
         }
@@ -80,11 +78,8 @@ def specs(default: Spec) -> dict[str, Spec]:
 
 def engine_run(voxels: Array, spec: Spec) -> Run:
     """The best variant of the CPU engine, on a source that lies as :data:`_STORED`."""
-    turned = (
-        Reorientation()
-        if spec.orientation == "stored"
-        else Reorientation.between(_STORED, spec.orientation)
-    )
+    stored = spec.orientation == "stored"
+    turned = Reorientation() if stored else Reorientation.between(_STORED, spec.orientation)
     view = turned.view(voxels)
     known = statistics_of(voxels, Rescale(), spec) if spec.needs_statistics else None
     # The output covers just what the source covers, in all fits.
@@ -105,8 +100,7 @@ def statistics(voxels: Array, repeats: int) -> Facts:
 def crops(scan: Scan, repeats: int) -> Facts:
     """What it takes to find the box of each crop, over the engine's time for the default."""
     runs: dict[str, Run] = {DEFAULT: engine_run(scan.voxels, Spec())}
+    scanned = (scan.voxels, Rescale(), scan.spacing_mm)
     for spec in (Spec(crop="foreground"), Spec(crop="body")):
-        runs[f"ctgpu, {spec.crop}"] = partial(
-            crop_box, scan.voxels, Rescale(), scan.spacing_mm, spec
-        )
+        runs[f"ctgpu, {spec.crop}"] = partial(crop_box, *scanned, spec)
     return {"contenders": with_ratio(timed(runs, repeats), "this_over_default", DEFAULT)}

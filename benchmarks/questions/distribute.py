@@ -40,13 +40,7 @@ _TINY = Spec(shape_hwd=(16, 16, 8), target_spacing_mm=(8.0, 8.0, 16.0))
 
 
 class WaitingEngine(CpuEngine):
-    """The CPU engine, and a wait that stands for a device: simulated.
-
-    Parameters
-    ----------
-    wait_s : float
-        Seconds that every volume takes longer.
-    """
+    """The CPU engine, and a wait of some seconds a volume that stands for a device: simulated."""
 
     def __init__(self, wait_s: float) -> None:
         super().__init__()
@@ -126,11 +120,9 @@ def same_bytes(folder: Path, spec: Spec) -> Facts:
             seconds = seconds_of(way)
             made = snapshot(out)
             names = sorted(expected.keys() | made.keys())
-            facts[name] = {
-                "time": measured([seconds], "s"),
-                "files": len(expected),
-                "files_that_differ": [n for n in names if made.get(n) != expected.get(n)],
-            }
+            differ = [n for n in names if made.get(n) != expected.get(n)]
+            of = {"time": measured([seconds], "s"), "files": len(expected)}
+            facts[name] = of | {"files_that_differ": differ}
     shutil.rmtree(out)
     return facts
 
@@ -162,6 +154,7 @@ def scaling(folder: Path, workers: Sequence[int], wait_s: float, repeats: int) -
             # The first run also starts the workers' processes.
             first, *rates = [1 / build() for _ in range(1 + repeats)]
         rate = measured(rates, "shards/s")
+        alone = facts.get(workers[0], {"rate": rate})["rate"]["median"] / workers[0]
         facts[count] = {
             "shards": shards,
             "simulated": True,
@@ -170,9 +163,6 @@ def scaling(folder: Path, workers: Sequence[int], wait_s: float, repeats: int) -
             "rate": rate,
             "share_of_ideal": rate["median"] * wait_s / count,
             "with_start": measured([first], "shards/s"),
-        }
-        alone = facts[workers[0]]["rate"]["median"] / workers[0]
-        facts[count] |= {
             "this_over_one_worker": rate["median"] / alone,
             "share_of_linear": rate["median"] / alone / count,
         }
@@ -196,15 +186,8 @@ def build_tiny(source: Path, shards: int, device: str | Engine, *, by_ray: bool 
         make_source(source, Scan.phantom((32, 32, 16), (4.0, 4.0, 8.0)), ".nii.gz", shards)
     out = source.with_name("out")
     began = time.perf_counter()
-    report = ctgpu.build(
-        out,
-        source=source,
-        spec=_TINY,
-        samples_per_shard=1,
-        device=device,
-        num_workers=1,
-        executor=RayExecutor() if by_ray else None,
-    )
+    how: Facts = {"spec": _TINY, "samples_per_shard": 1, "device": device, "num_workers": 1}
+    report = ctgpu.build(out, source=source, executor=RayExecutor() if by_ray else None, **how)
     seconds = time.perf_counter() - began
     assert report.exit_code == 0
     assert report.manifest["total_samples"] == report.manifest["planned_samples"]

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +57,8 @@ from ctgpu.spec import Layout, Spec
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
 
-_ROUNDS = 5
+# Of the long ones, which run many volumes each.
+_MOST_ROUNDS = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     spec = Spec(shape_hwd=(64, 64, 32)) if asked.quick else Spec()
     scan = asked.scan((72, 72, 40))
-    rounds_ = min(asked.repeats, _ROUNDS)  # of the long ones: many volumes each
+    few = min(asked.repeats, _MOST_ROUNDS)
     facts = {
         "data": scan.about,
         "source_shape": scan.voxels.shape,
@@ -89,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parts = {
         "kernel": partial(measure_kernel, *what, asked.repeats),
         "torch": partial(measure_torch, *what, asked.repeats),
-        "pipeline": partial(measure_pipeline, *what, volumes, rounds_),
-        "inflate": partial(measure_inflate, *what, 1 if asked.quick else files, rounds_),
+        "pipeline": partial(measure_pipeline, *what, volumes, few),
+        "inflate": partial(measure_inflate, *what, 1 if asked.quick else files, few),
     }
     measure_all(asked, facts, parts)
     engine.close()
@@ -98,17 +100,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure_all(asked: Asked, facts: Facts, parts: Mapping[str, Callable[[], Facts]]) -> None:
-    """Measure one part after the other and publish the whole.
+    """Measure one part after the other and publish the whole, which fails where a part did.
 
-    With ``--json`` the file is written after each part: ended early, it has the parts
-    before.  A part that fails is recorded, and so is one about what the machine lacks, which is
-    no failure; the others are measured.
-
-    Raises
-    ------
-    SystemExit
-        In the end, where a part failed; and where one is missing and the whole would lie among the
-        published results.
+    With ``--json`` the file is written after each part: ended early, it has the parts before, and
+    what failed.  What the machine lacks is no failure, but keeps it out of the published results.
     """
     result, failed, not_here = dict(facts), {}, {}
     for name, measure in parts.items():
@@ -203,9 +198,8 @@ def measure_inflate(
     """From compressed files in memory to pinned float16, by number of threads."""
     import nibabel
 
-    image = nibabel.Nifti1Image(  # type: ignore[no-untyped-call]
-        np.asarray(voxels), np.diag([*REAL_CT_SPACING_MM, 1.0])
-    )
+    image: Any = nibabel.Nifti1Image
+    image = image(np.asarray(voxels), np.diag([*REAL_CT_SPACING_MM, 1.0]))
     compressed = np.frombuffer(gzip.compress(image.to_bytes(), compresslevel=6), np.uint8)
     pool = BufferPool(allocate=engine.allocate)
 
@@ -226,8 +220,6 @@ def measure_inflate(
 
     taken = rounds({str(n): partial(rate, n) for n in (1, 4, 8, 16)}, repeats)
     rows: Facts = {threads: {"rate": measured(of, "samples/s")} for threads, of in taken.items()}
-    return {
-        "compressed_bytes": len(compressed),
-        "samples_per_thread": samples_per_thread,
-        "threads": with_ratio(rows, "this_over_one_thread", "1", "rate"),
-    }
+    with_ratio(rows, "this_over_one_thread", "1", "rate")
+    about = {"compressed_bytes": len(compressed), "samples_per_thread": samples_per_thread}
+    return about | {"threads": rows}

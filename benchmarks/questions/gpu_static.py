@@ -108,13 +108,10 @@ def main(asked: Asked) -> int:
 
 def variants() -> list[KernelKey]:
     """Every kernel to float16, and the usual ones to each other type."""
-    to_float16 = [
-        KernelKey(voxel, swap, fast, out, rescales, clips_before)
-        for voxel, swap, fast, out, rescales, clips_before in itertools.product(
-            VOXEL_TYPES, (False, True), (0, 1, 2), (2, 1), (False, True), (True, False)
-        )
-        if not (swap and voxel[1:] == "1")  # a byte has no other byte order
-    ]
+    fields = VOXEL_TYPES, (False, True), (0, 1, 2), (2, 1), (False, True), (True, False)
+    keys = itertools.starmap(KernelKey, itertools.product(*fields))
+    # A byte has no other byte order.
+    to_float16 = [key for key in keys if not (key.swap and key.voxel[1:] == "1")]
     others = itertools.product(get_args(Dtype)[1:], (USUAL, USUAL_DHW))
     return to_float16 + [replace(usual, stored=stored) for stored, usual in others]
 
@@ -143,16 +140,14 @@ def counted_from() -> dict[str, str]:
     That is every file of the kernels' sources, by its path in ``kernels/``, and ``"variants"``:
     their names, with the options that each is compiled with.
     """
-    hashes = {
-        name: hashlib.sha256((kernel_folder() / name).read_bytes()).hexdigest()
-        for name in KERNEL_FILES
-    }
+    sources = {name: (kernel_folder() / name).read_bytes() for name in KERNEL_FILES}
     # Neither where the sources lie nor their hash, which is above.
     options = [
         [name_of(key), *(o for o in options_of(key) if not o.startswith(("-I", "-DCTGPU_SOURCES")))]
         for key in variants()
     ]
-    return hashes | {"variants": hashlib.sha256(repr(options).encode()).hexdigest()}
+    hashed = sources | {"variants": repr(options).encode()}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in hashed.items()}
 
 
 def compiled_of(nvrtc: Nvrtc, key: KernelKey) -> Compiled:
@@ -164,7 +159,7 @@ def compiled_of(nvrtc: Nvrtc, key: KernelKey) -> Compiled:
 
 
 _PTXAS = re.compile(
-    r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
+    r"\d+ bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
     r"Used (\d+) registers.*?(\d+) bytes smem",
     re.DOTALL,
 )
@@ -176,16 +171,15 @@ def count(nvrtc: Nvrtc, disassembler: Path, key: KernelKey) -> Facts:
     said = _PTXAS.search(compiled.log)
     if said is None:
         raise ToolError(f"ptxas says nothing of {name_of(key)}: {compiled.log!r}")
-    _, stores, loads, registers, shared = map(int, said.groups())
     opcodes = disassemble(disassembler, compiled.cubin)
+    stores, loads, registers, shared = map(int, said.groups())
+    told = {"spill stores": stores, "spill loads": loads, "shared memory": shared}
     of_family = {name: sum(opcodes[code] for code in family) for name, family in _MEMORY.items()}
+    instructions = {"instructions": opcodes.total()} | of_family
     return {
         "registers": counted(registers, "registers"),
-        "spill stores": counted(stores, "bytes"),
-        "spill loads": counted(loads, "bytes"),
-        "shared memory": counted(shared, "bytes"),
-        "instructions": counted(opcodes.total(), "instructions"),
-        **{name: counted(total, "instructions") for name, total in of_family.items()},
+        **{name: counted(size, "bytes") for name, size in told.items()},
+        **{name: counted(total, "instructions") for name, total in instructions.items()},
     }
 
 
@@ -208,10 +202,9 @@ def bounds_of(blocks: int, instructions: int, moved_bytes: int) -> dict[str, dic
     bounds = {}
     for name, device in DEVICES.items():
         issued_each_us = device.multiprocessors * _SCHEDULERS * device.clock_ghz * 1e3
-        bounds[name] = {
-            "issue_us": blocks * instructions / issued_each_us,
-            "memory_us": moved_bytes / device.copy_gb_per_s / 1e3,
-        }
+        issue_us = blocks * instructions / issued_each_us
+        memory_us = moved_bytes / device.copy_gb_per_s / 1e3
+        bounds[name] = {"issue_us": issue_us, "memory_us": memory_us}
     return bounds
 
 

@@ -32,14 +32,7 @@ import xxhash
 
 import ctgpu
 from benchmarks.harness.asking import Question, Scan
-from benchmarks.harness.measuring import (
-    Facts,
-    measured,
-    rated,
-    rounds,
-    seconds_of,
-    with_ratio,
-)
+from benchmarks.harness.measuring import Facts, measured, rated, rounds, seconds_of, with_ratio
 from benchmarks.peers import readers
 from benchmarks.peers.readers import Opener, Reader, ours, tars_of, volumes_of
 from benchmarks.questions.build import make_source
@@ -80,13 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raw = folder / "raw-000000.tar"
         write_raw(raw, scan, samples=2)
         make_source(folder / "source", scan, ".nii.gz", samples)
-        report = ctgpu.build(
-            folder / "shards",
-            source=folder / "source",
-            spec=spec,
-            samples_per_shard=1,
-            device="cpu",
-        )
+        how: Facts = {"spec": spec, "samples_per_shard": 1, "device": "cpu"}
+        report = ctgpu.build(folder / "shards", source=folder / "source", **how)
         assert report.exit_code == 0
         dataset = VolumeDataset(folder / "shards")
         warm = race(READERS, dataset, repeats)

@@ -47,15 +47,9 @@ LOADING, CPU = "all before the GPU", "cpu_per_sample"
 #: The old guide's figures, in milliseconds; it names no machine and no data.
 GUIDE_MS: dict[str, dict[str, float]] = {
     "before": {
-        READ_NPZ: 100,
-        DECOMPRESS: 50,
-        RESCALE: 250,
-        CLIP: 127,
-        RESIZE: 262,
-        NORMALISE: 135,
-        CROP: 50,
-        GPU: 379,
-        TOTAL: 1350,
+        **{READ_NPZ: 100, DECOMPRESS: 50},
+        **dict(zip(FUSED_STEPS, (250, 127, 262, 135, 50), strict=True)),
+        **{GPU: 379, TOTAL: 1350},
     },
     "after": {READ: 30, PERMUTE: 0.02, GPU: 379, TOTAL: 410},
 }
@@ -112,15 +106,12 @@ def compare_steps(raw: Path, dataset: VolumeDataset, repeats: int) -> Facts:
         f"attached/{OURS}": partial(run_attached, ours, min(8, count), consume),
     }
     taken = rounds(runs, repeats)
-    tables: Facts = {
-        name: {
-            "old_guide_ms": guide_ms,
-            "contenders": contenders(taken, name, LOADING, "ctgpu_loading_over_this"),
-            "simulated": [CONSUMED, ALL] if SIMULATED else [],
-            "not_measured": [GPU] if SIMULATED else [],
-        }
-        for name, guide_ms in GUIDE_MS.items()
-    }
+    lacks = {"simulated": [CONSUMED, ALL], "not_measured": [GPU]}
+    tables: Facts = {}
+    for name, guide_ms in GUIDE_MS.items():
+        ways = contenders(taken, name, LOADING, "ctgpu_loading_over_this")
+        tables[name] = {"old_guide_ms": guide_ms, "contenders": ways}
+        tables[name] |= {what: steps if SIMULATED else [] for what, steps in lacks.items()}
     attached = contenders(taken, "attached", STEP_TIME, "ctgpu_over_this")
     tables["attached"] = {"contenders": attached, "simulated": SIMULATED}
     return tables | {"summary": summarise(*(of["contenders"] for of in tables.values()))}
@@ -165,15 +156,9 @@ def ours_raw(tar: Path, spec: Spec) -> Way:
             spacing_mm, pair = stated(sample.facts())
             raw = decode("volume.npz", buffer, pool)
             yield DECOMPRESS
-            prepared = prepare_volume(
-                raw,
-                spec=spec,
-                spacing_mm=spacing_mm,
-                spacing_source="csv",
-                intensity="rescale",
-                csv_pair=pair,
-            )
-            job = Job(prepared.raw.voxels, prepared.rescale, prepared.plan, out)
+            facts: Facts = {"spacing_mm": spacing_mm, "spacing_source": "csv", "csv_pair": pair}
+            made = prepare_volume(raw, spec=spec, intensity="rescale", **facts)
+            job = Job(made.raw.voxels, made.rescale, made.plan, out)
             engine.run([job], threads=usable_cores())
             raw.release()
             yield FUSED
@@ -246,10 +231,9 @@ def wait(volume: torch.Tensor, labels: torch.Tensor) -> Callable[[], float]:
 
 
 def training_step() -> Consumer:
-    """Forward, backward and optimiser step of a small 3-D CNN, bfloat16 autocast, on a GPU.
+    """A step of a small 3-D CNN, bfloat16 autocast, on a GPU; busy is what two events say of it.
 
-    Busy is what lies between two CUDA events around the step; the upload of a batch that comes
-    from the host is not in it.
+    The upload of a batch that comes from the host is not in it.
     """
     nn = torch.nn
     model = nn.Sequential(
@@ -299,10 +283,7 @@ def batches_of(way: Way, seconds: dict[str, float]) -> Generator[Batch]:
 
 
 def run_pass(way: Way, count: int, consume: Consumer) -> dict[str, float]:
-    """Seconds of each step for one sample, by `count` that come one after the other.
-
-    The consumer takes the last of them, whose seconds there are those that count.
-    """
+    """Seconds of each step for one sample, by `count` of them, and of the last one's consumer."""
     seconds: dict[str, float] = {}
     began_cpu = cpu_seconds()
     with closing(batches_of(way, seconds)) as batches:
@@ -349,33 +330,28 @@ def contenders(
 def summarise(before: Facts, after: Facts, attached: Facts) -> Facts:
     """The guide's summary: the old way from raw tars, ctgpu from shards.
 
-    CPU threads are those that keep up with the consumer: CPU seconds of a sample, by the seconds
-    that the consumer takes for it.
+    CPU threads are those that keep up with the consumer: CPU seconds by its seconds of a sample.
     """
-
-    def medians(ways: Facts, figure: str) -> dict[str, float]:
-        return {way: facts[figure]["median"] for way, facts in ways.items()}
-
     ways = {OLD: before[OLD], OURS: after[OURS]}
-    loading, cpu = medians(ways, LOADING), medians(ways, CPU)
-    step, busy = medians(attached, STEP_TIME), medians(attached, BUSY)
-    consumer_s = after[OURS][CONSUMED]["median"]
-    threads = {way: math.ceil(s / consumer_s) for way, s in cpu.items()}
+
+    def row(ways: Facts, figure: str, unit: str = "s") -> Facts:
+        old, ours = (ways[way][figure]["median"] for way in (OLD, OURS))
+        return {"unit": unit, OLD: old, OURS: ours, "ratio": old / ours}
+
+    consumer_s, cpu = after[OURS][CONSUMED]["median"], row(ways, CPU)
+    threads = {way: math.ceil(cpu[way] / consumer_s) for way in ways}
+    change = threads[OURS] / threads[OLD] - 1
+    used = row(attached, BUSY, "s/s")
+    used["ratio"] = 1 / used["ratio"]
     of_consumer = {"simulated": SIMULATED}
-    used = {"unit": "s/s", **busy, "ratio": busy[OURS] / busy[OLD]}
+    needed = {"unit": "threads", **threads, "change": change, "consumer_s": consumer_s}
     rows: Facts = {
-        "data loading time": {"unit": "s", **loading, "ratio": loading[OLD] / loading[OURS]},
-        "GPU utilisation": dict.fromkeys((OLD, OURS), "not measured") if SIMULATED else used,
-        "step time": {"unit": "s", **step, "ratio": step[OLD] / step[OURS], **of_consumer},
-        "CPU threads needed": {
-            "unit": "threads",
-            **threads,
-            "change": threads[OURS] / threads[OLD] - 1,
-            "consumer_s": consumer_s,
-            **of_consumer,
-        },
+        "data loading time": row(ways, LOADING),
+        "GPU utilisation": dict.fromkeys(ways, "not measured") if SIMULATED else used,
+        "step time": row(attached, STEP_TIME) | of_consumer,
+        "CPU threads needed": needed | of_consumer,
     }
-    rows = {quantity: row | {"old_guide": GUIDE_CLAIMS[quantity]} for quantity, row in rows.items()}
+    rows = {name: of | {"old_guide": GUIDE_CLAIMS[name]} for name, of in rows.items()}
     if SIMULATED:
         rows["share of time that the consumer was busy"] = used | of_consumer
     return rows

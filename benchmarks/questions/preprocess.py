@@ -23,17 +23,15 @@ from benchmarks.harness.measuring import (
     with_bandwidth,
     with_ratio,
 )
-from benchmarks.harness.one_volume import covering_spacing_mm, moved_bytes, needed, ours, run_of
+from benchmarks.harness.one_volume import covering_spacing_mm, moved_bytes, needed, ours
 from benchmarks.peers import old_way
 from benchmarks.peers.monai_pipeline import PIPELINES, beside
 from benchmarks.peers.volumes import PEERS, torch_written_well
 from ctgpu import _native
 from ctgpu.buffers import allocate_pages
-from ctgpu.engines import Job
 from ctgpu.machine import usable_cores
 from ctgpu.spec import Layout, Spec
 from ctgpu.volume.geometry import VolumePlan, plan_volume
-from ctgpu.volume.raw import Rescale, Spacing
 
 FLOOR, COPY, OLD, TORCH = "floor", "memcpy", "numpy + torch steps", "torch written well"
 LAYOUTS: tuple[Layout, ...] = ("HWD", "DHW")
@@ -47,8 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.options.preset is not None:
         asked.name = f"preprocess_{asked.options.preset}"
         return asked.publish(beside(asked, asked.options.preset))
-    repeats = asked.repeats
-    scan = asked.scan((96, 90, 40))
+    scan, repeats = asked.scan((96, 90, 40)), asked.repeats
     voxels = scan.voxels
     about = (
         f"; in-plane spacing of the header, slice spacing set to {REAL_CT_SPACING_MM[2]} mm so "
@@ -71,13 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def planned(
-    voxels: Array, layout: Layout = "HWD", spacing_mm: Spacing = REAL_CT_SPACING_MM
-) -> VolumePlan:
-    """The default contract for these voxels."""
-    return plan_volume(voxels.shape, spacing_mm, Spec(layout=layout))
-
-
 # ---- contenders -------------------------------------------------------------------------------
 
 
@@ -86,7 +76,7 @@ def contenders(voxels: Array, repeats: int) -> Facts:
     import torch
 
     torch.set_num_threads(1)
-    plan = planned(voxels)
+    plan = plan_volume(voxels.shape, REAL_CT_SPACING_MM, Spec())
     moved = moved_bytes(voxels, plan)
     in_memory_order = torch.from_numpy(voxels.transpose(2, 1, 0))
     runs: dict[str, Run] = {
@@ -105,14 +95,10 @@ def contenders(voxels: Array, repeats: int) -> Facts:
     slow = {name: runs.pop(name) for name in ("ctgpu scalar", *PEERS) if name in runs}
     facts = timed(runs, repeats) | timed(slow, min(3, repeats), warm_ups=0)
     best = f"ctgpu {_native.cpu_variant('')}"
-    with_ratio(facts, "this_over_ctgpu", best)
+    with_bandwidth(with_ratio(facts, "this_over_ctgpu", best), moved)
     by_time = dict(sorted(facts.items(), key=lambda item: item[1]["time"]["median"]))
-    return {
-        "bytes_moved": moved,
-        "ctgpu": best,
-        "contenders": with_bandwidth(by_time, moved),
-        "left_out": left_out,
-    }
+    told = {"bytes_moved": moved, "ctgpu": best}
+    return told | {"contenders": by_time, "left_out": left_out}
 
 
 def floor(voxels: Array, plan: VolumePlan) -> Run:
@@ -146,7 +132,7 @@ def against_floor(voxels: Array, repeats: int) -> Facts:
     The floor reads and writes with the widest instructions and writes past the cache; beside it
     stands ``memcpy`` of as many bytes, read and written together.
     """
-    plan = planned(voxels, spacing_mm=covering_spacing_mm(voxels.shape, Spec()))
+    plan = plan_volume(voxels.shape, covering_spacing_mm(voxels.shape, Spec()), Spec())
     moved = moved_bytes(voxels, plan)
     runs = {"ctgpu": ours(voxels, plan), FLOOR: floor(voxels, plan), COPY: copy(moved)}
     facts = with_bandwidth(timed(runs, repeats), moved)
@@ -169,7 +155,7 @@ def first_call(voxels: Array, repeats: int) -> Facts:
     def into_fresh(plan: VolumePlan) -> None:
         memory = allocate_pages(plan.spec.size_bytes)
         out = np.ndarray(plan.spec.stored_shape, np.float16, buffer=memory.data)
-        run_of(Job(voxels, Rescale(), plan, out))()
+        ours(voxels, plan, out)()
 
     def whole(spec: Spec) -> object:
         place = (voxels, REAL_CT_SPACING_MM, spec, "cpu")
@@ -177,7 +163,7 @@ def first_call(voxels: Array, repeats: int) -> Facts:
 
     facts: Facts = {}
     for layout in LAYOUTS:
-        plan = planned(voxels, layout)
+        plan = plan_volume(voxels.shape, REAL_CT_SPACING_MM, Spec(layout=layout))
         runs: dict[str, Run] = {
             "memory used again": ours(voxels, plan),
             "fresh memory": partial(into_fresh, plan),
@@ -189,7 +175,7 @@ def first_call(voxels: Array, repeats: int) -> Facts:
 
 def thread_scaling(voxels: Array, repeats: int) -> Facts:
     """Threads inside one volume."""
-    plan, cores = planned(voxels), usable_cores()
+    plan, cores = plan_volume(voxels.shape, REAL_CT_SPACING_MM, Spec()), usable_cores()
     counts = sorted({1, *(2**n for n in range(1, cores.bit_length())), cores})
     runs = {str(threads): ours(voxels, plan, threads=threads) for threads in counts}
     return with_ratio(timed(runs, repeats), "one_thread_over_this", "1")

@@ -43,11 +43,7 @@ READINGS_TB = (12, 21)
 
 # Resolve requests per five minutes by kind of account.  That of PRO is what the Hub documents;
 # ctgpu learns it from the answers.
-QUOTAS = {
-    "anonymous": ANONYMOUS_QUOTA[1],
-    "free account": ACCOUNT_QUOTA[1],
-    "PRO account": 12_000,
-}
+QUOTAS = {"anonymous": ANONYMOUS_QUOTA[1], "free account": ACCOUNT_QUOTA[1], "PRO account": 12_000}
 # Rates of links that can be bought.
 _LINKS_GBIT = (1, 10, 25, 40, 100)
 
@@ -85,17 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for machine in example_machines(calibration)
         ],
         "old_guide": {
-            "runs": [
-                old_run(samples, minutes, reading, costs)
-                for samples, minutes in OLD_RUNS
-                for reading, costs in readings.items()
-            ],
+            "runs": [old_run(*run, *each) for run in OLD_RUNS for each in readings.items()],
             "steps": steps_contradiction(),
         },
         **{key: checked[key] for key in ("checks", "largest_deviation", "tolerance")},
         "assumptions": assumptions(calibration, gpu_rate),
     }
-    print("\n".join(tables.projection(result, build)))
+    print(tables.part("whole_split", project=result, build=build), end="")
     return asked.publish(result)
 
 
@@ -117,13 +109,7 @@ class Calibration:
 
 
 def read_calibration(path: Path) -> Calibration:
-    """Read the stage times from a result of ``run_build.py``.
-
-    Raises
-    ------
-    SystemExit
-        With one sentence, where the file is missing or has not what is needed.
-    """
+    """Read the stage times from a result of ``run_build.py``."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         measured = result["formats"][FORMAT]
@@ -152,13 +138,7 @@ def read_calibration(path: Path) -> Calibration:
 
 
 def read_gpu_rate(path: Path) -> float | None:
-    """Samples per second of one GPU in a result of ``run_gpu.py``; None where there is none.
-
-    Raises
-    ------
-    SystemExit
-        With one sentence, where the file is there but is no JSON.
-    """
+    """Samples per second of one GPU in a result of ``run_gpu.py``; None where there is none."""
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -206,25 +186,21 @@ def projected(machine: Machine, costs: SampleCosts, gpu_rate: float | None) -> F
         """JSON knows no infinity: what is not looked at is null."""
         return {name: None if value == UNLIMITED else value for name, value in values.items()}
 
-    projection = project(machine, [costs], gpu_rate)
+    made = project(machine, [costs], gpu_rate)
     return {
         "machine": finite(asdict(machine)),
         "upper_bound": bool(machine.gpus) and gpu_rate is None,
-        "samples_per_s": projection.samples_per_s,
-        "hours": projection.hours(TRAIN_VOLUMES),
-        "bottleneck": projection.bottleneck,
-        "second": projection.second,
-        "headroom": projection.headroom,
-        "limits_samples_per_s": finite(projection.limits),
+        "samples_per_s": made.samples_per_s,
+        "hours": made.hours(TRAIN_VOLUMES),
+        **{name: getattr(made, name) for name in ("bottleneck", "second", "headroom")},
+        "limits_samples_per_s": finite(made.limits),
     }
 
 
 def assumptions(calibration: Calibration, gpu_rate: float | None) -> list[str]:
     """Everything that the figures rest on, one sentence or two each."""
     facts: Facts = {
-        "build": calibration.build,
-        "costs": asdict(calibration.costs),
-        "core_share": calibration.core_share,
+        **asdict(calibration),
         "gpu_rate": gpu_rate,
         "all_volumes": ALL_VOLUMES,
         "readings_tb": READINGS_TB,
@@ -276,6 +252,6 @@ def steps_contradiction() -> dict[str, float]:
     """The old guide's two accounts of one step, as ratios."""
     facts: dict[str, float] = {}
     for what, (before, after) in OLD_STEPS_S.items():
-        ratio = before / after
-        facts |= {f"{what}_s_before": before, f"{what}_s_after": after, f"{what}_ratio": ratio}
+        facts |= {f"{what}_s_before": before, f"{what}_s_after": after}
+        facts[f"{what}_ratio"] = before / after
     return facts

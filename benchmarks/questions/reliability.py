@@ -47,14 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results, verdict = {}, {}
     for ask, (tried_means, wrong_means) in QUESTIONS.items():
         with asked.folder() as folder:
-            facts, tried, wrong = ask(folder, asked, asked.options.seed)
-        results[ask.__name__] = facts
-        verdict[ask.__name__] = {
-            "tried_means": tried_means,
-            "tried": tried,
-            "wrong_means": wrong_means,
-            "wrong": wrong,
-        }
+            results[ask.__name__], tried, wrong = ask(folder, asked, asked.options.seed)
+        means = {"tried_means": tried_means, "wrong_means": wrong_means}
+        verdict[ask.__name__] = means | {"tried": tried, "wrong": wrong}
     return asked.publish(
         {
             "data": "chest phantoms" + (", few of them" if asked.quick else ""),
@@ -124,29 +119,23 @@ def bad_hub(work_dir: Path, asked: Asked, seed: int) -> Answer:
     fails = partial(Faults, failure_rate=0.3, seed=seed)
     worse = partial(fails, ignore_range=True, expired_redirects=3)
     build = partial(scenarios.build_from_bad_hub, samples=samples, workers=workers)
-    return of_parts(
-        work_dir,
-        {
-            "ranges": lambda at: build(at, fails()),
-            "no_ranges_and_expired_redirects": lambda at: build(at, worse()),
-        },
-        lambda result: (result.requests_made, result.failed + len(result.different)),
-    )
+    parts: Facts = {
+        "ranges": lambda at: build(at, fails()),
+        "no_ranges_and_expired_redirects": lambda at: build(at, worse()),
+    }
+    return of_parts(work_dir, parts, lambda r: (r.requests_made, r.failed + len(r.different)))
 
 
 def corrupted_inputs(work_dir: Path, asked: Asked, seed: int) -> Answer:
     """Damaged files, files made to do harm, and files that rotted behind their listed checksum."""
     count = 30 if asked.quick else 1000
     build, rotten = scenarios.build_corrupted, scenarios.build_rotten_hub
-    return of_parts(
-        work_dir,
-        {
-            "damaged": lambda at: build(at, corpus.damaged(count, seed, (".npz", ".nii.gz"))),
-            "made_to_do_harm": lambda at: build(at, corpus.crafted()),
-            "rotten_behind_checksum": lambda at: rotten(at, count=count // 10, seed=seed),
-        },
-        lambda result: (result.inputs, len(result.accepted_wrong) + len(result.odd_errors)),
-    )
+    parts: Facts = {
+        "damaged": lambda at: build(at, corpus.damaged(count, seed, (".npz", ".nii.gz"))),
+        "made_to_do_harm": lambda at: build(at, corpus.crafted()),
+        "rotten_behind_checksum": lambda at: rotten(at, count=count // 10, seed=seed),
+    }
+    return of_parts(work_dir, parts, lambda r: (r.inputs, len(r.accepted_wrong + r.odd_errors)))
 
 
 def no_space(work_dir: Path, asked: Asked, seed: int) -> Answer:
@@ -163,22 +152,17 @@ def memory(work_dir: Path, asked: Asked, seed: int) -> Answer:
     """Peak memory of processes with 32 workers each under a budget of two volumes."""
     side, samples = (96, 8) if asked.quick else (320, 24)
     spacing_mm = (1.0, 1.0, 1.0)
-    scan = Scan.phantom((side,) * 3, spacing_mm, seed)
-    first, *_ = make_source(work_dir / "source", scan, ".nii.gz", samples)
+    scan, source = Scan.phantom((side,) * 3, spacing_mm, seed), work_dir / "source"
+    first, *_ = make_source(source, scan, ".nii.gz", samples)
     spec = Spec(target_spacing_mm=spacing_mm, shape_hwd=(side,) * 3)
-    footprint_bytes = (work_dir / "source" / first).stat().st_size + 4 * side**3
+    footprint_bytes = (source / first).stat().st_size + 4 * side**3
     limit_bytes = 2 * footprint_bytes
-    runs = [
-        scenarios.build_measured(
-            work_dir / f"out-{n}", work_dir / "source", spec, limit_bytes=limit_bytes, workers=32
-        )
-        for n in range(asked.repeats)
-    ]
-    facts = {
-        "workers": 32,
+    limits = {"limit_bytes": limit_bytes, "workers": 32}
+    build = partial(scenarios.build_measured, source=source, spec=spec, **limits)
+    runs = [build(work_dir / f"out-{n}") for n in range(asked.repeats)]
+    facts = limits | {
         "samples": runs[0]["written"],
         "footprint_of_one_bytes": footprint_bytes,
-        "limit_bytes": limit_bytes,
         "peak_reserved": of_runs(runs, "peak_reserved_bytes"),
         "peak_rss": of_runs(runs, "peak_rss_bytes"),
         "peak_rss_after_imports": of_runs(runs, "imports_rss_bytes"),
@@ -202,35 +186,32 @@ def scale(work_dir: Path, asked: Asked, seed: int) -> Answer:
     plan = scenarios.make_plan_of(finished, shards, DEFAULT_SAMPLES_PER_SHARD, source, last)
     scenarios.pretend_committed(finished, plan, range(shards))
     counts = (10,) if asked.quick else (10, 100, 1_000, 10_000)
-    planned, again = [], []
-    resumed: dict[int, list[Facts]] = {committed: [] for committed in counts}
+    runs: dict[Any, list[Facts]] = {what: [] for what in ("planned", "again", *counts)}
     for n in range(asked.repeats):
         with tempfile.TemporaryDirectory(dir=work_dir, prefix=f"{n}-") as fresh:
-            planned.append(scenarios.plan_measured(Path(fresh), samples))
-            again.append(scenarios.run_measured(finished))
-            for committed, runs in resumed.items():
-                runs.append(scenarios.resume_measured(Path(fresh), committed))
+            runs["planned"].append(scenarios.plan_measured(Path(fresh), samples))
+            runs["again"].append(scenarios.run_measured(finished))
+            for committed in counts:
+                runs[committed].append(scenarios.resume_measured(Path(fresh), committed))
+    planned, again = runs["planned"], runs["again"]
+    times = {what: {"time": of_runs(of, "seconds")} for what, of in runs.items()}
     opened = tars_opened(again)
+    made = {"samples": planned[0]["samples"], "shards": planned[0]["shards"]}
     facts = {
-        "planning": {
-            "samples": planned[0]["samples"],
-            "shards": planned[0]["shards"],
-            "time": of_runs(planned, "seconds"),
-            "peak_rss": of_runs(planned, "peak_rss_bytes"),
-        },
+        "planning": made | times["planned"] | {"peak_rss": of_runs(planned, "peak_rss_bytes")},
         "finished_again": {
             "shards": shards,
             "samples": again[0]["total_samples"],
-            "time": of_runs(again, "seconds"),
+            **times["again"],
             "tars_opened": opened,
         },
         "resume_of_the_last_sample": {
             f"{committed}_committed": {
-                "time_to_begin": of_runs(runs, "seconds_to_begin"),
-                "time": of_runs(runs, "seconds"),
-                "tars_opened": tars_opened(runs),
+                "time_to_begin": of_runs(runs[committed], "seconds_to_begin"),
+                **times[committed],
+                "tars_opened": tars_opened(runs[committed]),
             }
-            for committed, runs in resumed.items()
+            for committed in counts
         },
     }
     return facts, shards, len(opened)

@@ -284,7 +284,7 @@ def _bytes_of(
     """A file as it is; None where it is too large to be fetched for a look."""
     if isinstance(source, FolderSource):
         place = source.place_of(path)
-        return np.memmap(place, np.uint8, "r") if place.stat().st_size else np.empty(0, np.uint8)
+        return np.memmap(place, np.uint8, "c") if place.stat().st_size else np.empty(0, np.uint8)
     if size_bytes > _MOST_FETCHED_BYTES:
         return None
     fetched = source.fetch(SampleRef.of_file(path, size_bytes), BufferPool().acquire)

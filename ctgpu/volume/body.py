@@ -13,6 +13,7 @@ and it leaves out what does not touch the body, as long as some 4 mm lie between
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -43,13 +44,12 @@ def import_cc3d() -> ModuleType:
         With the command that adds it.
     """
     try:
-        import cc3d
+        return import_module("cc3d")
     except ImportError as error:
         raise shortage(error) or EnvironmentFailure(
             "crop='body' needs connected-components-3d, which is not installed here: "
             f"{install_command('crop')}, or use crop='foreground'"
         ) from error
-    return cc3d
 
 
 def body_box(voxels: _Voxels, values: Values, spacing_mm: Spacing) -> Box | None:

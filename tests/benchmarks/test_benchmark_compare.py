@@ -69,6 +69,7 @@ def listed(text: str, title: str) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_noise_is_not_flagged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed in range(1, 60, 2):
         assert run(tmp_path, made(seed), made(seed + 1)) == 0

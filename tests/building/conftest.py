@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,15 @@ def phantoms() -> dict[str, Volume]:
     return chests(STUDIES, (100, 96, 64))
 
 
+@pytest.fixture(scope="session")
+def laid_out(tmp_path_factory: pytest.TempPathFactory, phantoms: dict[str, Volume]) -> Path:
+    """They as CT-RATE lays them out."""
+    root = tmp_path_factory.mktemp("laid_out")
+    lay_out_ct_rate(root, phantoms)
+    return root
+
+
 @pytest.fixture
-def source(tmp_path: Path, phantoms: dict[str, Volume]) -> Path:
-    """They as CT-RATE lays them out; a test may change it."""
-    lay_out_ct_rate(tmp_path / "source", phantoms)
-    return tmp_path / "source"
+def source(tmp_path: Path, laid_out: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(laid_out, tmp_path / "source"))

@@ -246,6 +246,7 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_command_line_says_all_of_it(tmp_path: Path, scans: Path) -> None:
     options = (
         "--spacing 6,5,7 --shape 44,52,46 --crop foreground --foreground-hu -300 --margin-mm 2.5"

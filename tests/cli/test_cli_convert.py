@@ -37,6 +37,7 @@ def test_the_command_converts_and_says_how_it_went(tmp_path: Path, real_ct: Path
     assert (tmp_path / "out/manifest.json").read_bytes() == manifest
 
 
+@pytest.mark.slow
 def test_the_command_names_what_it_keeps(tmp_path: Path) -> None:
     content = samples(0)
     content["scan_0"]["boxes"] = b"1 2 3"

@@ -64,6 +64,7 @@ def test_three_samples_in_shards_of_two_and_one_are_all_compared(source: Path, b
     assert "3 of 3 samples passed" in answer.stdout
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_compared_and_how_it_went(
     tmp_path: Path, source: Path, built: Path
 ) -> None:

@@ -206,6 +206,7 @@ def test_a_stream_that_unfolds_without_end_is_refused_before_memory_is_taken(loa
         load("a.mha", longer)
 
 
+@pytest.mark.slow
 def test_real_ct_reads_as_its_nifti_does(real_ct: Path, load, tmp_path):
     from support.itk_images import copy_by_itk
 

@@ -66,12 +66,15 @@ def array(this: int, count: int, first: int = 0, step: int = 1) -> dict[str, str
 
 
 def begin(
-    *arguments: object, stdin: int = subprocess.DEVNULL, **variables: str
+    *arguments: object,
+    stdin: int = subprocess.DEVNULL,
+    program: Sequence[str] = ("-m", "ctgpu.cli"),
+    **variables: str,
 ) -> subprocess.Popen[str]:
     """``ctgpu build`` with log lines as JSON."""
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", "ctgpu.cli", "build", "--device", "cpu"),
+            *(sys.executable, *program, "build", "--device", "cpu"),
             *("--log-format", "json", *map(str, arguments)),
         ],
         stdin=stdin,

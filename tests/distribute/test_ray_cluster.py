@@ -50,6 +50,14 @@ def test_a_cluster_is_started_where_ray_is_told_to_find_one_and_finds_none(
     assert asked == [None, "local"]
 
 
+#: ``ctgpu`` that waits less long for a cluster which is known to be gone.
+IMPATIENT = (
+    "-c",
+    "from ctgpu.distribute import ray_cluster; ray_cluster._JOIN_S = 3.0\n"
+    "from ctgpu.cli import main; main()",
+)
+
+
 @pytest.mark.slow
 def test_the_cluster_that_ray_start_made_is_joined_and_replaced_once_it_is_gone(
     tmp_path: Path, source: Path, undisturbed: dict[str, Any]
@@ -63,7 +71,7 @@ def test_the_cluster_that_ray_start_made_is_joined_and_replaced_once_it_is_gone(
             assert STARTED not in log
             assert snapshot(tmp_path / folder) == undisturbed
         started.kill()
-    log = finish(begin("--output-dir", tmp_path / "gone", *arguments))
+    log = finish(begin("--output-dir", tmp_path / "gone", *arguments, program=IMPATIENT))
     assert "the cluster last started on this machine is gone" in log
     assert STARTED in log
     assert snapshot(tmp_path / "gone") == undisturbed

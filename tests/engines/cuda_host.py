@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pytest
 
 from ctgpu.engines import Job
 from ctgpu.engines.batch import KernelKey
@@ -21,6 +16,7 @@ from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
 from ctgpu.volume.statistics import statistics_of
 from ctgpu.volume.stored import numpy_dtype
+from support.compiling import compiled
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels" / "cuda"
 
@@ -101,28 +97,16 @@ def assert_same_bits(made: np.ndarray, wanted: np.ndarray) -> None:
 # ---- The kernel on the host ---------------------------------------------------------------------
 
 
-def compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-
-
-def build(folder: Path, *options: str) -> Path:
-    command = compiler()
-    if command is None:
-        pytest.skip("no C++ compiler")
-    library = folder / "emulation.so"
-    warnings = ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    made = ["-fPIC", "-shared", "-o", library, KERNELS / "host_emulation.cpp"]
-    subprocess.run(
-        [command, "-std=c++17", "-O1", "-ffp-contract=off", *warnings, *options, *made], check=True
-    )
-    return library
+def build(*options: str) -> Path:
+    """``host_emulation.cpp``; the test is skipped where there is no compiler."""
+    usual = ("-std=c++17", "-Werror", "-Wno-unknown-pragmas")
+    return compiled(KERNELS / "host_emulation.cpp", *usual, *options)
 
 
 @functools.cache
 def emulation() -> ctypes.CDLL:
-    """``host_emulation.cpp``, built once for all tests."""
-    with tempfile.TemporaryDirectory() as folder:
-        return ctypes.CDLL(str(build(Path(folder))))
+    """That of most tests."""
+    return ctypes.CDLL(str(build("-O1")))
 
 
 def launch(

@@ -19,11 +19,9 @@ import numpy as np
 import pytest
 from cuda_host import (
     CONTRACTS,
-    KERNELS,
     assert_same_bits,
     blank,
     build,
-    compiler,
     expected,
     fma,
     job,
@@ -50,6 +48,7 @@ from ctgpu.engines.batch import (
 from ctgpu.spec import Dtype, Spec
 from ctgpu.testing.voxels import DTYPES, MEMORY_ORDERS, random_voxels
 from ctgpu.volume.raw import Rescale
+from support.compiling import REPOSITORY, compiler
 
 # The kernel is compiled for the host first.
 pytestmark = pytest.mark.slow
@@ -302,9 +301,9 @@ def test_the_bits_of_the_cpu_engine_for_random_specs(emulation: ctypes.CDLL, mad
     assert_same_bits(made.out, twin.out)
 
 
-def test_no_access_beside_any_memory(tmp_path: Path) -> None:
+def test_no_access_beside_any_memory() -> None:
     """The same cases under AddressSanitizer and UBSan: a memcheck without a GPU."""
-    library = build(tmp_path, "-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover")
+    library = build("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover")
     runtime = subprocess.run(
         [compiler() or "c++", "-print-file-name=libasan.so"],
         capture_output=True,
@@ -317,7 +316,7 @@ def test_no_access_beside_any_memory(tmp_path: Path) -> None:
             **os.environ,
             "LD_PRELOAD": runtime,
             "ASAN_OPTIONS": "detect_leaks=0",
-            "PYTHONPATH": str(KERNELS.parents[1]),
+            "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, REPOSITORY / "tests"))),
         },
         capture_output=True,
         text=True,

@@ -3,34 +3,40 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
+import gloo_rank
 import pytest
 
 from ctgpu.errors import UsageError
 from ctgpu.loading import make_loader
 
 torch = pytest.importorskip("torch")
-PROGRAM = Path(__file__).with_name("gloo_rank.py")
+
+
+@pytest.fixture(scope="module")
+def forks() -> Any:
+    """Begins processes that have torch imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed", "ctgpu.loading.loader"])
+    return context
 
 
 def run_ranks(
-    folder: Path, meeting: Path, world_size: int, state: Any = None, stop: int = 0
+    forks: Any, folder: Path, meeting: Path, world_size: int, state: Any = None, stop: int = 0
 ) -> list[dict[str, Any]]:
-    text = "" if state is None else json.dumps(state)
     ranks = [
-        subprocess.Popen(
-            [sys.executable, PROGRAM, folder, meeting, str(rank), str(world_size), text, str(stop)],
-            cwd=Path(__file__).resolve().parents[2],
-            env={"PYTHONPATH": ".", "PATH": "/usr/bin:/bin", "GLOO_SOCKET_IFNAME": "lo"},
-        )
+        forks.Process(target=gloo_rank.main, args=(folder, meeting, rank, world_size, state, stop))
         for rank in range(world_size)
     ]
+    for rank in ranks:
+        rank.start()
     try:
-        assert [rank.wait(120) for rank in ranks] == [0] * world_size
+        for rank in ranks:
+            rank.join(120)
+        assert [rank.exitcode for rank in ranks] == [0] * world_size
     finally:
         for rank in ranks:
             rank.kill()
@@ -45,10 +51,10 @@ def together(ranks: list[dict[str, Any]]) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_gloo_ranks_have_equal_steps_and_disjoint_samples(
-    hwd: Path, tmp_path: Path, world_size: int
+    forks: Any, hwd: Path, tmp_path: Path, world_size: int
 ) -> None:
     whole = [b["study_id"][0] for b in make_loader(hwd, shuffle=True, seed=7)]
-    ranks = run_ranks(hwd, tmp_path / "meeting", world_size)
+    ranks = run_ranks(forks, hwd, tmp_path / "meeting", world_size)
     seen = together(ranks)
     assert seen[:11] == whole
     assert seen[11:] == whole[: len(seen) - 11]
@@ -59,16 +65,17 @@ def test_gloo_ranks_have_equal_steps_and_disjoint_samples(
 
 
 @pytest.mark.slow
-def test_four_ranks_go_on_where_two_were_stopped(hwd: Path, tmp_path: Path) -> None:
+def test_four_ranks_go_on_where_two_were_stopped(forks: Any, hwd: Path, tmp_path: Path) -> None:
     whole = [b["study_id"][0] for b in make_loader(hwd, shuffle=True, seed=7)]
-    two = run_ranks(hwd, tmp_path / "two", 2, stop=2)
+    two = run_ranks(forks, hwd, tmp_path / "two", 2, stop=2)
     assert two[0]["state"] == two[1]["state"]
     assert together(two) == whole[:4]
-    four = run_ranks(hwd, tmp_path / "four", 4, state=two[0]["state"])
+    four = run_ranks(forks, hwd, tmp_path / "four", 4, state=two[0]["state"])
     assert together(four)[:7] == whole[4:]
     assert len(together(four)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning gives deprecation warnings of its own
 def test_lightning_trains_saves_and_resumes_within_an_epoch(hwd: Path, tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")

@@ -355,6 +355,7 @@ def test_no_label_is_nothing_to_balance_by(part_labelled: Path) -> None:
         balanced_weights(np.empty((3, 0), np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Lightning gives deprecation warnings of its own
 def test_lightning_trains_on_what_is_drawn(hwd: Path, tmp_path: Path) -> None:
     lightning = pytest.importorskip("lightning.pytorch", reason="Lightning is not installed")

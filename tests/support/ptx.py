@@ -24,10 +24,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import shutil
-import subprocess
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,17 +32,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 
+from support.compiling import compiled
 from support.ptx_lower import lower
 from support.ptx_parse import PtxError, UnknownInstructionError, Variable, parse
 from support.ptx_program import Given, Operation, Program
 
 __all__ = ["Buffer", "Counts", "Kernel", "KernelFault", "PtxError", "UnknownInstructionError"]
 
-#: The variable that names the machine compiled already: processes can share one.
-MACHINE = "PTX_MACHINE"
-_MACHINE = Path(__file__).resolve().parent / "machine"
+_MACHINE = Path(__file__).resolve().parent / "machine" / "machine.cpp"
 #: Operations of one warp up to a barrier; a kernel that does more is taken to be endless.
 MOST_OPERATIONS = 20_000_000
 
@@ -439,27 +433,10 @@ def _pack(target: Any, operation: Operation, program: Program) -> None:
         target.target = program.first_operation[program.entry.labels[operation.target]]
 
 
-def compile_machine(folder: Path) -> Path:
-    """``machine/machine.cpp`` as a library in `folder`; skipped where there is no compiler."""
-    return compile_library(folder / "machine.so", _MACHINE / "machine.cpp", "-march=native")
-
-
-def compile_library(library: Path, source: Path, *options: str) -> Path:
-    """A C++ source as a shared library; the test is skipped where there is no compiler."""
-    command = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
-    if command is None:
-        pytest.skip("no C++ compiler")
-    usual = ["-std=c++20", "-O3", "-ffp-contract=off", "-Wall", "-Wextra", "-fPIC", "-shared"]
-    subprocess.run([command, *usual, *options, "-o", library, source], check=True)
-    return library
-
-
 @functools.cache
 def _machine() -> ctypes.CDLL:
-    """``machine/machine.cpp``, compiled once, or where the environment names it compiled."""
-    with tempfile.TemporaryDirectory() as folder:
-        library = os.environ.get(MACHINE) or compile_machine(Path(folder))
-        machine = ctypes.CDLL(str(library))
+    """``machine/machine.cpp``; the test is skipped where there is no compiler."""
+    machine = ctypes.CDLL(str(compiled(_MACHINE, "-std=c++20", "-O3", "-march=native")))
     machine.machine_find.argtypes = (ctypes.c_char_p,)
     machine.machine_run.argtypes = (ctypes.c_void_p,)
     machine.machine_run.restype = _Fault

@@ -30,6 +30,7 @@ def test_the_centre_needs_no_box() -> None:
     assert crop_box(on_a_table(), Rescale(), SPACING_MM, Spec()) is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("margin", [(0, 0, 0), (4, 5, 3), (1, 100, 7)], ids=str)
 def test_foreground_is_what_monai_crops_to(margin: tuple[int, int, int]) -> None:

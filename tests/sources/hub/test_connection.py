@@ -78,17 +78,20 @@ def test_close_ends_an_answer_that_never_ends_at_once(talk: Talk) -> None:
     patience = replace(QUICK, stall_s=600.0)
     with wire(talk) as served:
         source = open_source(served, patience=patience)
-
-        def close() -> None:
-            while not served.heard:
-                threading.Event().wait(0.01)
-            threading.Event().wait(0.1)
-            source.close()
-
-        threading.Thread(target=close, daemon=True).start()
+        close_in_an_answer(source, served)
         error = failure_of(lambda: source.commit)
     assert isinstance(error, SourceError)
     assert "the source has been closed" in str(error)
+
+
+def close_in_an_answer(source: HubSource, served: Wire) -> None:
+    def close() -> None:
+        while not served.heard:
+            threading.Event().wait(0.01)
+        threading.Event().wait(0.05)
+        source.close()
+
+    threading.Thread(target=close, daemon=True).start()
 
 
 @pytest.mark.parametrize(
@@ -273,7 +276,7 @@ def test_answers_that_never_end_are_left_through_tls_too(
         patience = replace(TWICE, stall_s=600.0 if closes else 0.15)
         source = open_source(served, endpoint=f"https://127.0.0.1:{served.port}", patience=patience)
         if closes:
-            threading.Timer(0.5, source.close).start()
+            close_in_an_answer(source, served)
         error = failure_of(lambda: source.commit)
     assert isinstance(error, SourceError)
     assert ("closed" in str(error)) == closes
