@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pytest
 import typer
 
@@ -28,7 +29,8 @@ from ctgpu.testing.ctrate import lay_out_ct_rate
 from ctgpu.testing.hub import LocalHub
 from raw_tars import raw_sample, write_tar
 from support.command_line import run_here
-from support.phantoms import chest
+from support.dicom_series import write_series
+from support.phantoms import SPACING_MM, chest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
@@ -50,7 +52,7 @@ FILE = re.compile(
 #: Files that the tree need not have.
 ELSEWHERE = re.compile(
     # What builds, previews and benchmarks leave behind.
-    r"(.*/)?shard-[^/]*\.(tar|json|idx)|(plan|manifest)\.json|failures\.jsonl|sheet\.png"
+    r"(.*/)?shard-[^/]*\.(tar|json|idx)|(plan|manifest|private/series)\.json|failures\.jsonl|sheet\.png"
     # Members of a sample, and kinds of files.
     r"|(<key>)?(\.\w+)+|nii\.gz|\*\.tar"
     # What the reader has or writes, what a source holds, what a wheel has in it.
@@ -232,6 +234,8 @@ def lay_out_scans(root: Path) -> None:
     (root / "labels.csv").write_text(f"file,patient,nodule\na,{held_out},1\nb,{others},0\n")
     (root / "reports.csv").write_text("file,findings\na,A nodule.\n")
     (root / "mine.toml").write_text('name = "mine"\n')
+    affine = np.diag([-SPACING_MM[0], -SPACING_MM[1], SPACING_MM[2], 1.0])
+    write_series(root / "pacs/1", chest((60, 56, 40)).voxels.astype(np.int16), affine)
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +259,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def sandbox(made: Path, place: Path) -> None:
     """A copy without the bytes: files here are replaced, never changed in place."""
-    for name in ("shards", "old", "CT-RATE", "scans"):
+    for name in ("shards", "old", "CT-RATE", "scans", "pacs"):
         shutil.copytree(made / name, place / name, copy_function=os.link)
     for name in ("labels.csv", "reports.csv", "mine.toml"):
         os.link(made / name, place / name)

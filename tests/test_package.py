@@ -75,7 +75,7 @@ PARAMETERS = {
     "memory_limit_bytes temp_dir samples_per_shard shards part limit recon order seed "
     "keep_no_chest spacing_fallback axes max_tilt_degrees hu_guard force retry_failed token "
     "endpoint executor watch dataset labels reports key_column text_columns split_by fractions "
-    "include exclude assume_orientation",
+    "include exclude assume_orientation keep_uids",
     "ctgpu.compare_samples": "preprocessed source num_samples spec",
     "ctgpu.convert_tars": "input_pattern output_dir split spec device num_workers "
     "memory_limit_bytes samples_per_shard shards axes max_tilt_degrees hu_guard force "
@@ -113,7 +113,7 @@ PARAMETERS = {
 #: Flags that stay, by command.
 FLAGS = {
     "build": "assume-orientation axes clip dataset debug device exclude force fractions hu-guard "
-    "hu-window include intensity keep-no-chest key-column labels layout limit log-format "
+    "hu-window include intensity keep-no-chest keep-uids key-column labels layout limit log-format "
     "max-tilt-degrees memory-limit num-workers order output-dir preset ray recon repo-id reports "
     "retry-failed revision samples-per-shard seed shape shards source spacing spacing-fallback "
     "split split-by temp-dir text-columns",

@@ -43,7 +43,16 @@ ALONE, PER_CORE = "old, one thread", "old, one process per core"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the build by format of the files."""
-    asked = Question("build", __doc__).asked(arguments, repeats=1)
+    question = Question("build", __doc__)
+    question.add_argument(
+        "--format", choices=["dicom"], help="only series in a local folder, beside SimpleITK"
+    )
+    asked = question.asked(arguments, repeats=1)
+    if asked.options.format is not None:
+        from benchmarks.questions import build_dicom
+
+        asked.name = "build_dicom"
+        return asked.publish(build_dicom.answer(asked))
     scan, formats = asked.scan((48, 40, 30)), {}
     # Of one run of ctgpu, and of one run of the old way in each of its processes.
     samples = (2, 1) if asked.quick else (8, 2)
@@ -89,7 +98,8 @@ def compare(
 
         def ours() -> Facts:
             with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
-                report = pool.submit(run_ctgpu, url, folder / "out").result()
+                source = {"repo_id": REPO_ID, "endpoint": url}
+                report = pool.submit(run_ctgpu, folder / "out", source).result()
             shutil.rmtree(folder / "out")
             return report
 
@@ -192,12 +202,10 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024  # kibibytes, but for macOS
 
 
-def run_ctgpu(url: str, out: Path) -> Facts:
-    """One build from the Hub, and what it cost."""
+def run_ctgpu(out: Path, source: Facts) -> Facts:
+    """One build, and what it cost."""
     began = time.perf_counter()
-    report = ctgpu.build(
-        out, repo_id=REPO_ID, endpoint=url, device="cpu", memory_limit_bytes=MEMORY_LIMIT_BYTES
-    )
+    report = ctgpu.build(out, **source, device="cpu", memory_limit_bytes=MEMORY_LIMIT_BYTES)
     wall_s = time.perf_counter() - began
     assert report.exit_code == 0
     assert report.pipeline is not None

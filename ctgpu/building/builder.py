@@ -220,7 +220,7 @@ def _settle(job: BuildJob, watch: Watcher) -> _Settled:
     require_croppable((adopted or job.request).spec or CT_RATE)
     if adopted is not None:
         return _Settled(adopted, data_set=name_in(adopted))
-    made = make_plan(job.request, arithmetic, watch)
+    made = make_plan(job.request, arithmetic, watch, job.folder)
     with disk.storage_errors(job.folder):
         job.folder.mkdir(parents=True, exist_ok=True)
     saved = Plan.create(job.folder, made.plan)
@@ -242,21 +242,21 @@ def _look_at_finished(job: BuildJob, plan: Plan) -> None:
     if named is None:
         _say_not_looked_at(job, plan)
         return
-    if plan.source["kind"] == "tars" and not is_elsewhere(plan, named):
+    if plan.source["kind"] == "tars" and not is_elsewhere(plan, job.folder, named):
         # Nothing is read of tars that a conversion was done with.
         say_what_is_new(new_tars(plan, named), named)
         _say_not_looked_at(job, plan)
         return
     try:
-        now = open_planned_source(plan, job.request)
+        now = open_planned_source(plan, job.folder, job.request)
     except UsageError:
-        if is_elsewhere(plan, named):
+        if is_elsewhere(plan, job.folder, named):
             raise
         # What is finished does not need it any more.
         _say_not_looked_at(job, plan)
         return
     with contextlib.closing(now.source):
-        if is_elsewhere(plan, named) and now.gone:
+        if is_elsewhere(plan, job.folder, named) and now.gone:
             raise foreign_source(now, plan, named)
         require_going_on(now, job.folder, plan, (), path=named, force=False)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from ctgpu.data_sets.layout import SplitFolders
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards.plan import Plan
 from ctgpu.sources.base import Source
+from ctgpu.sources.dicom.private import root_of
+from ctgpu.sources.dicom.source import DicomSource
 from ctgpu.sources.folder import FolderSource
 from ctgpu.sources.recognition import SeenTable, describe_tables, look_at_table
 from ctgpu.sources.table import read_first, study_id_in
@@ -84,7 +87,7 @@ def of_plan(plan: Plan) -> Description:
         If what the plan has of it is none.
     """
     if plan.data_set is None:
-        return built_in()
+        return built_in(PLAIN) if plan.source["kind"] == "dicom" else built_in()
     try:
         return Description.of(plan.data_set)
     except ValueError as error:
@@ -100,7 +103,7 @@ def is_bare(plan: Plan) -> bool:
     folders = SplitFolders(data_set)
     return (
         plan.data_set is None
-        and plan.source["kind"] == "folder"
+        and plan.source["kind"] in ("folder", "dicom")
         and not plan.class_names
         and not any(
             folders.split_of(sample.path.split("/")) or data_set.split_of_name(sample.study_id)
@@ -162,7 +165,8 @@ def with_short_cuts(
         If one cannot be read, or a column is missing, or it names no volume.
     """
     named_files = {"labels": request.labels, "text": request.reports}
-    files = {role: str(Path(path).absolute()) for role, path in named_files.items() if path}
+    root = source.place_of("") if isinstance(source, DicomSource) else None
+    files = {role: _recorded(Path(path), root) for role, path in named_files.items() if path}
     if not files:
         if request.key_column is not None or request.text_columns is not None:
             raise UsageError(
@@ -173,7 +177,7 @@ def with_short_cuts(
     rules = [_without(rule, [*files]) for rule in base.tables]
     for path in dict.fromkeys(files.values()):
         _, content = read_first(source.read_table, (path,)) or ("", b"")
-        seen = look_at_table(path, content, study_ids, request.key_column)
+        seen = look_at_table(path, content, study_ids, request.key_column, source.aliases)
         if seen.fault is not None:
             raise UsageError(seen.fault)
         if seen.key is None or seen.volumes == 0:
@@ -241,18 +245,33 @@ def require_same(plan: Plan, folder: Path, request: Request) -> None:
                 f"{wanted.name}'s now ({request.dataset}); leave --dataset out to go on with the "
                 "one that the plan has kept, or build into another folder"
             )
+    root = None
+    if plan.source["kind"] == "dicom":
+        begun = root_of(folder)
+        root = request.source_path or (Path(begun) if begun is not None else None)
     for option, path in (("labels", request.labels), ("reports", request.reports)):
         if path is not None:
-            _require_same_table(known, folder, request, option, Path(path))
+            file = _recorded(Path(path), root)
+            _require_same_table(known, folder, request, option, Path(path), file)
+
+
+def _recorded(path: Path, root: Path | None) -> str:
+    """What a plan calls a table that was named; below a folder of DICOM by its place there alone.
+
+    The names of the folders above may be a patient's.
+    """
+    path = Path(os.path.abspath(path)) if root is not None else path.absolute()
+    if root is not None and path.is_relative_to(os.path.abspath(root)):
+        return str(path.relative_to(os.path.abspath(root)))
+    return str(path)
 
 
 def _require_same_table(
-    known: Description, folder: Path, request: Request, option: str, path: Path
+    known: Description, folder: Path, request: Request, option: str, path: Path, file: str
 ) -> None:
     """Refuse a short cut that names another table, or other columns of it, than at the begin."""
-    files = (str(path.absolute()),)
     role = "labels" if option == "labels" else "text"
-    rule = next((r for r in known.tables if r.files == files and role in r.roles), None)
+    rule = next((r for r in known.tables if r.files == (file,) and role in r.roles), None)
     if rule is None:
         raise MismatchError(
             f"{folder} was begun without the table {path} as its {option}; leave --{option} out "
@@ -334,8 +353,9 @@ def _look_at(source: FolderSource, path: str, study_ids: Collection[str]) -> See
         seen = SeenTable(path, fault=fault)
     else:
         _, content = source.read_table(path) or (path, b"")
-        seen = look_at_table(path, content, study_ids)
-    if seen.key is not None and study_id_in(seen.key) in study_ids:
+        seen = look_at_table(path, content, study_ids, aliases=source.aliases)
+    named = {*study_ids, *source.aliases}
+    if seen.key is not None and study_id_in(seen.key) in named:
         fault = f"{path} has no line of column names, for its first line names a volume; add one"
         seen = SeenTable(path, fault=fault)
     if seen.fault is not None:

@@ -30,6 +30,7 @@ from ctgpu.errors import DecodeError, FetchError, SourceError, UsageError
 from ctgpu.shards.names import natural_key
 from ctgpu.sources import source_kind
 from ctgpu.sources.base import Source
+from ctgpu.sources.dicom.walk import holds_dicom
 from ctgpu.sources.folder import FolderSource
 from ctgpu.sources.hub.source import HubSource
 from ctgpu.sources.table_files import TABLE_SUFFIXES
@@ -212,8 +213,8 @@ def _nothing_in(root: Path) -> str:
     way_out = "pass the folder that holds the volumes"
     if not kinds.keys() - set(TABLE_SUFFIXES):
         way_out = "a description begins with them, and tables alone are none; bring them there"
-    elif kinds.keys() & {".dcm", ".ima"}:
-        way_out = "convert DICOM series first, with dcm2niix for instance"
+    elif holds_dicom(root):
+        way_out = "`ctgpu build --source` takes series of DICOM as they are, without a description"
     return f"{root} has no {_VOLUMES} file anywhere below it, only {said}; {way_out}"
 
 

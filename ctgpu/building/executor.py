@@ -77,14 +77,14 @@ class BuildJob:
         UsageError, EnvironmentFailure
             As :func:`~ctgpu.building.planning.open_planned_source`.
         """
-        now = open_planned_source(plan, self.request)
+        now = open_planned_source(plan, self.folder, self.request)
         if plan.source["kind"] != "hub":
             require_going_on(
                 now,
                 self.folder,
                 plan,
                 set(self.pending(plan)),
-                path=path_of_source(plan, self.request),
+                path=path_of_source(plan, self.folder, self.request),
                 force=self.request.force,
             )
         return now

@@ -30,6 +30,8 @@ from ctgpu.shards.names import PLAN_NAME
 from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD, Plan
 from ctgpu.sources import open_source, source_kind
 from ctgpu.sources.base import Source
+from ctgpu.sources.dicom.private import Pseudonyms, root_of
+from ctgpu.sources.dicom.source import DicomSource
 from ctgpu.sources.duplicates import duplicates
 from ctgpu.sources.folder import FolderSource
 from ctgpu.sources.patients import PatientSplit
@@ -89,6 +91,8 @@ def _wanted_source(plan: Plan, request: Request) -> dict[str, str]:
     wanted: dict[str, str] = {}
     if request.source_path is not None:
         wanted["kind"] = source_kind(request.source_path)
+        if wanted["kind"] == "folder" and plan.source["kind"] == "dicom":
+            wanted["kind"] = "dicom"
     if request.repo_id is not None:
         wanted |= {"kind": "hub", "location": request.repo_id}
     if request.revision is not None and request.revision != plan.source.get("requested_revision"):
@@ -101,13 +105,15 @@ def _wanted_source(plan: Plan, request: Request) -> dict[str, str]:
     return wanted
 
 
-def open_planned_source(plan: Plan, request: Request) -> SourceNow:
+def open_planned_source(plan: Plan, folder: Path, request: Request) -> SourceNow:
     """The source that `plan` was made from, at its pinned revision, and what has become of it.
 
     Parameters
     ----------
     plan : Plan
         The plan.
+    folder : Path
+        The data set's folder.
     request : Request
         Where a folder is now, and how to reach the Hub.
 
@@ -126,15 +132,10 @@ def open_planned_source(plan: Plan, request: Request) -> SourceNow:
     if plan.source["kind"] == "hub":
         return SourceNow(_open_hub(plan, request))
     _warn_of_mixed_splits(plan)
-    source = open_source(
-        source=path_of_source(plan, request),
-        only_top=of_top_alone(plan),
-        data_set=of_plan(plan),
-    )
-    return look_again(plan, source)
+    return look_again(plan, open_named_source(plan, folder, None, request))
 
 
-def path_of_source(plan: Plan, request: Request) -> Path:
+def path_of_source(plan: Plan, folder: Path, request: Request) -> Path:
     """Where the folder or the tars of a plan are now.
 
     Raises
@@ -144,12 +145,19 @@ def path_of_source(plan: Plan, request: Request) -> Path:
     """
     if request.source_path is not None:
         return request.source_path
-    if "path" not in plan.source:
+    is_dicom = plan.source["kind"] == "dicom"
+    path = root_of(folder) if is_dicom else plan.source.get("path")
+    if is_dicom and path is not None and not Path(path).is_dir():
+        raise UsageError(
+            "the folder of DICOM that this data set was begun with is not there any more "
+            "(private/series.json says where it was); bring it back, or name it with --source"
+        )
+    if path is None:
         raise UsageError("the plan does not say where its source is; name the folder with --source")
-    return Path(plan.source["path"])
+    return Path(path)
 
 
-def open_named_source(plan: Plan, source: Path | None, request: Request) -> Source:
+def open_named_source(plan: Plan, folder: Path, source: Path | None, request: Request) -> Source:
     """The source that is named, or else that of a data set's plan; open, not listed.
 
     Raises
@@ -157,14 +165,15 @@ def open_named_source(plan: Plan, source: Path | None, request: Request) -> Sour
     UsageError, AccessError, SourceError
         As the source's constructor.
     """
-    if source is not None:
-        return open_source(source=source, only_top=is_old_top(source, plan), data_set=of_plan(plan))
-    if plan.source["kind"] == "hub":
+    if source is None and plan.source["kind"] == "hub":
         return _open_hub(plan, request)
+    keep_uids = bool(plan.selection.get("keep_uids"))
     return open_source(
-        source=path_of_source(plan, request),
-        only_top=of_top_alone(plan),
+        source=source or path_of_source(plan, folder, request),
+        only_top=of_top_alone(plan) if source is None else is_old_top(source, plan),
         data_set=of_plan(plan),
+        kind=plan.source["kind"],
+        pseudonyms=Pseudonyms(folder, keep_uids, begun=True),
     )
 
 
@@ -204,8 +213,22 @@ class MadePlan(NamedTuple):
     tables: tuple[JoinedTable, ...]
 
 
-def make_plan(request: Request, arithmetic: str, watch: Watcher) -> MadePlan:
+def make_plan(
+    request: Request, arithmetic: str, watch: Watcher, folder: Path | None = None
+) -> MadePlan:
     """List the source, join the tables, and decide which sample goes to which shard.
+
+    Parameters
+    ----------
+    request : Request
+        What was asked for.
+    arithmetic : str
+        Of the engine.
+    watch : callable
+        Called when the listing begins.
+    folder : Path, optional
+        Where the plan will lie, and with it what says whom samples of DICOM show; by default that
+        is forgotten.
 
     Returns
     -------
@@ -221,7 +244,7 @@ def make_plan(request: Request, arithmetic: str, watch: Watcher) -> MadePlan:
     spec = request.spec or CT_RATE
     defaults = {n: v for n, v in selection_defaults(Request).items() if v is not WHERE_GIVEN}
     chosen = {**defaults, **request.selection}
-    source, split, location = _open_source(request)
+    source, split, location = _open_source(request, folder)
     by_patient = PatientSplit.of_selection(split, chosen)
     watch(Listing({"kind": source_kind(request.source_path), "location": location}))
     refs = source.list_volumes(split)
@@ -286,7 +309,7 @@ def make_plan(request: Request, arithmetic: str, watch: Watcher) -> MadePlan:
     return MadePlan(plan, source, counts, data_set.name, joined_tables(tables, selected))
 
 
-def _open_source(request: Request) -> tuple[Source, str, str]:
+def _open_source(request: Request, folder: Path | None) -> tuple[Source, str, str]:
     """The source that a request names, open; the split to take of it; and what it is called."""
     description = asked_for(request)
     repo_id = request.repo_id
@@ -306,7 +329,13 @@ def _open_source(request: Request) -> tuple[Source, str, str]:
         token=request.token,
         part_count=request.part.count,
         data_set=description,
+        pseudonyms=Pseudonyms(folder, bool(request.keep_uids)),
     )
+    if request.keep_uids and not isinstance(source, DicomSource):
+        raise UsageError(
+            "keep_uids (--keep-uids) is for series of DICOM, and "
+            f"{request.source_path or repo_id} is none; leave it out"
+        )
     # Whether a folder is CT-RATE's is not known before it is listed.
     known = None if description is None and isinstance(source, FolderSource) else source.data_set
     split = known.split_asked_for(request.split) if known else request.split or DEFAULT_SPLIT
@@ -321,7 +350,8 @@ def _identity(source: Source, request: Request, split: str) -> dict[str, Any]:
             printable(path): printable(why) for path, why in source.missing_folders.items()
         }
     if request.source_path is not None:
-        identity["path"] = str(request.source_path.resolve())
+        if not isinstance(source, DicomSource):
+            identity["path"] = str(request.source_path.resolve())
         if isinstance(source, FolderSource):
             identity["tables"] = source.table_checksums(split)
     elif request.revision is not None and not _COMMIT.fullmatch(request.revision):

@@ -124,7 +124,7 @@ def relabel(
     named = path_of("source", source) if source is not None else None
     with unforeseen_os_errors(folder):
         request = Request(token=token, endpoint=endpoint)
-        with contextlib.closing(open_named_source(plan, named, request)) as opened:
+        with contextlib.closing(open_named_source(plan, folder, named, request)) as opened:
             opened.find_tables(plan.split)
             tables = opened.tables(plan.split, plan.class_names)
             where = str(named or plan.source.get("path", plan.source["location"]))

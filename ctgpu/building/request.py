@@ -215,6 +215,8 @@ class Request(Common):
         Which samples and in which order: first N, ``"all"`` or ``"first"`` reconstruction,
         ``"path"`` or ``"shuffled"`` with a seed, volumes listed as no chest, ``"header"`` to take
         the file's spacing where the CSV has none.
+    keep_uids : bool, optional
+        Name the samples of DICOM by their SeriesInstanceUID instead of a salted hash of it.
     token, endpoint : str, optional
         Of the Hub; default from the environment or the login.
     """
@@ -287,6 +289,11 @@ class Request(Common):
         choices=("fail", "header"),
         help="header: take the file's spacing where the CSV has none. (default: fail)",
     )
+    keep_uids: bool | None = option(
+        selects=WHERE_GIVEN,
+        help="Name the samples of DICOM by their SeriesInstanceUID, instead of a salted hash of it "
+        "that only the output folder's private/series.json resolves.",
+    )
     endpoint: str | None = None
     token: str | None = field(default=None, repr=False)
 
@@ -294,6 +301,7 @@ class Request(Common):
         # Not super(): a class with slots is another object than the one that it is bound to.
         Common.__post_init__(self)
         object.__setattr__(self, "part", self.part or Part())
+        object.__setattr__(self, "keep_uids", self.keep_uids or None)
         require_kind("part", self.part, Part, "a ctgpu.building.request.Part")
         require_kind("endpoint", self.endpoint, str, "text")
         require_kind("token", self.token, str, "text")

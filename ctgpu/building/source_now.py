@@ -16,6 +16,7 @@ from ctgpu.shards.names import natural_key, record_name
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import SampleEntry, ShardRecord
 from ctgpu.sources.base import Source
+from ctgpu.sources.dicom.private import root_of
 from ctgpu.sources.folder import FolderSource
 from ctgpu.sources.patients import PatientSplit
 from ctgpu.sources.selection import eligible, fitting
@@ -164,12 +165,13 @@ def require_going_on(
     MismatchError
         If a volume is gone that is to be made, or another place has none of its planned size.
     """
-    say_what_is_new(now.new, path)
+    named = _called(plan, path)
+    say_what_is_new(now.new, named)
     known = plan.source.get("missing_folders", {})
     if unknown := [p for p in now.source.missing_folders if printable(p) not in known]:
         _log.warning(
             "%s: folders that cannot be looked at: %s; what they hold is seen when they are back",
-            *(path, shortened([f"{p} ({now.source.missing_folders[p]})" for p in unknown])),
+            *(named, shortened([f"{p} ({now.source.missing_folders[p]})" for p in unknown])),
         )
     if not (now.sizes_now or now.gone or now.tables is None or now.tables):
         return
@@ -181,7 +183,7 @@ def require_going_on(
         if sample.path in now.gone and index in pending and index not in finished
     ]
     none_is_as_planned = len(now.sizes_now) + len(now.gone) == len(plan.samples)
-    if missing or (none_is_as_planned and is_elsewhere(plan, path)):
+    if missing or (none_is_as_planned and is_elsewhere(plan, folder, path)):
         raise foreign_source(now, plan, path, missing)
     mended = [
         sample.path
@@ -193,16 +195,22 @@ def require_going_on(
     if mended:
         _log.info(
             "%s: %s of another size than planned, taken as they are now: %s",
-            path,
+            named,
             _number(mended, "volume", "volumes"),
             shortened(mended),
         )
-    _say_what_stays(now, folder, plan, finished, path)
+    _say_what_stays(now, folder, plan, finished, named)
 
 
-def is_elsewhere(plan: Plan, path: Path) -> bool:
-    """Whether a source is at another place than the one that was planned."""
-    return str(path.resolve()) != plan.source.get("path")
+def is_elsewhere(plan: Plan, folder: Path, path: Path) -> bool:
+    """Whether a source is at another place than the one that was planned in a folder."""
+    planned = root_of(folder) if plan.source["kind"] == "dicom" else plan.source.get("path")
+    return planned is None or path.resolve() != Path(planned)
+
+
+def _called(plan: Plan, path: Path) -> Path | str:
+    """What messages call a source; where DICOM lies is said nowhere, for it may name a patient."""
+    return "the folder of DICOM" if plan.source["kind"] == "dicom" else path
 
 
 def foreign_source(
@@ -217,9 +225,9 @@ def foreign_source(
     if resized:
         found.append(f"{_number(resized, 'has', 'have')} another size ({shortened(resized)})")
     return MismatchError(
-        f"{path} does not hold the volumes that were planned: of {len(plan.samples)}, "
-        f"{' and '.join(found)}; bring them back, name the right folder with --source, or build "
-        "into another one"
+        f"{_called(plan, path)} does not hold the volumes that were planned: of "
+        f"{len(plan.samples)}, {' and '.join(found)}; bring them back, name the right folder with "
+        "--source, or build into another one"
     )
 
 
@@ -230,7 +238,7 @@ def new_tars(plan: Plan, pattern: Path) -> list[str]:
     return [n for n in map(source.relative, source.tars_left()) if planned.find(n) is None]
 
 
-def say_what_is_new(new: Sequence[str], path: Path) -> None:
+def say_what_is_new(new: Sequence[str], path: Path | str) -> None:
     """Warn of files that have come since, which a plan does not take in."""
     if new:
         _log.warning(
@@ -247,7 +255,7 @@ def _say_what_stays(
     folder: Path,
     plan: Plan,
     finished: Mapping[int, Mapping[str, SampleEntry]],
-    path: Path,
+    path: Path | str,
 ) -> None:
     stays: dict[str, int] = {}
     for sample, index in _with_shards(plan):

@@ -52,8 +52,8 @@ class Originals:
             If the source fails.
         """
         named = Path(source) if source is not None else None
-        if recipe.plan is not None:
-            return cls(open_named_source(recipe.plan, named, Request()), recipe)
+        if recipe.plan is not None and recipe.folder is not None:
+            return cls(open_named_source(recipe.plan, recipe.folder, named, Request()), recipe)
         if named is None:
             raise UsageError(
                 "there is no plan that names the originals; pass --source or --original-pattern"

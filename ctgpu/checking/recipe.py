@@ -35,6 +35,8 @@ class Recipe:
         What was done about volumes that do not look like HU.
     plan : Plan or None
         The data set's plan, where a folder of ctgpu is compared.
+    folder : Path or None
+        Where the plan lies.
     """
 
     spec: Spec = CT_RATE
@@ -43,6 +45,7 @@ class Recipe:
     rules: AxisRules = DEFAULT_RULES
     hu_guard: HuGuard = "refuse"
     plan: Plan | None = None
+    folder: Path | None = None
 
     @classmethod
     def beside(cls, tar: Path) -> Recipe:
@@ -61,7 +64,7 @@ class Recipe:
             from_header = plan.selection.get("spacing_fallback") == "header"
             rules = AxisRules.of_selection(plan.selection)
             guard = _guard_of(plan.selection)
-            return cls(plan.spec, plan.split, from_header, rules, guard, plan)
+            return cls(plan.spec, plan.split, from_header, rules, guard, plan, folder)
         claims = Claims.load(folder)
         if claims is None:
             return cls()

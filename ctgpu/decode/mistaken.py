@@ -40,7 +40,7 @@ def mistaken_for(head: bytes) -> str | None:
     if text.startswith(b"<?xml"):
         return "is an XML document, which servers send as an error: fetch the file again"
     if head[_DICOM_OFFSET : _DICOM_OFFSET + 4] == b"DICM":
-        return "is a DICOM file: convert the series to .nii.gz, with dcm2niix for instance"
+        return "is a DICOM file: pass the folder of its series as a source of its own"
     return None
 
 

@@ -66,15 +66,22 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_new_file(path: Path, data: bytes) -> None:
+def write_new_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Create `path` with `data`, durably; it must not exist.
+
+    Parameters
+    ----------
+    path, data
+        The file and its content.
+    mode : int
+        Who may do what with it; the process's mask takes from it.
 
     Raises
     ------
     FileExistsError
         If it does.
     """
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         try:
             write_all(fd, data, 0)
@@ -88,31 +95,39 @@ def write_new_file(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def temporary_file(path: Path, data: bytes) -> Iterator[Path]:
+def temporary_file(path: Path, data: bytes, mode: int = 0o666) -> Iterator[Path]:
     """A complete, durable file beside `path`; gone at the end unless it was renamed."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-    write_new_file(temporary, data)
+    write_new_file(temporary, data, mode)
     try:
         yield temporary
     finally:
         remove(temporary)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, mode: int = 0o666) -> None:
     """Make `path` hold `data`: at every moment, a crash included, all of the old or of the new.
+
+    Parameters
+    ----------
+    path, data, mode
+        As :func:`write_new_file` takes them.
 
     Raises
     ------
     StorageError
         If it cannot be written; the old content stays.
     """
-    with storage_errors(path), temporary_file(path, data) as temporary:
+    with storage_errors(path), temporary_file(path, data, mode) as temporary:
         os.rename(temporary, path)
         sync_folder(path.parent)
 
 
 def create_exclusively(
-    path: Path, data: bytes, lock: Callable[[], contextlib.AbstractContextManager[object]]
+    path: Path,
+    data: bytes,
+    lock: Callable[[], contextlib.AbstractContextManager[object]],
+    mode: int = 0o666,
 ) -> bool:
     """Create `path` whole, unless someone else has.
 
@@ -124,6 +139,8 @@ def create_exclusively(
         Its content.
     lock : callable
         Makes the context under which to test and rename, where the file system has no hard links.
+    mode : int
+        As :func:`write_new_file` takes it.
 
     Returns
     -------
@@ -135,7 +152,7 @@ def create_exclusively(
     StorageError
         If it cannot be written.
     """
-    with storage_errors(path), temporary_file(path, data) as temporary:
+    with storage_errors(path), temporary_file(path, data, mode) as temporary:
         try:
             os.link(temporary, path)
         except FileExistsError:

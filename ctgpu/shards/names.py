@@ -7,6 +7,8 @@ import re
 PLAN_NAME = "plan.json"
 MANIFEST_NAME = "manifest.json"
 FAILURES_NAME = "failures.jsonl"
+#: The folder of what must not leave the machine: whom the samples of DICOM show.
+PRIVATE_NAME = "private"
 
 #: A file that ends so is rubbish once it has not been touched for an hour.
 TEMPORARY_SUFFIX = ".ctgpu-tmp"

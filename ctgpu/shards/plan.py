@@ -23,7 +23,7 @@ from ctgpu.shards.untrusted import (
     decode,
     read_file,
 )
-from ctgpu.shards.versions import FIRST, SECOND, THIRD, format_name, of_newer, version_of
+from ctgpu.shards.versions import FIRST, FOURTH, SECOND, THIRD, format_name, of_newer, version_of
 from ctgpu.spec import Spec
 from ctgpu.volume.ref import Provenance, SampleRef
 
@@ -81,6 +81,8 @@ class Plan:
     @property
     def version(self) -> int:
         """Of the format: the first, unless the plan says what only a later one can say."""
+        if self.source["kind"] == "dicom":
+            return FOURTH
         return self.shard_version if self.data_set is None else THIRD
 
     @property
@@ -310,7 +312,7 @@ class _StoredPlan:
 class _Source(TypedDict):
     """What every plan states about its source, and what some do."""
 
-    kind: Literal["hub", "folder", "tars"]
+    kind: Literal["hub", "folder", "tars", "dicom"]
     location: str
     revision: str
     path: NotRequired[str]
@@ -336,6 +338,7 @@ class _Selection(TypedDict, total=False):
     include: str | None
     exclude: str | None
     hu_guard: str | None
+    keep_uids: bool | None
 
 
 def _fault(samples: Sequence[SampleRef]) -> str | None:

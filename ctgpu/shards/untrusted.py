@@ -21,7 +21,7 @@ import xxhash
 from msgspec import Meta
 
 from ctgpu.arguments import converted, learn
-from ctgpu.buffers import Allocate, Buffer
+from ctgpu.buffers import Allocate, Buffer, Bytes
 
 #: Plans and records of a million samples stay below it.
 JSON_LIMIT_BYTES = 1 << 30
@@ -158,17 +158,25 @@ def read_unchanged(
     """
     with os.fdopen(open_regular(path), "rb", buffering=0) as file:
         before = _settled_stamp(file.fileno())
-        may_go_on = _may_be_written(file.fileno(), before)
-        found_bytes = before[2]
-        if size_bytes not in (None, found_bytes):
-            raise _changed(f"it has {found_bytes} bytes, but had {size_bytes} when it was listed")
-        buffer = allocate(found_bytes)
+        _require_size(before, size_bytes)
+        buffer = allocate(before[2])
         with buffer.released_on_error():
-            _fill(buffer, file.fileno())
-            is_same = not may_go_on or _is_same(buffer, file.fileno())
-            if stamp_of(file.fileno()) != before or not is_same:
-                raise _changed("it was written while it was read")
+            _fill_unchanged(buffer.bytes, file.fileno(), before)
     return buffer
+
+
+def read_unchanged_into(path: str | os.PathLike[str], out: Bytes) -> None:
+    """All of a regular file, as it was at one time, into memory of its size.
+
+    Raises
+    ------
+    FileChanged, OSError
+        As :func:`read_unchanged`.
+    """
+    with os.fdopen(open_regular(path), "rb", buffering=0) as file:
+        before = _settled_stamp(file.fileno())
+        _require_size(before, out.size)
+        _fill_unchanged(out, file.fileno(), before)
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -256,19 +264,33 @@ def _may_be_written(fd: int, stamp: Stamp) -> bool:
     return False
 
 
-def _fill(buffer: Buffer, fd: int) -> None:
+def _require_size(stamp: Stamp, size_bytes: int | None) -> None:
+    if size_bytes not in (None, stamp[2]):
+        raise _changed(f"it has {stamp[2]} bytes, but had {size_bytes} when it was listed")
+
+
+def _fill_unchanged(out: Bytes, fd: int, before: Stamp) -> None:
+    """Fill `out` with a file, and make sure that it is as it was when it had the stamp."""
+    may_go_on = _may_be_written(fd, before)
+    _fill(out, fd)
+    is_same = not may_go_on or _is_same(out, fd)
+    if stamp_of(fd) != before or not is_same:
+        raise _changed("it was written while it was read")
+
+
+def _fill(out: Bytes, fd: int) -> None:
     try:
-        read_exactly(fd, buffer.bytes.data, 0)
+        read_exactly(fd, out.data, 0)
     except EOFError as error:
         raise _changed(f"{error} while it was read") from error
 
 
-def _is_same(buffer: Buffer, fd: int) -> bool:
+def _is_same(out: Bytes, fd: int) -> bool:
     """Whether the file has these bytes still; a write under way has gone on meanwhile."""
-    first = xxhash.xxh3_64_intdigest(buffer.bytes.data)
+    first = xxhash.xxh3_64_intdigest(out.data)
     time.sleep(_LONGEST_PAUSE_S)
-    _fill(buffer, fd)
-    return xxhash.xxh3_64_intdigest(buffer.bytes.data) == first
+    _fill(out, fd)
+    return xxhash.xxh3_64_intdigest(out.data) == first
 
 
 def _changed(reason: str) -> FileChanged:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from ctgpu.data_sets import Description
     from ctgpu.sources.base import Source
+    from ctgpu.sources.dicom.private import Pseudonyms
 
 DEFAULT_REPO_ID = "ibrahimhamamci/CT-RATE"
 
@@ -30,6 +31,8 @@ def open_source(
     temp_dir: Path | None = None,
     only_top: bool = False,
     data_set: Description | None = None,
+    kind: str | None = None,
+    pseudonyms: Pseudonyms | None = None,
 ) -> Source:
     """The source that a command names.
 
@@ -45,6 +48,11 @@ def open_source(
         For a folder, see :class:`ctgpu.sources.folder.FolderSource`.
     data_set : Description, optional
         What lies where, and what is in it; by default CT-RATE's.
+    kind : str, optional
+        What a plan says that it is; by default a folder is looked at, and is ``"dicom"`` where it
+        has files of DICOM and volumes of no other format.
+    pseudonyms : Pseudonyms, optional
+        For DICOM, see :class:`ctgpu.sources.dicom.source.DicomSource`.
 
     Raises
     ------
@@ -63,6 +71,10 @@ def open_source(
             from ctgpu.sources.tars import TarSource
 
             return TarSource(path, data_set=data_set)
+        if kind == "dicom" or (kind is None and path.is_dir() and _holds_dicom(path)):
+            from ctgpu.sources.dicom.source import DicomSource
+
+            return DicomSource(path, data_set=data_set, pseudonyms=pseudonyms)
         from ctgpu.sources.folder import FolderSource
 
         return FolderSource(path, only_top=only_top, data_set=data_set)
@@ -77,3 +89,9 @@ def open_source(
         temp_dir=temp_dir,
         data_set=data_set,
     )
+
+
+def _holds_dicom(path: Path) -> bool:
+    from ctgpu.sources.dicom.walk import holds_dicom
+
+    return holds_dicom(path)

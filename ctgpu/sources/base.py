@@ -27,6 +27,8 @@ class Source(ABC):
     #: Paths of folders that could not be looked at in the last listing, so that nothing says which
     #: volumes are in them, and where each links to, or else why.
     missing_folders: Mapping[str, str] = MappingProxyType({})
+    #: What tables may call volumes beside their study ids, and these.
+    aliases: Mapping[str, str] = MappingProxyType({})
     #: Paths of the tables that were seen at the last listing and are not read.
     unused_tables: Sequence[str] = ()
 

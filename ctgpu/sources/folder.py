@@ -125,6 +125,13 @@ class FolderSource(Source):
             )
         if not refs:
             raise self._nothing_of(split, volumes)
+        if below.dicom:
+            # Their paths may be a patient's name.
+            _log.warning(
+                "%s: %d files of DICOM are not taken, as there are %d volumes of another format, "
+                "such as %s; give the folder of the series alone to take these",
+                *(self._root, len(below.dicom), len(refs), refs[0].path),
+            )
         refs.sort(key=lambda ref: natural_key(ref.path))
         listed = {ref.path for ref in refs}
         self._stored = Spelling(listed)
@@ -205,7 +212,7 @@ class FolderSource(Source):
         """Where a path below the source is."""
         return self._root / path
 
-    def file_of(self, ref: SampleRef) -> Path:
+    def file_of(self, ref: SampleRef) -> Path | None:
         """Where the file with the voxels of a listed volume is."""
         path = self._path_of(ref)
         try:

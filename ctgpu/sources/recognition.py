@@ -7,8 +7,9 @@ and for reports the name: what stays open is named, not guessed.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -36,6 +37,7 @@ _SHARES = (0.0, 1.0)
 #: A cell of so many characters is a text, whatever its column is called.
 _LONG_TEXT = 80
 _MOST_SPLITS = 8
+_NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,11 @@ class SeenTable:
 
 
 def look_at_table(
-    path: str, content: bytes, study_ids: Collection[str], key: str | None = None
+    path: str,
+    content: bytes,
+    study_ids: Collection[str],
+    key: str | None = None,
+    aliases: Mapping[str, str] = _NO_ALIASES,
 ) -> SeenTable:
     """What a table says about some volumes.
 
@@ -94,12 +100,19 @@ def look_at_table(
     key : str, optional
         The column that names volumes; by default the one that names most of them, the first of
         several.
+    aliases : mapping of str to str
+        What a table may call volumes beside their study ids, and these.
 
     Raises
     ------
     UsageError
         If there is no such column.
     """
+
+    def named_in(cell: str) -> str:
+        name = study_id_in(cell)
+        return aliases.get(name, name)
+
     is_text = not path.lower().endswith(BINARY_SUFFIXES)
     if is_text and (instead := no_text(content)) is not None:
         return SeenTable(path, fault=f"{path} {instead}")
@@ -119,7 +132,7 @@ def look_at_table(
             f"{', '.join(columns)[:200] or 'none'}; pass --key-column with one of these"
         )
     named = {
-        name: {study_id for cell in columns[name] if (study_id := study_id_in(cell)) in study_ids}
+        name: {study_id for cell in columns[name] if (study_id := named_in(cell)) in study_ids}
         for name in ([key] if key is not None else columns)
     }
     best = max(named, key=lambda name: len(named[name]), default=None)
@@ -129,7 +142,8 @@ def look_at_table(
     seen = _with_roles(seen, {name: cells for name, cells in columns.items() if name != best})
     used = [places[name] for name in (*seen.labels, *seen.text, seen.patient) if name is not None]
     return replace(
-        seen, contradicts=_contradiction(lines[1:], len(header), places[best], used, study_ids)
+        seen,
+        contradicts=_contradiction(lines[1:], len(header), places[best], used, study_ids, named_in),
     )
 
 
@@ -139,11 +153,12 @@ def _contradiction(
     key: int,
     used: Sequence[int],
     study_ids: Collection[str],
+    named_in: Callable[[str], str],
 ) -> str | None:
     """The first volume whose rows no sample could be made of, and why; None where all are good."""
     known: dict[str, list[str]] = {}
     for cells in rows:
-        study_id = study_id_in(cells[key]) if len(cells) > key else ""
+        study_id = named_in(cells[key]) if len(cells) > key else ""
         if study_id not in study_ids:
             continue
         if len(cells) != width:

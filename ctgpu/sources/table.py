@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 _MANY_ROWS = 16
 #: Reports of 50,000 scans take a tenth of it.
 TABLE_LIMIT_BYTES = 1 << 30
+_CONTRADICTION = "rows that contradict each other"
 _NO_WORDS: Mapping[str, float] = MappingProxyType({})
 
 #: Reads the first of some small files that exists: its path and its bytes, or None.
@@ -183,8 +184,23 @@ class Table:
             if len(rows) > len(begins):
                 begins.append(begin)
             if known != row:
-                rows[study_id] = "rows that contradict each other"
+                rows[study_id] = _CONTRADICTION
         return cls(path, [header[k] for k in places], rows, begins, key_name)
+
+    def renamed(self, aliases: Mapping[str, str]) -> Table:
+        """The same table with study ids in the place of their aliases.
+
+        Two rows that then are of one volume contradict each other unless they say the same.
+        """
+        rows: dict[str, list[str] | str] = {}
+        lines = array("Q")
+        for place, (name, row) in enumerate(self._rows.items()):
+            known = rows.setdefault(aliases.get(name, name), row)
+            if len(rows) > len(lines):
+                lines.append(self._lines[place] if place < len(self._lines) else 0)
+            if known != row:
+                rows[aliases.get(name, name)] = _CONTRADICTION
+        return Table(self.path, self._columns, rows, lines, self.key)
 
     @property
     def columns(self) -> Sequence[str]:

@@ -45,6 +45,10 @@ class HasTables(Protocol):
     def listed_split(self) -> str | None:
         """The split whose volumes were found where the description has them; else None."""
 
+    @property
+    def aliases(self) -> Mapping[str, str]:
+        """What tables may call volumes beside their study ids, and these."""
+
     def read_table(self, *names: str) -> tuple[str, bytes] | None:
         """The first of these small files that exists, by path, and its bytes; else None."""
 
@@ -230,7 +234,7 @@ class Tables:
                 columns = itertools.chain.from_iterable(by_class.values())
                 words = {word.casefold() for word in rule.label_words}
                 table.require_usable(columns, rule.label_range or ANY, words)
-            joined.append(Joined(table, rule))
+            joined.append(Joined(table.renamed(source.aliases) if source.aliases else table, rule))
         joined = _led_to(joined, data_set, split)
         if class_names is None and not found_labels and source.listed_split is None:
             names = ()
@@ -405,7 +409,7 @@ def left_out_by_lists(source: HasTables, split: str) -> dict[str, str]:
             raise UsageError(f"{path} {instead}")
         for line in text_of(content, "replace"):
             if study_id := study_id_in(line):
-                left_out.setdefault(study_id, rule.reason)
+                left_out.setdefault(source.aliases.get(study_id, study_id), rule.reason)
     return left_out
 
 

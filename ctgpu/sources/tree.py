@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ctgpu.data_sets.layout import SplitFolders
 from ctgpu.errors import SourceError, reason_of
-from ctgpu.volume.ref import VOLUME_SUFFIXES, strip_volume_suffix
+from ctgpu.volume.ref import DICOM_SUFFIXES, VOLUME_SUFFIXES, strip_volume_suffix
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,8 @@ class Tree:
         Those of the data set's splits, links that lead nowhere included.
     tables : list of str
         Those beside the volumes, without the JSON that a volume may have to itself.
+    dicom : list of str
+        Files that are DICOM by their names.
     """
 
     volumes: list[tuple[str, int]] = field(default_factory=list)
@@ -50,6 +52,7 @@ class Tree:
     missing_folders: dict[str, str] = field(default_factory=dict)
     split_folders: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
+    dicom: list[str] = field(default_factory=list)
 
 
 def look_below(
@@ -111,6 +114,8 @@ def look_below(
                     folders[entry.name] = entry.path, places
             elif stat.S_ISREG(status.st_mode) and _is_volume(entry):
                 volumes.append((entry.path, status.st_size))
+            elif entry.name.lower().endswith(DICOM_SUFFIXES):
+                tree.dicom.append(entry.path)
         if splits_of is not None:
             for name in splits_of.among(
                 {*folders, *missing},

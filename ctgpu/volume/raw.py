@@ -65,11 +65,11 @@ class RawVolume:
         `spacing_mm` and `affine` are one of each.
     header_rescale : Rescale
         The file's own scaling, part of decoding: NIfTI ``scl_slope``/``scl_inter``, or the slope
-        and intercept of an ``.npz``'s metadata.
+        and intercept of an ``.npz``'s metadata or of a DICOM series.
     metadata : dict
         Further facts the file states (an ``.npz``'s metadata), JSON-ready.
     format : str
-        ``"nifti"``, ``"npz"``, ``"npy"``, ``"metaimage"``, ``"nrrd"`` or ``"raw"``.
+        ``"nifti"``, ``"npz"``, ``"npy"``, ``"metaimage"``, ``"nrrd"``, ``"dicom"`` or ``"raw"``.
     buffer : Buffer or None
         Pooled memory that holds the voxels; released by :meth:`release`.
     """

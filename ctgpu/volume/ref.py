@@ -19,6 +19,8 @@ VOLUME_TIERS = (
     (".npy",),
 )
 VOLUME_SUFFIXES = tuple(itertools.chain(*VOLUME_TIERS))
+#: How files of DICOM are called, where they are called anything: slices, mostly, of a volume.
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,7 +241,7 @@ def test_built_in_descriptions_are_shown_as_they_are_written() -> None:
     [
         ((), "is empty; pass the folder that holds the volumes"),
         (("t.csv", "u/t.tsv"), r"only 1 \.csv, 1 \.tsv; a description begins with them, and table"),
-        (("a/1.dcm", "a/2.DCM", "t.csv"), r"only 2 \.dcm, 1 \.csv; convert DICOM series first"),
+        (("a/1.dcm", "a/2.DCM", "t.csv"), r"only 2 \.dcm, 1 \.csv; `ctgpu build --source` takes"),
         (("a/IM01", ".b/a.nii"), "only 1 without suffix; pass the folder that holds the volumes"),
     ],
 )

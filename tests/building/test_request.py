@@ -141,12 +141,18 @@ def test_scalars_of_numpy_and_texts_of_paths_are_taken(tmp_path: Path) -> None:
     assert request.source_path == tmp_path
 
 
+def test_what_is_not_kept_is_not_recorded() -> None:
+    assert Request(keep_uids=True).selection == {"keep_uids": True}
+    assert Request(keep_uids=False).selection == {}
+
+
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
         ({"repo_id": 5}, "repo_id is 5; wanted text"),
         ({"force": "yes"}, "force is 'yes'; wanted True or False"),
         ({"keep_no_chest": "no"}, "keep_no_chest is 'no'; wanted True or False"),
+        ({"keep_uids": 1}, "keep_uids is 1; wanted True or False"),
         ({"temp_dir": 3}, "temp_dir is 3; wanted a path"),
         ({"seed": 2**63}, "seed is 9223372036854775808; it takes a whole number from -"),
         ({"device": 0}, "device is 0; wanted auto"),

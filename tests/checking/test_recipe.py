@@ -64,7 +64,7 @@ def test_a_plan_says_all_of_it(made: Path) -> None:
 
 def test_a_manifest_says_as_much_but_which_samples_were_planned(made: Path, tmp_path: Path) -> None:
     recipe = stating(tmp_path, **json.loads((made / "manifest.json").read_text()))
-    assert replace(beside(made), plan=None, spacing_from_header=False) == recipe
+    assert replace(beside(made), plan=None, folder=None, spacing_from_header=False) == recipe
 
 
 @pytest.mark.parametrize("selection", [{}, {"hu_guard": "warn"}, {"hu_guard": None}])

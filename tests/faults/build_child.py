@@ -21,6 +21,7 @@ from typing import Any
 
 import huggingface_hub  # noqa: F401  (imported on first use, which every child would pay for)
 import nibabel  # noqa: F401
+import pydicom.pixels  # noqa: F401
 
 import ctgpu
 from ctgpu.building.builder import build

@@ -20,14 +20,18 @@ import atheris
 with atheris.instrument_imports(include=["ctgpu", "zipfile", "numpy.lib"]):
     from ctgpu.buffers import BufferPool
     from ctgpu.decode import decode, inflated_size
-    from ctgpu.errors import DecodeError, IntensityError
+    from ctgpu.decode.dicom_header import read_header
+    from ctgpu.decode.dicom_pixels import decode_series
+    from ctgpu.errors import DecodeError, GeometryError, IntensityError
     from ctgpu.volume.intensity import check_hu, resolve_rescale
 
 import nibabel  # noqa: F401  (imported by the decoder on first use, and slow under coverage)
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "faults"))
 import corpus
+import dicom_corpus
 
 LIMIT_BYTES = 1 << 24
 
@@ -42,6 +46,7 @@ KINDS: list[tuple[str, Callable[[bytes], bytes]]] = [
     ("fuzz.mha", bytes),
     ("fuzz.nrrd", bytes),
     ("fuzz.npy", bytes),
+    ("fuzz.dcm", bytes),
 ]
 
 
@@ -50,6 +55,10 @@ def decode_one(data: bytes) -> None:
     file_name, wrap = KINDS[(data or b"\0")[0] % len(KINDS)]
     file = wrap(data[1:])
     pool = BufferPool()
+    if file_name == "fuzz.dcm":
+        decode_multi_frame(file, pool)
+        assert pool.lent_bytes == 0
+        return
     buffer = pool.acquire(len(file))
     buffer.bytes[:] = np.frombuffer(file, np.uint8)
     inflated_size(file_name, buffer.bytes)
@@ -62,6 +71,14 @@ def decode_one(data: bytes) -> None:
         check_hu(volume.voxels, resolve_rescale(volume, intensity="auto"))
     volume.release()
     assert pool.lent_bytes == 0
+
+
+def decode_multi_frame(file: bytes, pool: BufferPool) -> None:
+    """A series of one file."""
+    with contextlib.suppress(DecodeError, GeometryError):
+        header = read_header(file, "fuzz.dcm")
+        files = [np.frombuffer(file, np.uint8)]
+        decode_series("fuzz.dcm", files, [header], pool, limit_bytes=LIMIT_BYTES).release()
 
 
 def write_seeds(folder: Path) -> None:
@@ -82,6 +99,11 @@ def write_seeds(folder: Path) -> None:
         b"\6" + corpus.nrrd_bytes(voxels),
         b"\6" + corpus.nrrd_bytes(voxels, voxels.tobytes("F")),
         b"\7" + npy.getvalue(),
+        *(
+            b"\10" + files[0]
+            for name, files in dicom_corpus.valid_series().items()
+            if name.endswith("enhanced")
+        ),
     ]
     names = [name for name, _ in KINDS]
     seeds += [

@@ -194,6 +194,19 @@ def test_only_what_was_left_an_hour_ago_is_rubbish(tmp_path: Path) -> None:
         disk.remove_stale_temporaries(tmp_path / "gone")
 
 
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+def test_who_may_read_a_file_is_as_it_was_asked_for(tmp_path: Path, mode: int) -> None:
+    before = os.umask(0)
+    try:
+        disk.write_new_file(tmp_path / "new", b"1", mode)
+        disk.write_new_file(tmp_path / "replaced", b"1")
+        disk.replace_file(tmp_path / "replaced", b"2", mode)
+        assert disk.create_exclusively(tmp_path / "created", b"1", contextlib.nullcontext, mode)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {mode}
+
+
 def test_removing_says_whether_there_was_anything(tmp_path: Path) -> None:
     (tmp_path / "a").touch()
     assert disk.remove(tmp_path / "a")

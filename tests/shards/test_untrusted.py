@@ -24,6 +24,7 @@ from ctgpu.shards.untrusted import (
     read_file,
     read_json,
     read_unchanged,
+    read_unchanged_into,
 )
 
 
@@ -264,6 +265,18 @@ def test_a_file_of_another_size_than_listed_is_not_read(tmp_path: Path) -> None:
     put(tmp_path / "x", b"12345")
     with pytest.raises(FileChanged, match="has 5 bytes, but had 7"):
         read_unchanged(tmp_path / "x", BufferPool().acquire, 7)
+
+
+def test_a_file_is_read_into_memory_of_its_size(tmp_path: Path) -> None:
+    path, pool = tmp_path / "1.dcm", BufferPool()
+    put(path, b"12345")
+    with pool.acquire(9) as buffer:
+        buffer.bytes[:] = 0
+        read_unchanged_into(path, buffer.bytes[2:7])
+        assert bytes(buffer.bytes) == b"\0\x0012345\0\0"
+        for size_bytes in (4, 6, 0):
+            with pytest.raises(FileChanged, match=f"has 5 bytes, but had {size_bytes} when"):
+                read_unchanged_into(path, buffer.bytes[:size_bytes])
 
 
 def test_a_write_that_began_before_the_file_was_opened_is_noticed(

@@ -20,6 +20,7 @@ from ctgpu.shards.versions import Kind, format_name, of_newer, parse_version, ve
 from ctgpu.spec import Spec
 
 ASSUMING = {"order": "path", "assume_orientation": "LPS"}
+DICOM = {"kind": "dicom", "location": "dicom", "revision": "1"}
 
 
 @pytest.mark.parametrize(
@@ -31,9 +32,11 @@ ASSUMING = {"order": "path", "assume_orientation": "LPS"}
         ({"spec": NEW_SPEC}, 2),
         ({"spec": Spec(hu_window=None, normalise="minmax")}, 2),
         ({"selection": ASSUMING}, 2),
+        ({"source": DICOM}, 4),
+        ({"source": DICOM, "spec": NEW_SPEC}, 4),
     ],
 )
-def test_only_what_is_new_takes_the_second_version(
+def test_only_what_is_new_takes_a_later_version(
     tmp_path: Path, changes: dict[str, Any], version: int
 ) -> None:
     plan = replace(make_plan(), **changes)
@@ -73,7 +76,7 @@ def test_two_plans_differ_in_what_they_say_not_in_their_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "newest"), [("plan", 3), ("shard", 2), ("manifest", 2)], ids=lambda value: str(value)
+    ("kind", "newest"), [("plan", 4), ("shard", 2), ("manifest", 2)], ids=lambda value: str(value)
 )
 def test_what_is_newer_than_any_that_is_known_is_told_from_what_is_none(
     kind: Kind, newest: int

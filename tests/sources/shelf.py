@@ -20,6 +20,7 @@ class Shelf:
     data_set: Description
     files: Mapping[str, str | bytes] = field(default_factory=dict)
     listed_split: str | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
     def read_table(self, *names: str) -> tuple[str, bytes] | None:
         name = next((name for name in names if name in self.files), None)

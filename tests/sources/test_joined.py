@@ -298,3 +298,15 @@ def test_a_table_may_lie_anywhere_on_this_machine(tmp_path: Path) -> None:
         load_many({}, rule)
     path.write_text("scan,n\na,1\n")
     assert labels_of(load_many({}, rule)) == [1]
+
+
+def test_tables_and_lists_find_volumes_by_their_other_names() -> None:
+    rule = {"files": ["t.csv"], "key": "uid", "labels": "rest"}
+    left_out = {"files": ["out.txt"], "reason": "blurred"}
+    data_set = Description.of({"name": "x", "tables": [rule], "leave_out": [left_out]})
+    shelf = Shelf(data_set, {"t.csv": "uid,n\n1.2,1\nb,0\n", "out.txt": "1.3\n"})
+    shelf.aliases = {"1.2": "a", "1.3": "c"}
+    tables = Tables.load(shelf, "valid")
+    assert labels_of(tables, "a") == [1]
+    assert labels_of(tables, "b") == [0]
+    assert tables.left_out == {"c": "blurred"}

@@ -333,3 +333,13 @@ def test_tables_without_a_key_a_volume_or_a_role_are_no_part_of_it() -> None:
     ]
     assert describe_tables(PLAIN, seen) == PLAIN
     assert describe_tables(PLAIN, []) == PLAIN
+
+
+def test_a_volume_may_have_other_names_which_no_sentence_tells() -> None:
+    aliases = {"1.2.1": "s1", "1.2.2": "s2", "9.9.2": "s2"}
+    content = b"uid,mass\n1.2.1,0\n9.9.2,1\n1.2.7,1\n"
+    seen = look_at_table("t.csv", content, {"s1", "s2"}, aliases=aliases)
+    assert (seen.key, seen.volumes, seen.labels, seen.contradicts) == ("uid", 2, ("mass",), None)
+    twice = look_at_table("t.csv", content + b"1.2.2,0\n", {"s1", "s2"}, aliases=aliases)
+    assert (twice.volumes, twice.contradicts) == (2, "rows that contradict each other for s2")
+    assert look_at_table("t.csv", content, {"s1", "s2"}).key is None

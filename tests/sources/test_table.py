@@ -133,3 +133,18 @@ def test_the_first_table_that_exists_is_read_and_a_whole_path_lies_on_this_machi
     path.write_bytes(b"x")
     assert read_first(read, ("a.csv", str(path))) == (str(path), b"x")
     assert len(asked) == 1
+
+
+def test_a_table_is_renamed_row_by_row_and_keeps_its_lines() -> None:
+    content = b"uid,x\n1.2,1\n1.3,2\n1.4,3\n9.2,1\n9.3,5\nkey-6,6\n"
+    aliases = {"1.2": "key-2", "9.2": "key-2", "1.3": "key-3", "9.3": "key-3", "7.7": "key-7"}
+    table = Table.read("t.csv", content, ["uid"], ["x"]).renamed(aliases)
+    assert (table.path, table.key, table.columns, len(table)) == ("t.csv", "uid", ["x"], 4)
+    assert table.find("key-2") == {"x": "1"}  # two rows that say the same
+    assert (table.find("1.4"), table.find("key-6")) == ({"x": "3"}, {"x": "6"})
+    assert (table.find("1.2"), table.find("key-7")) == (None, None)
+    assert [table.in_line(name) for name in ("key-2", "1.4", "key-6")] == [
+        *(" in line 2", " in line 4", " in line 7"),
+    ]
+    with pytest.raises(TableError, match="rows that contradict each other for key-3 in line 3;"):
+        table.find("key-3")

@@ -1,0 +1,1 @@
+"""Series of DICOM in a folder; nothing that identifies a patient leaves it."""
