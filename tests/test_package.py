@@ -54,7 +54,7 @@ PUBLIC = {
     "ctgpu": "PRESETS BuildReport CtgpuError Geometry PreprocessedBatch RelabelReport Spec "
     "__version__ build compare_samples convert_tars estimate_build inspect_samples preprocess "
     "preprocess_batch relabel save_on_scan",
-    "ctgpu.loading": "WINDOWS VolumeDataset VolumeLoader make_loader",
+    "ctgpu.loading": "WINDOWS RawDataset VolumeDataset VolumeLoader make_loader",
     "ctgpu.loading.webdataset": "decoder",
     "ctgpu.loading.dali": "pipeline",
     "ctgpu.loading.monai": "MonaiDataset",
@@ -91,6 +91,8 @@ PARAMETERS = {
     "threads axes max_tilt_degrees hu_guard assume_orientation",
     "ctgpu.relabel": "output_dir source token endpoint looked_at",
     "ctgpu.save_on_scan": "array geometry path order layout outside",
+    "ctgpu.loading.RawDataset": "source split dataset spec device shards plan "
+    "write_shards num_threads memory_limit options",
     "ctgpu.loading.VolumeDataset": "dir_or_pattern verify",
     "ctgpu.loading.make_loader": "dataset batch_size shuffle seed shuffle_window_bytes "
     "sample_weights class_balanced drop_last device prefetch_bytes num_threads copy labelled_only "

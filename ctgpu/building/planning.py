@@ -105,15 +105,15 @@ def _wanted_source(plan: Plan, request: Request) -> dict[str, str]:
     return wanted
 
 
-def open_planned_source(plan: Plan, folder: Path, request: Request) -> SourceNow:
+def open_planned_source(plan: Plan, folder: Path | None, request: Request) -> SourceNow:
     """The source that `plan` was made from, at its pinned revision, and what has become of it.
 
     Parameters
     ----------
     plan : Plan
         The plan.
-    folder : Path
-        The data set's folder.
+    folder : Path or None
+        The data set's folder; None where there is none, which DICOM needs for its keys.
     request : Request
         Where a folder is now, and how to reach the Hub.
 
@@ -135,7 +135,7 @@ def open_planned_source(plan: Plan, folder: Path, request: Request) -> SourceNow
     return look_again(plan, open_named_source(plan, folder, None, request))
 
 
-def path_of_source(plan: Plan, folder: Path, request: Request) -> Path:
+def path_of_source(plan: Plan, folder: Path | None, request: Request) -> Path:
     """Where the folder or the tars of a plan are now.
 
     Raises
@@ -146,7 +146,9 @@ def path_of_source(plan: Plan, folder: Path, request: Request) -> Path:
     if request.source_path is not None:
         return request.source_path
     is_dicom = plan.source["kind"] == "dicom"
-    path = root_of(folder) if is_dicom else plan.source.get("path")
+    path = plan.source.get("path")
+    if is_dicom:
+        path = None if folder is None else root_of(folder)
     if is_dicom and path is not None and not Path(path).is_dir():
         raise UsageError(
             "the folder of DICOM that this data set was begun with is not there any more "
@@ -157,7 +159,9 @@ def path_of_source(plan: Plan, folder: Path, request: Request) -> Path:
     return Path(path)
 
 
-def open_named_source(plan: Plan, folder: Path, source: Path | None, request: Request) -> Source:
+def open_named_source(
+    plan: Plan, folder: Path | None, source: Path | None, request: Request
+) -> Source:
     """The source that is named, or else that of a data set's plan; open, not listed.
 
     Raises

@@ -14,6 +14,7 @@ from ctgpu.shards.card import Card
 from ctgpu.shards.folder import committed_shards, summaries
 from ctgpu.shards.names import parse_shard_name, record_name, shard_name
 from ctgpu.shards.patterns import expand_paths
+from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import SampleEntry, ShardRecord
 
 log = logging.getLogger(__name__)
@@ -33,11 +34,15 @@ class Shard:
         In the order of the tar.
     whole : bool
         Whether these are all that the tar holds.
+    holes : tuple of (int, str)
+        The samples planned for it that failed, in the order of the plan: how many of `samples` lie
+        before each, and its study id.  Empty where no plan says so, and of a part.
     """
 
     path: Path
     samples: tuple[SampleEntry, ...]
     whole: bool = True
+    holes: tuple[tuple[int, str], ...] = ()
 
     def __repr__(self) -> str:
         part = "" if self.whole else ", part of it"
@@ -70,11 +75,16 @@ def find_shards(named: Named | Sequence[Named]) -> tuple[Card, list[Shard]]:
     """
     shards: list[Shard] = []
     cards: dict[Path, Card] = {}
+    plans: dict[Path, Plan | None] = {}
     for path in _each_once(_as_names(named)):
         folder = path.parent
         if folder not in cards:
             cards[folder] = Card.load(folder)
-        shards.append(_load_shard(path, cards[folder]))
+        record = _load_record(path, cards[folder])
+        if record.failures and folder not in plans:
+            plans[folder] = _plan_of(folder)
+        holes = holes_of(record, plans.get(folder))
+        shards.append(Shard(path, tuple(record.samples), holes=holes))
     (first, card), *others = cards.items()
     for folder, other in others:
         if other != card:
@@ -141,7 +151,32 @@ def _warn_if_unfinished(folder: Path, card: Card) -> None:
     )
 
 
-def _load_shard(path: Path, card: Card) -> Shard:
+def _plan_of(folder: Path) -> Plan | None:
+    """The plan of a folder; None where only its shards were copied, or it is damaged."""
+    try:
+        return Plan.load(folder)
+    except UsageError:
+        return None
+
+
+def holes_of(record: ShardRecord, plan: Plan | None) -> tuple[tuple[int, str], ...]:
+    """As :attr:`Shard.holes`; a record alone does not say where among the good ones they lay."""
+    if not record.failures or plan is None or record.shard_index >= plan.shards:
+        return ()
+    planned = plan.samples_of(record.shard_index)
+    good = [entry.key for entry in record.samples]
+    bad = {failure.key for failure in record.failures}
+    there = [ref.key for ref in planned if ref.key not in bad]
+    if there != good or len(planned) != len(good) + len(bad):
+        return ()
+    holes: list[tuple[int, str]] = []
+    for place, ref in enumerate(planned):
+        if ref.key in bad:
+            holes.append((place - len(holes), ref.study_id))
+    return tuple(holes)
+
+
+def _load_record(path: Path, card: Card) -> ShardRecord:
     index = parse_shard_name(path.name)
     if index is None or index[1] != "tar":
         raise UsageError(f"{path} is not named as a shard of ctgpu (shard-000000.tar)")
@@ -170,7 +205,7 @@ def _load_shard(path: Path, card: Card) -> Shard:
                     f"{entry.members[extension].size_bytes} bytes, and the data set's spec asks "
                     f"for {size_bytes}; remove the record and run the build again"
                 )
-    return Shard(path, tuple(record.samples))
+    return record
 
 
 def _tar_paths(named: str | PathLike[str]) -> list[Path]:

@@ -93,6 +93,11 @@ def pipeline(
     shards = [shard for shard in dataset.shards if shard.samples]
     if not shards:
         raise UsageError(f"{dataset!r} has no samples to load")
+    if not shards[0].samples[0].members:
+        raise UsageError(
+            f"{dataset!r} is made of raw volumes when it is read, and DALI reads shards; build "
+            "them with `ctgpu build`, or use make_loader"
+        )
     if not dataset.in_stored_order:
         raise UsageError(
             f"{dataset!r} is in another order than its shards, or has samples more than once, and "

@@ -19,10 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ctgpu.buffers import BufferPool
-from ctgpu.errors import DecodeError, FetchError, StorageError, UsageError
+from ctgpu.errors import DecodeError, FetchError, SampleError, StorageError, UsageError
 from ctgpu.loading.catalogue import Named, Shard, find_shards
 from ctgpu.loading.region import read_region, to_dhw
 from ctgpu.loading.selection import Indices, Predicate, Wanted, check_numbers, select_numbers
+from ctgpu.loading.slots import Slots
+from ctgpu.machine import usable_cores
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry
 from ctgpu.spec import Spec
@@ -35,6 +37,8 @@ Verify = Literal["first", "always", "off"]
 #: Of the type that is stored, as :func:`ctgpu.volume.stored.numpy_dtype` has it.
 Volume = npt.NDArray[Any]
 Labels = npt.NDArray[np.float32]
+
+_MOST_THREADS = 8
 
 
 class VolumeDataset:
@@ -148,6 +152,31 @@ class VolumeDataset:
     def shard_of(self) -> Indices:
         """Which of the :attr:`shards` each sample is in."""
         return np.searchsorted(self._ends, self._places, side="right")
+
+    @cached_property
+    def slots(self) -> Slots:
+        """What the order of an epoch is made of: the planned samples, those that failed too.
+
+        Of a selection, and where no plan says which failed, they are its samples.
+        """
+        if any(shard.holes for shard in self._shards):  # of a selection none has
+            return Slots.of_shards(self._shards)
+        return Slots.of_samples(self.study_ids, self.shard_of, len(self._shards))
+
+    @property
+    def reader_threads(self) -> int:
+        """Threads that a loader reads with by default."""
+        # More do not make one machine's memory or disks faster.
+        return min(_MOST_THREADS, usable_cores())
+
+    @property
+    def samples_ahead(self) -> int:
+        """Samples that a loader reads ahead at least by default."""
+        return 0
+
+    def may_skip(self, error: SampleError) -> bool:
+        """Whether ``on_error="skip"`` may leave a sample out for this error."""
+        return True
 
     @cached_property
     def entries(self) -> tuple[SampleEntry, ...]:
@@ -384,12 +413,7 @@ class VolumeDataset:
         IndexError, FetchError, StorageError
             As :meth:`__getitem__`.
         """
-        dtype = numpy_dtype(self.spec.dtype)
-        if out.dtype != dtype:
-            raise UsageError(
-                f"out is {out.dtype}, and {self._named} holds {self.spec.dtype}; give it an array "
-                f"of {dtype}"
-            )
+        dtype = self._require_type(out)
         shard, entry = self.locate(index)
         verify = self._verify == "always" or (self._verify == "first" and not self._verified[index])
         stored = self.spec.stored_shape
@@ -408,6 +432,15 @@ class VolumeDataset:
         if verify:
             self._verified[index] = 1
         return labels, report
+
+    def _require_type(self, out: Volume) -> np.dtype[Any]:
+        dtype = numpy_dtype(self.spec.dtype)
+        if out.dtype != dtype:
+            raise UsageError(
+                f"out is {out.dtype}, and {self._named} holds {self.spec.dtype}; give it an array "
+                f"of {dtype}"
+            )
+        return dtype
 
 
 def _read_labels(shard: Shard, out: Labels, skip_damaged: bool) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ctgpu.buffers import Buffer
 from ctgpu.errors import UsageError
 from ctgpu.loading.order import Share
-from ctgpu.loading.reading import Batch, BatchReader
+from ctgpu.loading.reading import Batch, BatchReader, Read
 
 # A batch stays valid until the next but one is asked for.
 _VALID_BATCHES = 2
@@ -25,6 +25,8 @@ class Place:
     epoch: int
     position: int = 0
     resumed: bool = False
+    #: Slots in whose place the next good one was handed out, or is to be.
+    skipped: frozenset[int] = frozenset()
 
 
 class Progress:
@@ -58,10 +60,10 @@ class Progress:
             if not (self.place.resumed and epoch == self.place.epoch):
                 self.place = Place(epoch)
 
-    def resume(self, epoch: int, position: int) -> None:
+    def resume(self, epoch: int, position: int, skipped: frozenset[int]) -> None:
         """Go on at `position` next."""
         with self._lock:
-            self.place = Place(epoch, position, resumed=True)
+            self.place = Place(epoch, position, resumed=True, skipped=skipped)
 
     def begin(self, iteration: Iteration, share: Share, total: int) -> Place:
         """Where `iteration` starts, which from now on is the one that counts.
@@ -79,7 +81,7 @@ class Progress:
         with self._lock:
             before = self.place
             if before.resumed:
-                place = Place(before.epoch, before.position)
+                place = Place(before.epoch, before.position, skipped=before.skipped)
             else:
                 # Those who count steps by len() never ask for what comes after the last.
                 finished = share.steps(total - before.position) == 0
@@ -129,7 +131,7 @@ class Iteration(Iterator[Batch]):
         self._hand_over = hand_over
         self._begun: tuple[Place, Share] | None = None
         self._owner: tuple[int, int] | None = None
-        self._ahead: Generator[tuple[Batch, Buffer | None], None, None] | None = None
+        self._ahead: Generator[Read, None, None] | None = None
         self._lent: deque[Buffer] = deque()
         self._over = False
         self._turn = threading.Lock()
@@ -150,9 +152,10 @@ class Iteration(Iterator[Batch]):
             raise _one_thread()
         try:
             self._check_owner()  # again, as the first batch may just have gone to another thread
-            place, position, batch = self._take()
+            place, position, skipped, batch = self._take()
         finally:
             self._turn.release()
+        place.skipped |= skipped
         place.position = position  # last, so that an interrupt before it counts nothing
         return batch
 
@@ -176,7 +179,7 @@ class Iteration(Iterator[Batch]):
             finally:
                 self._turn.release()
 
-    def _take(self) -> tuple[Place, int, Batch]:
+    def _take(self) -> tuple[Place, int, frozenset[int], Batch]:
         """The next batch, and where its epoch will be once it is handed out."""
         try:
             return self._take_ahead()
@@ -185,7 +188,7 @@ class Iteration(Iterator[Batch]):
             self._stop()
             raise
 
-    def _take_ahead(self) -> tuple[Place, int, Batch]:
+    def _take_ahead(self) -> tuple[Place, int, frozenset[int], Batch]:
         if self._over:
             raise StopIteration
         total = self._reader.total
@@ -203,8 +206,8 @@ class Iteration(Iterator[Batch]):
         while len(before) + len(self._lent) >= _VALID_BATCHES:
             (before or self._lent).popleft().release()
         if self._ahead is None:
-            self._ahead = self._reader.read_ahead(share, place.epoch, place.position)
-        batch, buffer = next(self._ahead)
+            self._ahead = self._reader.read_ahead(share, place.epoch, place.position, place.skipped)
+        batch, buffer, skipped = next(self._ahead)
         if buffer is not None:
             self._lent.append(buffer)
         try:
@@ -212,7 +215,7 @@ class Iteration(Iterator[Batch]):
         except StopIteration as error:  # would pass for the end of the epoch
             raise RuntimeError("the transform raised StopIteration") from error
         self._check_counts(place)
-        return place, share.after(total, place.position), batch
+        return place, share.after(total, place.position), skipped, batch
 
     def _check_owner(self) -> None:
         if self._owner is None:

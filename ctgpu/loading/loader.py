@@ -12,7 +12,7 @@ import numpy.typing as npt
 import xxhash
 
 from ctgpu.arguments import require_choice, shown
-from ctgpu.errors import DeviceError, MismatchError, UsageError
+from ctgpu.errors import DeviceError, MismatchError, NewerFormatError, UsageError
 from ctgpu.installation import install_command
 from ctgpu.loading.catalogue import Named
 from ctgpu.loading.dataset import VolumeDataset
@@ -22,10 +22,10 @@ from ctgpu.loading.order import EpochOrder, Share
 from ctgpu.loading.ranks import distributed_place, given_place
 from ctgpu.loading.reading import Batch, BatchReader
 from ctgpu.loading.region import stored_order
+from ctgpu.loading.slots import Slots
 from ctgpu.loading.targets import CudaTarget, HostTarget, Target
 from ctgpu.loading.weights import balanced_weights, given_weights, require_mode
 from ctgpu.loading.window import Window, chosen_scalings
-from ctgpu.machine import usable_cores
 from ctgpu.volume.stored import numpy_dtype
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
 
 Transform = Callable[[Batch], Batch]
 
-# More threads than this do not make one machine's memory or disks faster.
-_MOST_THREADS = 8
+# Of a state; those of before holes were counted have none.
+_STATE_VERSION = 2
 # In a state: which shard each sample is in.  Those of the first release do not have it.
 _SHARDS = "shards"
 
@@ -53,7 +53,7 @@ class VolumeLoader:
         reader: BatchReader,
         *,
         batch_size: int,
-        order: EpochOrder,
+        how: EpochOrder,
         drop_last: bool,
         target: Target,
         transform: Transform | None,
@@ -63,7 +63,7 @@ class VolumeLoader:
         self.batch_size = batch_size
         self.drop_last = drop_last
         self._reader = reader
-        self._order = order
+        self._arrange(dataset.slots, how)
         self._target = target
         self._transform = transform
         self._given_place = place
@@ -116,7 +116,7 @@ class VolumeLoader:
 
     def __len__(self) -> int:
         """Steps of a whole epoch: the same number on every rank."""
-        return self._share().steps(len(self.dataset))
+        return self._share().steps(len(self._slots))
 
     def set_epoch(self, epoch: int) -> None:
         """Have the next iteration begin `epoch`; one that :meth:`load_state_dict` restored goes on.
@@ -134,11 +134,20 @@ class VolumeLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where it is: JSON-ready, the same on every rank, exact at every step.
 
+        Positions count the planned samples, those that failed too.  ``skipped`` are the numbers of
+        those that this rank has handed out another one for in this epoch.
+
         It counts what was handed out: neither what was read ahead, nor a batch that an error or a
         transform that raised kept from being handed out.
         """
         place = self._progress.place
-        return {"epoch": place.epoch, "position": place.position, **self._identity()}
+        return {
+            "version": _STATE_VERSION,
+            "epoch": place.epoch,
+            "position": place.position,
+            "skipped": sorted(place.skipped),
+            **self._identity(self._slots),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state_dict` was called, also on another number of ranks.
@@ -159,22 +168,41 @@ class VolumeLoader:
         """
         try:
             epoch, position = state["epoch"], state["position"]
-        except (KeyError, TypeError) as error:
+            version, skipped = state.get("version", 1), state.get("skipped", [])
+        except (AttributeError, KeyError, TypeError) as error:
             raise UsageError("this is not the state of a ctgpu loader") from error
-        if other := [
-            f"{name}: found {state.get(name)!r}, wanted {value!r}"
-            for name, value in self._identity().items()
-            if state.get(name) != value and (name in state or name != _SHARDS)
-        ]:
+        if type(version) is int and version > _STATE_VERSION:
+            raise NewerFormatError(
+                f"the state has version {version}, which a newer ctgpu wrote; this one reads "
+                f"states up to version {_STATE_VERSION}: install that one"
+            )
+        planned = self.dataset.slots
+        # A run that began before holes were counted goes on as it began.
+        slots = next(
+            (
+                slots
+                for slots in (planned, planned.without_holes())
+                if not self._differences(state, slots)
+            ),
+            None,
+        )
+        if slots is None:
             raise MismatchError(
-                f"the state is that of another loader ({'; '.join(other)}): make the loader with "
-                "the same data set and order, or begin a new epoch with set_epoch"
+                "the state is that of another loader "
+                f"({'; '.join(self._differences(state, planned))}): make the loader with the same "
+                "data set and order, or begin a new epoch with set_epoch"
             )
         if not (type(epoch) is type(position) is int and epoch >= 0):
             raise UsageError("this is not the state of a ctgpu loader")
-        if not 0 <= position <= len(self.dataset):
+        total = len(slots)
+        if not isinstance(skipped, list) or not all(
+            type(slot) is int and 0 <= slot < total for slot in skipped
+        ):
+            raise UsageError("this is not the state of a ctgpu loader")
+        if not 0 <= position <= total:
             raise UsageError(f"the state's position {position} is not within the data set")
-        self._progress.resume(epoch, position)
+        self._arrange(slots, self._how)
+        self._progress.resume(epoch, position, frozenset(skipped))
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches of the current epoch, or what :meth:`load_state_dict` left of it.
@@ -201,10 +229,22 @@ class VolumeLoader:
         self._target.hand_over(batch["volume"], batch["labels"])
         return batch if self._transform is None else self._transform(batch)
 
-    def _identity(self) -> dict[str, Any]:
-        keys = "\n".join(self.dataset.study_ids)
-        places = [len(self.dataset.shards), *self.dataset.shard_of]
-        weights = self._order.weights
+    def _arrange(self, slots: Slots, how: EpochOrder) -> None:
+        self._slots, self._how, self._order = slots, how, slots.arrange(how)
+        self._reader.arrange(slots, self._order)
+
+    def _differences(self, state: Mapping[str, Any], slots: Slots) -> list[str]:
+        """What a state has otherwise than a loader of these slots."""
+        return [
+            f"{name}: found {state.get(name)!r}, wanted {value!r}"
+            for name, value in self._identity(slots).items()
+            if state.get(name) != value and (name in state or name != _SHARDS)
+        ]
+
+    def _identity(self, slots: Slots) -> dict[str, Any]:
+        keys = "\n".join(slots.study_ids)
+        places = [slots.shards, *slots.shard_of]
+        weights = slots.spread(self._how.weights)
         return {
             "samples": xxhash.xxh3_128_hexdigest(keys.encode()),
             _SHARDS: _digest(np.array(places, "<i8")),
@@ -285,11 +325,12 @@ def make_loader(
         ``"cpu"``, or ``"cuda[:N]"``: read into pinned memory, uploaded and permuted on a stream of
         its own.
     prefetch_bytes : int, optional
-        Volumes to read ahead, one batch at least; default two batches, with all of their channels.
+        Volumes to read ahead, one batch at least; default two batches, with all of their channels,
+        and from raw volumes a volume for each thread.
         Host buffers take this and two batches more.  For a GPU they hold what is stored, and as
         many batches, of all channels, are in its memory.
     num_threads : int, optional
-        Reader threads; default one for each usable core, at most 8.
+        Reader threads; default one for each usable core, of shards at most 8.
     copy : bool
         Give each batch on the host memory of its own, for as long as you hold it or a view of it.
         False reads into a few buffers again and again, held or not: a batch is then **valid
@@ -343,7 +384,7 @@ def make_loader(
             raise UsageError(f"{name} is {shown(value)}; it takes a whole number, {least} at least")
     require_choice("on_error", on_error, ("raise", "skip"))
     require_mode(sample_weights, class_balanced, shuffle=shuffle, window_bytes=shuffle_window_bytes)
-    threads = num_threads or min(_MOST_THREADS, usable_cores())
+    threads = num_threads or dataset.reader_threads
     skip_bad = on_error == "skip"
     spec = dataset.spec
     box = None
@@ -372,21 +413,17 @@ def make_loader(
         weights = balanced_weights(labels)
     elif sample_weights is not None:
         weights = given_weights(sample_weights, opened, dataset, labelled_only=labelled_only)
-    order = EpochOrder(
-        np.bincount(dataset.shard_of, minlength=len(dataset.shards)).tolist(),
-        spec.size_bytes,
-        shuffle,
-        seed,
-        shuffle_window_bytes,
-        np.argsort(dataset.shard_of, kind="stable"),
-        weights,
-    )
+    how = EpochOrder([], spec.size_bytes, shuffle, seed, shuffle_window_bytes, weights=weights)
     reader = BatchReader(
         dataset,
-        order,
+        how,
         target,
         batch_size=batch_size,
-        prefetch_batches=2 if prefetch_bytes is None else max(1, prefetch_bytes // batch_bytes),
+        prefetch_batches=(
+            max(2, -(-dataset.samples_ahead // batch_size))
+            if prefetch_bytes is None
+            else max(1, prefetch_bytes // batch_bytes)
+        ),
         threads=threads,
         skip_bad=skip_bad,
         box=box,
@@ -395,7 +432,7 @@ def make_loader(
         dataset,
         reader,
         batch_size=batch_size,
-        order=order,
+        how=how,
         drop_last=drop_last,
         target=target,
         transform=transform,

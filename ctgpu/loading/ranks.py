@@ -47,6 +47,19 @@ def distributed_place() -> tuple[int, int]:
     return 0, 1
 
 
+def processes_here() -> int:
+    """How many processes share this machine with this one, as what started them says.
+
+    ``torchrun``, and what builds on it, states the ranks of a machine in ``LOCAL_WORLD_SIZE``; a
+    torch DataLoader has workers, in each of which this is asked.
+    """
+    stated = os.environ.get("LOCAL_WORLD_SIZE", "")
+    ranks = int(stated) if stated.isdecimal() and int(stated) > 0 else 1
+    data = sys.modules.get("torch.utils.data")
+    worker = None if data is None else data.get_worker_info()
+    return ranks * (1 if worker is None else int(worker.num_workers))
+
+
 @cache  # once
 def _warn_of_ranks(rank: str, world_size: str) -> None:
     log.warning(

@@ -14,16 +14,22 @@ from typing import Any
 import numpy as np
 
 from ctgpu.buffers import Buffer, BufferPool, whole_pages
-from ctgpu.errors import SampleError
+from ctgpu.errors import SampleError, UsageError
 from ctgpu.loading.dataset import Labels, Volume, VolumeDataset
 from ctgpu.loading.order import EpochOrder, Indices, Share
 from ctgpu.loading.region import Shape, random_start
+from ctgpu.loading.slots import HOLE, Slots
 from ctgpu.loading.targets import Target
 from ctgpu.volume.stored import numpy_dtype
 
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+#: A batch, the memory that it is lent (None where it has its own), and the slots left out for it.
+Read = tuple[Batch, Buffer | None, frozenset[int]]
+
+# Then it is not the samples that something is wrong with.
+_MOST_IN_A_ROW = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class _Pending:
 
     batch: Future[Batch]
     buffer: Buffer
+    skipped: set[int]
 
 
 class BatchReader:
@@ -70,6 +77,7 @@ class BatchReader:
         box: Shape | None,
     ) -> None:
         self._dataset = dataset
+        self._slots = dataset.slots
         self._order = order
         self._target = target
         self._batch_size = batch_size
@@ -85,10 +93,14 @@ class BatchReader:
         kept_bytes = (prefetch_batches + 2) * self._batch_bytes
         self._pool = BufferPool(kept_bytes, target.allocate)
 
+    def arrange(self, slots: Slots, order: EpochOrder) -> None:
+        """Read these slots from the next epoch on."""
+        self._slots, self._order = slots, order
+
     @property
     def total(self) -> int:
-        """Samples of an epoch, of all ranks together."""
-        return len(self._dataset)
+        """Slots of an epoch, of all ranks together."""
+        return len(self._slots)
 
     @property
     def buffer_bytes(self) -> int:
@@ -96,9 +108,9 @@ class BatchReader:
         return self._pool.lent_bytes + self._pool.idle_bytes
 
     def read_ahead(
-        self, share: Share, epoch: int, position: int
-    ) -> Generator[tuple[Batch, Buffer | None], None, None]:
-        """The batches of a share of `epoch` from `position` on.
+        self, share: Share, epoch: int, position: int, bad: frozenset[int] = frozenset()
+    ) -> Generator[Read, None, None]:
+        """The batches of a share of `epoch` from `position` on; the slots in `bad` are left out.
 
         Beside each is the memory that it is lent, for the taker to release; None where it has
         memory of its own.  Closing the generator ends the threads.
@@ -123,7 +135,7 @@ class BatchReader:
         def read_next() -> None:
             if (place := next(steps, None)) is not None:
                 positions = share.batch(total, place)
-                ahead.append(self._begin(readers, assembler, order, positions, epoch))
+                ahead.append(self._begin(readers, assembler, order, positions, epoch, bad))
 
         try:
             for _ in range(self._prefetch_batches):
@@ -131,8 +143,9 @@ class BatchReader:
             while ahead:
                 read_next()
                 batch = ahead[0].batch.result()
-                buffer = ahead.popleft().buffer
-                yield batch, buffer if self._target.memory == "lent" else None
+                read = ahead.popleft()
+                lent = read.buffer if self._target.memory == "lent" else None
+                yield batch, lent, frozenset(read.skipped)
         finally:
             # The garbage collector may run this in one of the threads that would be waited for.
             wait = threading.get_ident() not in ours
@@ -149,35 +162,48 @@ class BatchReader:
         order: Indices,
         positions: range,
         epoch: int,
+        bad: frozenset[int],
     ) -> _Pending:
         """Have one batch read and assembled."""
         box = self._box or self._dataset.spec.stored_shape
         buffer = self._pool.acquire(self._batch_bytes)
         room = buffer.array((len(positions), self._target.channels, *box), self._room_dtype)
         stored = _end_of(room, (len(positions), *box), numpy_dtype(self._dataset.spec.dtype))
+        skipped: set[int] = set()
         reads = [
-            readers.submit(self._read, order, position, epoch, stored[row])
+            readers.submit(self._read, order, position, epoch, stored[row], bad, skipped)
             for row, position in enumerate(positions)
         ]
-        return _Pending(assembler.submit(self._assemble, buffer, stored, room, reads), buffer)
+        batch = assembler.submit(self._assemble, buffer, stored, room, reads)
+        return _Pending(batch, buffer, skipped)
 
     def _read(
-        self, order: Indices, position: int, epoch: int, out: Volume
+        self,
+        order: Indices,
+        position: int,
+        epoch: int,
+        out: Volume,
+        bad: frozenset[int],
+        skipped: set[int],
     ) -> tuple[str, Labels, str]:
         """Read the sample at `position`, or the next good one of the order."""
-        attempts = len(order) if self._skip_bad else 1
-        for step in range(attempts):
+        errors: list[SampleError] = []
+        for step in range(len(order)):
             place = (position + step) % len(order)
-            index = int(order[place])
+            slot = int(order[place])
+            index = int(self._slots.sample_of[slot])
+            if index == HOLE or slot in bad:
+                skipped.add(slot)
+                continue
             start = (
                 random_start(
                     self._dataset.spec.stored_shape,
                     self._box,
                     seed=self._order.seed,
                     epoch=epoch,
-                    index=index,
+                    index=slot,
                     # Of what is drawn several times, each has a box of its own.
-                    repeat=int(np.count_nonzero(order[:place] == index)),
+                    repeat=int(np.count_nonzero(order[:place] == slot)),
                 )
                 if self._box
                 else (0, 0, 0)
@@ -185,10 +211,20 @@ class BatchReader:
             try:
                 return self._dataset.study_ids[index], *self._dataset.read_into(index, out, start)
             except SampleError as error:
-                if step == attempts - 1:
+                if not (self._skip_bad and self._dataset.may_skip(error)):
                     raise
-                log.warning("%s; the next sample takes its place in this epoch", error)
-        raise AssertionError("unreachable")
+                errors.append(error)
+                if len(errors) == _MOST_IN_A_ROW:
+                    raise type(error)(
+                        f"{error}; so failed {_MOST_IN_A_ROW} samples in a row, which on_error="
+                        "'skip' is not for: look at the first warnings in the log"
+                    ) from error
+                skipped.add(slot)
+            if step < len(order) - 1:
+                log.warning("%s; the next sample takes its place in this epoch", errors[-1])
+        if errors:
+            raise errors[-1]
+        raise UsageError("no good sample is left in this epoch; begin a new one with set_epoch")
 
     def _assemble(
         self,

@@ -135,19 +135,29 @@ class Plan:
         StorageError
             If the folder cannot be written.
         """
-        if plan.samples_per_shard < 1:
-            raise UsageError(
-                f"samples_per_shard is {plan.samples_per_shard}; a shard takes one sample at least"
-            )
-        check_payload(plan.spec.size_bytes)
-        if fault := _fault(plan.samples):
-            raise UsageError(f"{fault}; rename the file")
+        plan.check()
         path = folder / PLAN_NAME
         if not path.exists() and disk.create_exclusively(
             path, plan.to_json(), lambda: plan_lock(folder)
         ):
             return plan
         return cls.load(folder)
+
+    def check(self) -> None:
+        """Hold a plan that was made now against the format.
+
+        Raises
+        ------
+        UsageError
+            As :meth:`create`.
+        """
+        if self.samples_per_shard < 1:
+            raise UsageError(
+                f"samples_per_shard is {self.samples_per_shard}; a shard takes one sample at least"
+            )
+        check_payload(self.spec.size_bytes)
+        if fault := _fault(self.samples):
+            raise UsageError(f"{fault}; rename the file")
 
     @classmethod
     def load(cls, folder: Path) -> Plan:

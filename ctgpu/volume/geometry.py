@@ -7,7 +7,8 @@ gathers from the same voxels with the same weights.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,21 @@ class AxisPlan:
         """Output voxels that are sampled, not padded."""
         return len(self.w)
 
+    def part(self, start: int, n_out: int) -> AxisPlan:
+        """The plan of output voxels `start` to ``start + n_out`` alone; all may be padding."""
+        first = min(max(0, start - self.pad_before), self.n_valid)
+        end = max(first, min(self.n_valid, start + n_out - self.pad_before))
+        return replace(
+            self,
+            n_out=n_out,
+            crop_start=self.crop_start + first,
+            pad_before=min(max(0, self.pad_before - start), n_out),
+            first=self.first + self.step * start,
+            i0=self.i0[first:end],
+            i1=self.i1[first:end],
+            w=self.w[first:end],
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class VolumePlan:
@@ -86,6 +102,18 @@ class VolumePlan:
     axes: tuple[AxisPlan, AxisPlan, AxisPlan]
     values: ValueMap
     reorientation: Reorientation = AS_STORED
+
+    def part(self, start_hwd: Sequence[int], shape_hwd: Sequence[int]) -> VolumePlan:
+        """The plan of a box of the output: the very voxels that the whole has there.
+
+        An axis of it may be padding alone, which no engine takes.
+        """
+        h, w, d = (
+            axis.part(start, n)
+            for axis, start, n in zip(self.axes, start_hwd, shape_hwd, strict=True)
+        )
+        spec = replace(self.spec, shape_hwd=(h.n_out, w.n_out, d.n_out))
+        return replace(self, spec=spec, axes=(h, w, d))
 
     @property
     def source_shape(self) -> tuple[int, ...]:

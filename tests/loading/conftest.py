@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from loading_cases import STUDIES, UNLABELLED
+from loading_cases import FAILED, STUDIES, UNLABELLED
 
 import ctgpu
 from ctgpu.spec import Spec
@@ -86,6 +86,33 @@ def _blank_labelled(tmp_path_factory: pytest.TempPathFactory, _built: dict[str, 
 def blank_labelled(_blank_labelled: Path) -> Path:
     """Six samples: valid_2 has a row with three blanks, valid_4 a blank one, and valid_3 none."""
     return _blank_labelled
+
+
+@pytest.fixture(scope="session")
+def damaged_source(tmp_path_factory: pytest.TempPathFactory, _built: dict[str, Path]) -> Path:
+    """The source of the eleven samples, of which ``FAILED`` are cut short; not to be changed."""
+    root = tmp_path_factory.mktemp("damaged")
+    source = shutil.copytree(_built["HWD"].parent / "source", root / "source")
+    for study in FAILED:
+        (file,) = source.rglob(f"{study}.nii.gz")
+        file.write_bytes(file.read_bytes()[:1000])
+    return source
+
+
+@pytest.fixture(scope="session")
+def _with_failures(damaged_source: Path) -> Path:
+    folder = damaged_source.parent / "shards"
+    report = ctgpu.build(
+        folder, source=damaged_source, spec=SPECS["HWD"], samples_per_shard=3, device="cpu"
+    )
+    assert [entry["key"] for entry in report.failures] == list(FAILED)
+    return folder
+
+
+@pytest.fixture
+def with_failures(_with_failures: Path) -> Path:
+    """The shards of that, in the layout HWD; not to be changed."""
+    return _with_failures
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from support.phantoms import study_ids
 STUDIES = study_ids(11)
 #: Of these, in ``part_labelled``.
 UNLABELLED = [STUDIES[n - 1] for n in (3, 7, 8)]
+#: Of these, in ``with_failures``: files that are no volumes.
+FAILED = tuple(STUDIES[n - 1] for n in (5, 6, 8))
 
 
 def studies(batches: Iterable[Mapping[str, Any]]) -> list[str]:

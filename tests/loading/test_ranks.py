@@ -14,7 +14,7 @@ from test_dali import dali, ids, run
 from ctgpu.errors import UsageError
 from ctgpu.loading import make_loader
 from ctgpu.loading.dali import pipeline
-from ctgpu.loading.ranks import _warn_of_ranks, distributed_place, given_place
+from ctgpu.loading.ranks import _warn_of_ranks, distributed_place, given_place, processes_here
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +125,27 @@ def test_to_ask_for_the_group_imports_no_torch() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.split("\n")[0] == "(0, 1) False"
+
+
+def test_processes_of_one_machine_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert processes_here() == 1
+    for stated, found in (("4", 4), ("1", 1), ("0", 1), ("", 1), ("many", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", stated)
+        assert processes_here() == found
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on one core
+def test_workers_of_a_torch_dataloader_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.utils.data
+    from torch.utils.data import DataLoader
+
+    class Counting(torch.utils.data.Dataset[int]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> int:
+            return processes_here()
+
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    counted = DataLoader(Counting(), num_workers=2, multiprocessing_context="fork")
+    assert [int(count) for count in counted] == [4, 4, 4]

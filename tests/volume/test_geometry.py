@@ -181,3 +181,36 @@ def test_shapes_that_are_refused(shape):
 def test_spacings_that_are_refused(spacing):
     with pytest.raises(GeometryError, match="spacing"):
         plan_volume((4, 4, 4), spacing, Spec())
+
+
+@pytest.mark.parametrize("grid", ["extent", "origin"])
+def test_a_part_of_a_plan_samples_what_the_whole_has_there(grid: str) -> None:
+    # Padded, exactly filled and cropped; no two axes alike.
+    spec = Spec(target_spacing_mm=(2.0, 1.5, 2.5), shape_hwd=(24, 12, 16), grid=grid)
+    shape = (18, 20, 30)
+    whole = plan_volume(shape, (2.0, 1.5, 2.0), spec)
+    assert [axis.pad_before > 0 for axis in whole.axes] == [True, False, False]
+    voxels = np.random.default_rng(0).normal(size=shape)
+    expected = sample(voxels, whole)
+    box = (5, 4, 6)
+    for start in itertools.product((0, 1, 2, 10, 19), (0, 3, 8), (0, 7, 10)):
+        part = whole.part(start, box)
+        where = tuple(slice(a, a + n) for a, n in zip(start, box, strict=True))
+        assert np.array_equal(sample(voxels, part), expected[where])
+        moved = np.eye(4)
+        moved[:3, 3] = start
+        np.testing.assert_allclose(part.output_affine(AFFINE), whole.output_affine(AFFINE) @ moved)
+    assert whole.part((0, 0, 0), spec.shape_hwd).spec == spec
+
+
+def test_a_part_may_be_padding_alone() -> None:
+    plan = plan_volume(
+        (10, 10, 10),
+        (1.0, 1.0, 1.0),
+        Spec(target_spacing_mm=(1.0, 1.0, 1.0), shape_hwd=(30, 10, 10)),
+    )
+    for start in (0, 4, 20, 24):
+        part = plan.part((start, 0, 0), (6, 10, 10))
+        assert part.axes[0].n_valid == 0
+        assert (sample(np.zeros((10, 10, 10)), part) == -1).all()
+    assert plan.part((5, 0, 0), (6, 10, 10)).axes[0].n_valid == 1

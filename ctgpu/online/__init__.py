@@ -1,0 +1,1 @@
+"""Batches of a data set that is not built, or not yet."""

@@ -1,0 +1,160 @@
+"""Keeps what an epoch makes, and seals a shard when its last sample is there."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from pathlib import Path
+
+from ctgpu.buffers import Bytes, allocate_pages
+from ctgpu.errors import SampleError, StorageError, reason_of
+from ctgpu.installation import __version__
+from ctgpu.machine import free_space_bytes
+from ctgpu.online.staged import StagedSamples
+from ctgpu.shards import disk
+from ctgpu.shards.folder import committed_shards, is_committed
+from ctgpu.shards.lease import LeaseHeld, LeaseSession
+from ctgpu.shards.ledger import LedgerEntry
+from ctgpu.shards.manifest import write_manifest
+from ctgpu.shards.names import MANIFEST_NAME
+from ctgpu.shards.plan import Plan
+from ctgpu.shards.work import NewShard
+from ctgpu.shards.writer import PackedSample
+from ctgpu.volume.ref import SampleRef
+
+log = logging.getLogger(__name__)
+
+#: In the data set's folder: samples whose shard is not complete.
+STAGED_NAME = "staged"
+
+
+class WriteThrough:
+    """Writes the shards of a plan, of samples that come in any order and from several processes.
+
+    What it writes is what `ctgpu build` writes, byte for byte, under the same leases.  Where it
+    cannot write, it says so once and does nothing more: training goes on.
+
+    Parameters
+    ----------
+    folder : Path
+        Of the data set.
+    plan : Plan
+        Saved there, unless it is there.
+
+    Raises
+    ------
+    MismatchError
+        If the folder is that of another plan.
+    StorageError
+        If it cannot be made or written.
+    """
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self._folder = folder
+        self._plan = plan
+        with disk.storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        Plan.create(folder, plan).require(folder, plan)
+        self._staged = StagedSamples(folder / STAGED_NAME, plan.spec.size_bytes, plan.fingerprint)
+        self._shard_of = {ref.key: n for n in range(plan.shards) for ref in plan.samples_of(n)}
+        self._stopped = False
+        self._lock = threading.Lock()
+        for index in range(plan.shards):  # what processes left that have ended
+            self._seal_if_complete(index)
+        if self._staged.folder.exists() or not (folder / MANIFEST_NAME).exists():
+            self._finish_if_complete()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self._folder, self._plan)
+
+    def find(self, ref: SampleRef, out: Bytes) -> PackedSample | None:
+        """A sample that was kept and is in no shard yet, its volume read into `out`."""
+        found = self._staged.get(ref, out)
+        return found if isinstance(found, PackedSample) else None
+
+    def keep(self, ref: SampleRef, result: PackedSample | SampleError) -> None:
+        """Keep a sample, or why nothing can be made of it."""
+        index = self._shard_of[ref.key]
+        if self._stopped or self._staged.has(ref) or is_committed(self._folder, index):
+            return
+        try:
+            if isinstance(result, SampleError):
+                error = type(result).__name__
+                self._staged.put_failure(
+                    LedgerEntry(ref.key, ref.path, result.stage, error, str(result))
+                )
+            elif self._has_room(index):
+                self._staged.put(result)
+            if self._seal_if_complete(index):
+                self._finish_if_complete()
+        except OSError as error:
+            self._stop(f"{self._folder} cannot be written: {reason_of(error)}")
+        except StorageError as error:
+            self._stop(str(error))
+
+    def _has_room(self, index: int) -> bool:
+        """Whether there is room for this sample, and then for its shard beside its samples."""
+        free_bytes = free_space_bytes(self._folder)
+        needed_bytes = self._plan.spec.size_bytes * (1 + len(self._plan.samples_of(index)))
+        if free_bytes is None or free_bytes >= needed_bytes:
+            return True
+        self._stop(
+            f"{self._folder} has {free_bytes / 1e9:.1f} GB free, and a shard takes "
+            f"{needed_bytes / 1e9:.1f}"
+        )
+        return False
+
+    def _stop(self, reason: str) -> None:
+        with self._lock:
+            if not self._stopped:
+                self._stopped = True
+                log.warning("%s: what is made from now on is not kept; training goes on", reason)
+
+    def _seal_if_complete(self, index: int) -> bool:
+        """Write a shard whose samples are all there; returns whether that was done now."""
+        planned = self._plan.samples_of(index)
+        if is_committed(self._folder, index):
+            self._forget(index)
+            return False
+        # Not from the first on: of a shard that is begun, it is the one that is there.
+        if not all(self._staged.has(ref) for ref in reversed(planned)):
+            return False
+        with self._lock, LeaseSession(self._folder) as session:
+            try:
+                lease = session.acquire(index)
+            except LeaseHeld:  # another rank does it, or a build
+                return False
+            with lease:
+                if not is_committed(self._folder, index):
+                    self._seal(NewShard(self._folder, self._plan, index, lease.confirm))
+        if not is_committed(self._folder, index):
+            return False
+        self._forget(index)
+        return True
+
+    def _forget(self, index: int) -> None:
+        """Remove what is in a committed shard."""
+        if self._staged.folder.exists():
+            for ref in self._plan.samples_of(index):
+                self._staged.remove(ref)
+
+    def _finish_if_complete(self) -> None:
+        """After the last shard: nothing is staged any more, and the manifest sums up."""
+        if len(committed_shards(self._folder)) < self._plan.shards:
+            return
+        with contextlib.suppress(OSError):  # gone already
+            self._staged.folder.rmdir()
+        write_manifest(self._folder)
+
+    def _seal(self, work: NewShard) -> None:
+        try:
+            volume = allocate_pages(self._plan.spec.size_bytes)[: self._plan.spec.size_bytes]
+            for ref in work.todo:
+                result = self._staged.get(ref, volume)
+                if result is None:  # damaged: it is made again, and then this
+                    return
+                work.take(result)
+            work.finish({"ctgpu": __version__, "written_by": "RawDataset"})
+        finally:
+            work.abandon()
