@@ -17,13 +17,15 @@ import numpy.typing as npt
 from ctgpu.arguments import MOST_WORKERS, plain, require_choice, require_kind, require_whole_number
 from ctgpu.buffers import BufferPool, allocate_pages
 from ctgpu.engines import Engine, Job, open_engine
-from ctgpu.errors import DeviceError, UsageError
+from ctgpu.errors import DecodeError, DeviceError, UsageError
 from ctgpu.installation import install_command
 from ctgpu.machine import usable_cores
 from ctgpu.spec import CT_RATE, SPEC_WANTED, Dtype, Intensity, Spec
 from ctgpu.volume.arrays import output_of, spacing_of, voxels_of
 from ctgpu.volume.crop import require_croppable
 from ctgpu.volume.intensity import HuGuard
+from ctgpu.volume.label_volume import LabelVolume, require_same_place
+from ctgpu.volume.mask_gather import gather_mask
 from ctgpu.volume.on_scan import Geometry
 from ctgpu.volume.orientation import DEFAULT_MAX_TILT_DEGREES, Axes, AxisRules
 from ctgpu.volume.prepare import PreparedVolume, prepare_volume
@@ -54,6 +56,7 @@ def preprocess(
     max_tilt_degrees: float = DEFAULT_MAX_TILT_DEGREES,
     hu_guard: HuGuard = "refuse",
     assume_orientation: str | None = None,
+    mask: str | PathLike[str] | npt.ArrayLike | None = None,
 ) -> Any:
     """Preprocess one scan.
 
@@ -102,13 +105,17 @@ def preprocess(
         What to do about a volume that does not look like HU: normalised, grey values, labels,
         rescaled twice or never, as :mod:`ctgpu.volume.intensity` tells.  ``"warn"`` takes it and
         logs what it looks like.
+    mask : path or array-like, optional
+        Labels of the same voxels: whole numbers from 0, the background, to 65535.  They are taken
+        to the very grid of the output, each from the nearest voxel; ``crop="mask"`` needs them.
 
     Returns
     -------
-    array or (array, Geometry)
+    array or (array, Geometry), with `mask` (array, mask) or (array, mask, Geometry)
         Of ``spec.stored_shape`` and the spec's dtype; by default float16, in [-1, 1] where it is
         not padding.  NumPy and CuPy have no bfloat16: there it is its bits, uint16
-        (:func:`ctgpu.volume.stored.numbers_of` makes float32 of them).
+        (:func:`ctgpu.volume.stored.numbers_of` makes float32 of them).  The mask is of the same
+        shape, uint8, or where a label is above 255 uint16 (of torch int32), and 0 in padding.
 
     Raises
     ------
@@ -116,6 +123,8 @@ def preprocess(
     """
     taking = Taking.of(spec, intensity, axes, max_tilt_degrees, assume_orientation, hu_guard)
     require_face(output, threads)
+    if spec.crop == "mask" and mask is None:
+        raise UsageError("crop is 'mask', and there is none; pass mask, a file or an array")
     made = None if out is None else output_of(out, spec.stored_shape, spec.dtype)
     stated_mm = None if spacing_mm is None else spacing_of(spacing_mm)
     with contextlib.ExitStack() as stack:
@@ -132,13 +141,63 @@ def preprocess(
         stack.callback(raw.release)
         if made is not None and np.may_share_memory(raw.voxels, made):
             raise UsageError("out lies in the memory of the volume; give it memory of its own")
-        prepared = taking.prepare(raw, stated_mm)
+        labels = None if mask is None else _labels_of(mask, raw)
+        if labels is not None:
+            stack.callback(labels.release)
+        prepared = taking.prepare(raw, stated_mm, labels)
         geometry = Geometry.of(prepared)
         if on_device is not None:
             result = _run_on_device(on_device, prepared, output)
         else:
             result = _run(engine, prepared, threads or usable_cores(), made, output)
-    return (result, geometry) if return_geometry else result
+        results = [result]
+        if labels is not None:
+            results.append(_placed(gather_mask(prepared), result, output))
+    if return_geometry:
+        results.append(geometry)
+    return tuple(results) if len(results) > 1 else result
+
+
+def _labels_of(mask: str | PathLike[str] | npt.ArrayLike, raw: RawVolume) -> LabelVolume:
+    """The labels of a volume's voxels, in the narrowest type that holds them.
+
+    Raises
+    ------
+    DecodeError, GeometryError
+        If it is no mask of this volume.
+    """
+    opened = open_volume(mask, BufferPool())
+    try:
+        name = os.fsdecode(mask) if isinstance(mask, str | bytes | PathLike) else "mask"
+        require_same_place(name, opened, raw)
+        is_narrow = opened.voxels.max() <= 255
+        dtype = np.dtype(np.uint8 if is_narrow else np.uint16)
+        labels = LabelVolume.empty(raw.voxels, dtype, BufferPool())
+        found = labels.take(opened.voxels, np.ones(256 if is_narrow else 65536, np.uint8))
+        if found is not None:
+            raise DecodeError(
+                f"{name} has a voxel of {found:g}; wanted whole numbers from 0 to 65535, as labels "
+                "are: correct it"
+            )
+        return labels
+    finally:
+        opened.release()
+
+
+def _placed(mask: npt.NDArray[Any], volume: Any, output: Output) -> Any:
+    """A mask as an array of the kind that its volume is, beside it."""
+    if output == "cupy":
+        import cupy
+
+        with volume.device:
+            return cupy.asarray(mask)
+    if output == "torch":
+        import torch
+
+        # torch computes little with uint16.
+        whole = mask if mask.dtype == np.uint8 else mask.astype(np.int32)
+        return torch.from_numpy(whole).to(volume.device)
+    return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +235,9 @@ class Taking:
         require_croppable(spec)
         return cls(spec, spec.intensity if intensity == "auto" else intensity, rules, hu_guard)
 
-    def prepare(self, raw: RawVolume, spacing_mm: Spacing | None) -> PreparedVolume:
+    def prepare(
+        self, raw: RawVolume, spacing_mm: Spacing | None, mask: LabelVolume | None = None
+    ) -> PreparedVolume:
         """Everything decided that an engine needs; a finding of the guard is in the log.
 
         Parameters
@@ -184,6 +245,8 @@ class Taking:
         raw : RawVolume
         spacing_mm : tuple of float or None
             The caller's, which counts before the file's.
+        mask : LabelVolume, optional
+            Labels of its voxels.
 
         Raises
         ------
@@ -204,6 +267,7 @@ class Taking:
             intensity=self.intensity,
             rules=self.rules,
             hu_guard=self.hu_guard,
+            mask=mask,
         )
         if prepared.hu_finding is not None:
             log.warning("the volume was taken as HU, and %s", prepared.hu_finding)

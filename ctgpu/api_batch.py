@@ -113,6 +113,8 @@ def preprocess_batch(
     taking = Taking.of(spec, intensity, axes, max_tilt_degrees, assume_orientation, hu_guard)
     require_face(output, threads)
     require_choice("on_error", on_error, ("raise", "skip"))
+    if spec.crop == "mask":
+        raise UsageError("crop is 'mask', and masks are ctgpu.preprocess's: call that for each")
     if isinstance(volumes, str | bytes | PathLike) or not len(volumes):
         raise UsageError(
             f"volumes is {shown(volumes)}; wanted a sequence of paths or arrays, one at least"

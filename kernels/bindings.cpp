@@ -5,6 +5,7 @@
 #include "foreground.h"
 #include "histogram.h"
 #include "inflate.h"
+#include "labels.h"
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -164,4 +165,5 @@ NB_MODULE(_native, m) {
     bind_foreground(m);
     bind_histogram(m);
     bind_inflate(m);
+    bind_labels(m);
 }

@@ -21,6 +21,7 @@ class Sample:
     labels: npt.NDArray[np.float32]
     text: str
     metadata: dict[str, Any]
+    mask: bytes | None = None
 
     @property
     def array(self) -> npt.NDArray[np.float16]:
@@ -44,6 +45,7 @@ def read_samples(folder: Path) -> dict[str, Sample]:
             np.frombuffer(parts["cls"], "<f4"),
             parts["txt"].decode(),
             json.loads(parts["json"]),
+            parts.get("seg"),
         )
         for key, parts in members.items()
     }

@@ -19,6 +19,8 @@ from ctgpu.buffers import Buffer, BufferPool
 from ctgpu.errors import DecodeError, DeviceError, GeometryError, IntensityError, UsageError
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
+from ctgpu.testing.masks import labels_of, write_nifti
+from ctgpu.volume.stored import numbers_of
 from support.phantoms import SPACING_MM
 
 SMALL = Spec(target_spacing_mm=(3.0, 3.0, 6.0), shape_hwd=(72, 64, 40))
@@ -346,3 +348,57 @@ def test_without_torch_its_output_is_refused_before_anything_is_read(
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(DeviceError, match=r"output='torch' needs torch: install it with `pip"):
         ctgpu.preprocess(tmp_path / "missing.nii.gz", spec=SMALL, device="cpu", output="torch")
+
+
+def test_a_mask_comes_beside_the_volume(chest: np.ndarray, tmp_path: Path) -> None:
+    labels = labels_of(chest)
+    path = write_nifti(tmp_path / "labels.nii.gz", labels, np.diag([*SPACING_MM, 1.0]))
+    expected = ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu")
+    for mask in (path, labels, labels.astype(">f4"), torch.from_numpy(labels)):
+        volume, made, geometry = ctgpu.preprocess(
+            chest, SPACING_MM, SMALL, device="cpu", mask=mask, return_geometry=True
+        )
+        assert np.array_equal(volume, expected)
+        assert (made.dtype, made.shape) == (np.uint8, SMALL.stored_shape)
+        assert {0, 1, 2} <= set(np.unique(made))
+        # Far from any border a label is the density that it was made of.
+        assert (numbers_of(volume, "float16")[made == 2] < -0.2).mean() > 0.99
+        back = geometry.to_scan(made, order="nearest")
+        assert (back == labels).mean() > 0.85  # the scan reaches beyond the output
+    wide = labels.astype(np.int32) * 300
+    _, tensor = ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu", mask=wide, output="torch")
+    assert tensor.dtype == torch.int32
+    assert np.array_equal(tensor.numpy(), made.astype(np.int32) * 300)
+    _, numbers = ctgpu.preprocess(chest, SPACING_MM, SMALL, device="cpu", mask=wide)
+    assert numbers.dtype == np.uint16
+
+
+def test_a_crop_to_the_mask_is_about_its_labels(chest: np.ndarray) -> None:
+    labels = np.zeros(chest.shape, np.uint8)
+    labels[10:50, 20:40, 5:30] = 3
+    spec = Spec(target_spacing_mm=SPACING_MM, shape_hwd=(40, 20, 25), crop="mask")
+    volume, mask = ctgpu.preprocess(chest, SPACING_MM, spec, "cpu", mask=labels)
+    inside = np.ascontiguousarray(chest[10:50, 20:40, 5:30])
+    plain = Spec(target_spacing_mm=SPACING_MM, shape_hwd=(40, 20, 25))
+    assert np.array_equal(volume, ctgpu.preprocess(inside, SPACING_MM, plain, "cpu"))
+    assert (mask == 3).all()
+    with pytest.raises(UsageError, match="crop is 'mask', and there is none; pass mask"):
+        ctgpu.preprocess(chest, SPACING_MM, spec, "cpu")
+    with pytest.raises(GeometryError, match="no voxel of the mask has a label"):
+        ctgpu.preprocess(chest, SPACING_MM, spec, "cpu", mask=np.zeros_like(labels))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda m: m[1:], GeometryError, "mask has 71 × 80 × 60 voxels, and its volume 72 × 80"),
+        (lambda m: m - 1.0, DecodeError, "mask has a voxel of -1; wanted whole numbers from 0"),
+        (lambda m: m + 0.25, DecodeError, r"mask has a voxel of 0\.25; wanted whole numbers"),
+        (lambda m: m * 70000.0, DecodeError, "mask has a voxel of .*; wanted whole numbers"),
+    ],
+)
+def test_a_mask_that_is_none_is_one_sentence(
+    chest: np.ndarray, change: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        ctgpu.preprocess(chest, SPACING_MM, SMALL, "cpu", mask=change(labels_of(chest)))

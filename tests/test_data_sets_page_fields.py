@@ -35,7 +35,7 @@ def choices(kind: Any) -> list[str]:
         return [" or ".join([f"{first.removesuffix('s')}s", *more]) + " by name"]
     if isinstance(kind, type) and issubclass(kind, Part):
         return ["section"]
-    return [{str: "text", float: "number"}[kind]]
+    return [{str: "text", float: "number", int: "whole number"}[kind]]
 
 
 def default_in_words(one: msgspec.structs.FieldInfo) -> str:
@@ -61,7 +61,15 @@ def parts_of(kind: type[Part]) -> dict[str, type[Part]]:
 
 def test_every_field_stands_there_with_its_type_and_default() -> None:
     kinds: dict[str, type[Part]] = {"Description": Description, **parts_of(Description)}
-    assert list(kinds)[1:] == ["layout", "splits", "volumes", "arrays", "tables", "leave_out"]
+    assert list(kinds)[1:] == [
+        "layout",
+        "splits",
+        "volumes",
+        "arrays",
+        "masks",
+        "tables",
+        "leave_out",
+    ]
     for name, kind in kinds.items():
         hints = get_type_hints(kind)
         wanted = [

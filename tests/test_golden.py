@@ -23,7 +23,11 @@ GOLDEN = Path(__file__).parent / "golden"
 SECOND = "version-2"
 #: What describes its data set, which only plans of the third version do.
 THIRD = "version-3"
-WRITERS = sorted({path.name for path in GOLDEN.iterdir() if path.is_dir()} - {SECOND, THIRD})
+#: What has masks, which take the fourth version of plans and the third of records.
+FOURTH = "version-4"
+WRITERS = sorted(
+    {path.name for path in GOLDEN.iterdir() if path.is_dir()} - {SECOND, THIRD, FOURTH}
+)
 
 
 @pytest.fixture(params=WRITERS)
@@ -47,11 +51,12 @@ def holds(found: Any, wanted: Any) -> bool:
 
 
 def assert_samples(folder: Path, wanted: dict[str, Any]) -> None:
-    """Volume, labels and report byte for byte; the JSON may have gained fields."""
+    """Volume, mask, labels and report byte for byte; the JSON may have gained fields."""
     found = read_samples(folder)
     assert list(found) == list(wanted)
     for key, sample in found.items():
         assert checksum(sample.volume) == wanted[key]["bin"]
+        assert (sample.mask and checksum(sample.mask)) == wanted[key].get("seg")
         assert checksum(sample.labels.tobytes()) == wanted[key]["cls"]
         assert checksum(sample.text.encode()) == wanted[key]["txt"]
         assert holds(sample.metadata, wanted[key]["json"])
@@ -181,3 +186,28 @@ def test_a_folder_of_a_described_data_set_is_gone_on_with(tmp_path: Path, stated
     assert verify_folder(folder).findings == []
     assert ctgpu.relabel(folder, source=source).relabelled == []
     assert report.manifest["class_names"] == ["nodule", "effusion"]
+
+
+def test_a_folder_with_masks_is_gone_on_with(tmp_path: Path) -> None:
+    fourth = Path(shutil.copytree(GOLDEN / FOURTH, tmp_path / "golden"))
+    folder, source = fourth / "masked/shards", fourth / "masked/source"
+    before = tar_bytes(folder)
+    assert len(before) == 1
+    plan = (folder / "plan.json").read_bytes()
+    written: list[str] = []
+
+    def watch(event: object) -> None:
+        if isinstance(event, ctgpu.building.events.SampleWritten):
+            written.append(event.key)
+
+    report = ctgpu.build(folder, source=source, device="cpu", watch=watch)
+    assert written == ["d", "e"]
+    assert [failure["key"] for failure in report.failures] == ["b"]  # of a mask of another shape
+    assert {n: b for n, b in tar_bytes(folder).items() if n in before} == before
+    assert (folder / "plan.json").read_bytes() == plan == Plan.load(folder).to_json()
+    assert_samples(folder, expected(fourth)["masked"])
+    assert verify_folder(folder).findings == []
+    dataset = VolumeDataset(folder)
+    assert dataset.mask_labels == {"body": 1, "bone": 300}
+    assert sorted(np.unique(dataset["a"]["mask"])) == [0, 1, 300]
+    assert sorted(np.unique(dataset["d"]["mask"])) == [0, 1]  # it has no file for the other

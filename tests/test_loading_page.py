@@ -14,6 +14,7 @@ import ctgpu
 from ctgpu.errors import UsageError
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.masks import LABELS, mask_of, with_masks
 from support.phantoms import chest, study_ids
 
 torch = pytest.importorskip("torch")
@@ -97,6 +98,19 @@ def test_its_selections_are_data_sets(shards: Path) -> None:
     assert list(names["labelled"].study_ids) == [STUDIES[n] for n in (0, 3, 4)]
     seen = [s for batch in names["loader"] for s in batch["study_id"]]
     assert sorted(seen) == sorted(STUDIES[n] for n in names["train"].indices)
+
+
+def test_its_masks_belong_to_their_volumes(shards: Path) -> None:
+    from ctgpu.loading import VolumeDataset, make_loader
+
+    dataset = VolumeDataset(with_masks(shards, shards.parent / "masked"))
+    names: dict[str, Any] = {"make_loader": make_loader, "dataset": dataset}
+    exec(code("mask_labels").replace("(128, 128, 64)", "(9, 8, 7)"), names)
+    assert names["lung"].shape == names["batch"]["volume"].shape
+    volume = names["batch"]["volume"].numpy()
+    assert np.array_equal(
+        names["lung"].numpy(), mask_of(volume, "uint8") == LABELS["uint8"]["lung"]
+    )
 
 
 @pytest.mark.slow

@@ -21,9 +21,9 @@ GOLDEN = Path(__file__).parent / "golden/1ecd6b5/plain"
 Change = Callable[[str], str]
 
 
-def state_version_4(text: str) -> str:
-    text = re.sub(r"ctgpu-(plan|shard|manifest)-\d", r"ctgpu-\1-4", text)
-    return text.replace('"format": "webdataset"', '"manifest_format": "ctgpu-manifest-4"')
+def state_version_9(text: str) -> str:
+    text = re.sub(r"ctgpu-(plan|shard|manifest)-\d", r"ctgpu-\1-9", text)
+    return text.replace('"format": "webdataset"', '"manifest_format": "ctgpu-manifest-9"')
 
 
 def add_unknown_field(text: str) -> str:
@@ -90,26 +90,26 @@ def assert_left_alone(old: Path, files: str, use: Callable[[], object]) -> None:
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.parametrize("change", [state_version_4, add_unknown_field])
+@pytest.mark.parametrize("change", [state_version_9, add_unknown_field])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_no_command_touches_a_folder_of_a_newer_version(
     old: Path, command: str, change: Change
 ) -> None:
     rewrite(old / "shards", "plan.json", change)
     rewrite(old / "shards", "manifest.json", change)
-    if change is state_version_4:
+    if change is state_version_9:
         rewrite(old / "shards", "shard-*.json", change)
     assert_left_alone(old, r"plan\.json|manifest\.json", lambda: run(COMMANDS[command], old))
 
 
 @pytest.mark.parametrize("command", ["resume", "force", "retry", "verify", "manifest", "inspect"])
 def test_a_record_of_a_newer_version_is_enough(old: Path, command: str) -> None:
-    rewrite(old / "shards", "shard-*.json", state_version_4)
+    rewrite(old / "shards", "shard-*.json", state_version_9)
     assert_left_alone(old, r"shard-000000\.json", lambda: run(COMMANDS[command], old))
 
 
 @pytest.mark.parametrize("command", ["verify", "manifest", "convert"])
-@pytest.mark.parametrize("change", [state_version_4, add_unknown_field])
+@pytest.mark.parametrize("change", [state_version_9, add_unknown_field])
 def test_a_manifest_of_a_newer_version_is_enough(old: Path, command: str, change: Change) -> None:
     rewrite(old / "shards", "manifest.json", change)
     assert_left_alone(old, r"manifest\.json", lambda: run(COMMANDS[command], old))
@@ -118,11 +118,11 @@ def test_a_manifest_of_a_newer_version_is_enough(old: Path, command: str, change
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        ("manifest.json", state_version_4),
+        ("manifest.json", state_version_9),
         ("manifest.json", add_unknown_field),
-        ("plan.json", state_version_4),
+        ("plan.json", state_version_9),
         ("plan.json", add_unknown_field),
-        ("shard-*.json", state_version_4),
+        ("shard-*.json", state_version_9),
     ],
 )
 def test_a_newer_data_set_is_not_loaded(old: Path, name: str, change: Change) -> None:
@@ -137,7 +137,7 @@ def test_a_newer_data_set_without_shards_is_not_called_unfinished(old: Path) -> 
     for path in (old / "shards").glob("shard-*"):
         path.unlink()
     (old / "shards/manifest.json").unlink()
-    rewrite(old / "shards", "plan.json", state_version_4)
+    rewrite(old / "shards", "plan.json", state_version_9)
     assert_left_alone(old, r"plan\.json", lambda: VolumeDataset(old / "shards"))
 
 

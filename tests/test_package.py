@@ -86,7 +86,7 @@ PARAMETERS = {
     "step_ms batch_size",
     "ctgpu.inspect_samples": "where num_samples",
     "ctgpu.preprocess": "path_or_array spacing_mm spec device intensity threads out output "
-    "return_geometry axes max_tilt_degrees hu_guard assume_orientation",
+    "return_geometry axes max_tilt_degrees hu_guard assume_orientation mask",
     "ctgpu.preprocess_batch": "volumes spec spacing_mm device output out on_error intensity "
     "threads axes max_tilt_degrees hu_guard assume_orientation",
     "ctgpu.relabel": "output_dir source token endpoint looked_at",
@@ -100,8 +100,8 @@ PARAMETERS = {
     "ctgpu.loading.webdataset.decoder": "sample",
     "ctgpu.loading.dali.pipeline": "dataset batch_size device_id num_threads shuffle seed "
     "shuffle_bytes rank world_size prefetch_queue_depth",
-    "ctgpu.loading.monai.MonaiDataset": "dataset transform image_key label_key window windows "
-    "dtype labelled_only",
+    "ctgpu.loading.monai.MonaiDataset": "dataset transform image_key label_key mask_key window "
+    "windows dtype labelled_only",
     "ctgpu.engines.arithmetic_of": "device",
     "ctgpu.engines.available_engines": "",
     "ctgpu.engines.open_engine": "device",

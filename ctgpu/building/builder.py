@@ -194,7 +194,7 @@ def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
         folder,
         manifest,
         written,
-        written * plan.spec.size_bytes,
+        written * plan.sample_bytes,
         [json.loads(line) for line in ledger],
         report,
         made.data_set,
@@ -271,7 +271,7 @@ def _say_not_looked_at(job: BuildJob, plan: Plan) -> None:
 
 def _bytes_to_write(folder: Path, plan: Plan, todo: Sequence[int]) -> int:
     """Upper bound of what the shards still need, beside what lies there already."""
-    per_sample = plan.spec.size_bytes + SMALL_MEMBERS_BYTES
+    per_sample = plan.sample_bytes + SMALL_MEMBERS_BYTES
     total = beside = 0
     for index in todo:
         size_bytes = len(plan.samples_of(index)) * per_sample

@@ -122,7 +122,7 @@ def convert(
         return _dry_run(folder, pattern)
     adopted = _adopted_shape(folder, pattern)
     if adopted is not None and not begun:
-        _require_adoptable(tars[0].parent, spec or CT_RATE)
+        _require_adoptable(tars[0], spec or CT_RATE)
         spec = replace(spec or CT_RATE, shape_hwd=adopted, intensity="hu")
     cleaner = Cleaner(folder, TarSource(pattern)) if delete_after and begun else None
 
@@ -149,16 +149,22 @@ def convert(
     return report
 
 
-def _require_adoptable(folder: Path, spec: Spec) -> None:
-    """Refuse to call volumes that are taken as they are what they are not.
+def _require_adoptable(tar: Path, spec: Spec) -> None:
+    """Refuse to call volumes that are taken as they are what they are not, and to lose masks.
 
     Raises
     ------
     UsageError
-        If another contract is asked for, or stated beside the tars, than such volumes can have.
+        If another contract is asked for, or stated beside the tars, than such volumes can have; or
+        if there are masks.
     """
-    stated = Claims.if_readable(folder).spec
-    for what, one in (("is asked for", spec), (f"is stated in {folder}", stated)):
+    stated = Claims.if_readable(tar.parent).spec
+    if masked := next((sample for sample in samples_of_tar(tar) if "seg" in sample.members), None):
+        raise UsageError(
+            f"{tar} holds {masked.key}.seg, a mask beside a preprocessed volume, and a conversion "
+            "carries no masks: copy the folder as it is, or build from the originals"
+        )
+    for what, one in (("is asked for", spec), (f"is stated in {tar.parent}", stated)):
         if one is not None and not one.is_first_version:
             raise UsageError(
                 f"the tars hold preprocessed volumes, which are adopted as they are: float16, a "

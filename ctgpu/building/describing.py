@@ -235,9 +235,15 @@ def _known_as(files: _Files) -> str | None:
         if all(data_set.split_of_name(name) is not None for name in names):
             return known
         # Names of tables that others would hardly choose.
-        if not telling and not data_set.all_paths().isdisjoint(files.tables):
+        named = not telling and not data_set.all_paths().isdisjoint(files.tables)
+        if named and any(_fits(data_set, path) for path in files.volumes):
             return known
     return None
+
+
+def _fits(data_set: Description, path: str) -> bool:
+    """Whether a path is that of a volume of a data set, in whichever split."""
+    return data_set.volume(path, data_set.globs_of_volumes) is not None
 
 
 def _say_what_it_is(draft: Draft, volumes: Mapping[str, int], known: str | None) -> None:

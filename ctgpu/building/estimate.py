@@ -29,6 +29,7 @@ from ctgpu.machine import (
 from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD
 from ctgpu.sources.hub.quota import ACCOUNT_QUOTA
 from ctgpu.spec import CT_RATE, Spec
+from ctgpu.volume.masks import MaskFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +56,20 @@ class Storage:
 
     @classmethod
     def of(
-        cls, samples: int, samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD, spec: Spec = CT_RATE
+        cls,
+        samples: int,
+        samples_per_shard: int = DEFAULT_SAMPLES_PER_SHARD,
+        spec: Spec = CT_RATE,
+        masks: MaskFormat | None = None,
     ) -> Storage:
-        """For so many samples."""
+        """For so many samples, with masks where there are any."""
+        sample_bytes = spec.size_bytes + (masks.size_bytes(spec) if masks else 0)
         return cls(
             samples,
             -(-samples // samples_per_shard),
-            spec.size_bytes,
-            samples_per_shard * spec.size_bytes,
-            samples * spec.size_bytes,
+            sample_bytes,
+            samples_per_shard * sample_bytes,
+            samples * sample_bytes,
         )
 
     @property
@@ -309,7 +315,7 @@ def estimate(
             costs = SampleCosts(
                 each_bytes,
                 0.0,  # nothing here asks for the memory that a sample takes
-                plan.spec.size_bytes,
+                plan.sample_bytes,
                 0.0,
                 each_s["decode"],
                 each_s["device"],
@@ -328,7 +334,7 @@ def estimate(
         made.counts,
         made.data_set,
         made.tables,
-        Storage.of(len(plan.samples), plan.samples_per_shard, plan.spec),
+        Storage.of(len(plan.samples), plan.samples_per_shard, plan.spec, plan.masks),
         source_bytes,
         free_space_bytes(home),
         memory_bytes,

@@ -10,6 +10,7 @@ from typing import Any
 from ctgpu.shards.record import SampleEntry, checksum
 from ctgpu.sources.tables import SampleRow
 from ctgpu.spec import STORED
+from ctgpu.volume.label_volume import LabelVolume
 from ctgpu.volume.prepare import PreparedVolume
 
 
@@ -25,6 +26,7 @@ def sample_metadata(
     payload_xxh3_128: str,
     stated_rescale: tuple[float, float] | None = None,
     read_xxh3_128: Mapping[str, str] | None = None,
+    mask_xxh3_128: str | None = None,
 ) -> dict[str, Any]:
     """The ``.json`` member: enough to map a prediction back onto the scan.
 
@@ -42,6 +44,8 @@ def sample_metadata(
         Slope and intercept that its tables state, used or not.
     read_xxh3_128 : mapping, optional
         Checksums of the members that a sample of a tar was read from, the volume's as ``volume``.
+    mask_xxh3_128 : str, optional
+        Checksum of the stored mask.
     """
     plan, raw = prepared.plan, prepared.raw
     spec, turned = plan.spec, plan.reorientation
@@ -89,6 +93,16 @@ def sample_metadata(
         **_if_known("columns", carried or None),
         "fingerprint": fingerprint,
         "xxh3_128": payload_xxh3_128,
+        **_if_known("mask", prepared.mask and _mask(prepared.mask, mask_xxh3_128)),
+    }
+
+
+def _mask(mask: LabelVolume, xxh3_128: str | None) -> dict[str, Any]:
+    return {
+        "dtype": mask.voxels.dtype.name,
+        "files": mask.files,
+        "overlap_voxels": mask.overlap_voxels,
+        "xxh3_128": xxh3_128,
     }
 
 

@@ -38,7 +38,8 @@ from ctgpu.sources.patients import PatientSplit
 from ctgpu.sources.selection import select
 from ctgpu.sources.tables import Tables
 from ctgpu.sources.tars import TarSource
-from ctgpu.spec import CT_RATE
+from ctgpu.spec import CT_RATE, Spec
+from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.ref import SampleRef
 
 _log = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ def adopt_plan(folder: Path, request: Request, arithmetic: str) -> Plan | None:
             name: value
             for name, value in request.selection.items()
             if (name in plan.selection or value != defaults.get(name))
+            # Said or not, what counts is whether there are masks.
+            and (name != "masks" or value != (plan.masks is not None))
         },
     }
     if request.split is not None:
@@ -267,6 +270,7 @@ def make_plan(
         )
     if data_set.volumes.orientation is not None:
         chosen.setdefault("assume_orientation", data_set.volumes.orientation)
+    masks = _masks_of(source, data_set, spec, request)
     tables = source.tables(split)
     recorded = to_record(data_set, request)
     _name_what_is_not_taken(source, tables)
@@ -309,8 +313,30 @@ def make_plan(
         class_names=tables.class_names,
         samples=selected,
         data_set=None if recorded is None else recorded.content,
+        masks=masks,
     )
     return MadePlan(plan, source, counts, data_set.name, joined_tables(tables, selected))
+
+
+def _masks_of(
+    source: Source, data_set: Description, spec: Spec, request: Request
+) -> MaskFormat | None:
+    """How masks are stored beside the volumes; None where they are not."""
+    way_out = "[masks] in the description says where they are, see docs/data_sets.md"
+    rule = None if request.masks is False else data_set.masks
+    if rule is None and request.masks:
+        raise UsageError(f"masks were asked for, and {data_set.name} has none: {way_out}")
+    if rule is None and spec.crop == "mask":
+        left_out = "they are left out (--no-masks)" if data_set.masks else "it has none"
+        raise UsageError(
+            f"crop is 'mask', which needs the masks of {data_set.name}: {left_out}; {way_out}"
+        )
+    if rule is not None and isinstance(source, TarSource):
+        raise UsageError(
+            f"{data_set.name} has masks, which are not read from tars: leave them out with "
+            "--no-masks, or pass the folder that holds volumes and masks with --source"
+        )
+    return None if rule is None else rule.format
 
 
 def _open_source(request: Request, folder: Path | None) -> tuple[Source, str, str]:

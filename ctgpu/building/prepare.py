@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from ctgpu.sources.tables import SampleRow
 from ctgpu.spec import Spec
 from ctgpu.volume.intensity import HuGuard
+from ctgpu.volume.label_volume import LabelVolume
 from ctgpu.volume.orientation import AxisRules
 from ctgpu.volume.prepare import PreparedVolume, prepare_volume
 from ctgpu.volume.raw import RawVolume
@@ -19,6 +22,7 @@ def prepare_sample(
     spec: Spec,
     rules: AxisRules,
     hu_guard: HuGuard | None,
+    mask: LabelVolume | None = None,
 ) -> PreparedVolume:
     """Decide intensity and geometry of one sample, and refuse what cannot be right.
 
@@ -34,6 +38,8 @@ def prepare_sample(
         Spacing, shape, window and layout of the output.
     rules, hu_guard
         As :func:`ctgpu.volume.prepare.prepare_volume` takes them.
+    mask : LabelVolume, optional
+        Labels of its voxels; owned by the result, or released on an error.
 
     Raises
     ------
@@ -41,7 +47,7 @@ def prepare_sample(
         If neither the tables nor the file state a spacing.
     GeometryError, IntensityError
     """
-    with raw.released_on_error():
+    with raw.released_on_error(), mask.released_on_error() if mask else nullcontext():
         spacing_mm, spacing_source = row.choose_spacing_mm(raw.spacing_mm)
         return prepare_volume(
             raw,
@@ -53,4 +59,5 @@ def prepare_sample(
             csv_pair=row.rescale_pair,
             rules=rules,
             hu_guard=hu_guard,
+            mask=mask,
         )

@@ -253,12 +253,11 @@ class _Relabelling:
         def is_current(planned: SampleRef, entry: SampleEntry | LedgerEntry) -> bool:
             if isinstance(entry, LedgerEntry):
                 return failed.get(planned.key) == entry
-            old = good[planned.key].members
-            wanted = {extension: member.xxh3_128 for extension, member in old.items()}
+            wanted = good[planned.key].digests
             if planned.key in members:
                 digests = map(checksum, members[planned.key])
                 wanted |= dict(zip(("cls", "txt", "json"), digests, strict=True))
-            return {e: member.xxh3_128 for e, member in entry.members.items()} == wanted
+            return entry.digests == wanted
 
         writer = self._writer(index, lease, replace_it=True, is_current=is_current)
         try:

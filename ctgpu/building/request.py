@@ -211,6 +211,8 @@ class Request(Common):
         as ``"0.9,0.1"`` for train and valid; `seed` tells who belongs to which.
     include, exclude : str, optional
         Globs of paths, as :func:`ctgpu.sources.selection.fitting` takes them.
+    masks : bool, optional
+        Store the masks that the description names beside the volumes; by default where it does.
     limit, recon, order, seed, keep_no_chest, spacing_fallback : optional
         Which samples and in which order: first N, ``"all"`` or ``"first"`` reconstruction,
         ``"path"`` or ``"shuffled"`` with a seed, volumes listed as no chest, ``"header"`` to take
@@ -264,6 +266,12 @@ class Request(Common):
     )
     exclude: str | None = option(
         selects=WHERE_GIVEN, help="Leave out volumes whose paths fit a glob; several likewise."
+    )
+    masks: bool | None = option(
+        flag="--masks/--no-masks",
+        selects=WHERE_GIVEN,
+        help="Store the masks that the data set's description names, or leave them out. (default: "
+        "store them)",
     )
     limit: int | None = option(selects=None, help="A trial plan of the first N samples.")
     recon: str | None = option(

@@ -21,6 +21,7 @@ from ctgpu.building.events import (
     ShardResumed,
     Watcher,
 )
+from ctgpu.building.in_flight import DecodedSample, FetchedSample, MadeSample
 from ctgpu.building.members import (
     label_bytes,
     report_bytes,
@@ -44,8 +45,8 @@ from ctgpu.shards.record import SampleEntry, checksum
 from ctgpu.shards.work import NewShard, RetriedShard, ShardWork, samples_to_make
 from ctgpu.shards.writer import PackedSample
 from ctgpu.sources.base import Source
-from ctgpu.sources.fetched import Fetched
 from ctgpu.sources.tables import SampleRow
+from ctgpu.volume.mask_gather import gather_mask
 from ctgpu.volume.orientation import AxisRules
 from ctgpu.volume.prepare import PreparedVolume
 from ctgpu.volume.ref import SampleRef
@@ -72,34 +73,6 @@ class _OpenShard:
 class _Task:
     sample: SampleRef
     shard: _OpenShard
-
-
-@dataclass(slots=True)
-class _Fetched:
-    volume: Fetched
-    row: SampleRow
-
-    def release(self) -> None:
-        self.volume.release()
-
-
-@dataclass(slots=True)
-class _Decoded:
-    prepared: PreparedVolume
-    row: SampleRow
-
-    def release(self) -> None:
-        self.prepared.raw.release()
-
-
-@dataclass(slots=True)
-class _Made:
-    packed: PackedSample
-    volume: Buffer
-    hu_finding: str | None
-
-    def release(self) -> None:
-        self.volume.release()
 
 
 class ShardMaker:
@@ -303,16 +276,12 @@ class ShardMaker:
         except TableError:
             return True
 
-    def _stages(self) -> Stages[_Task, _Fetched, _Decoded, _Made]:
-        size_bytes = self._plan.spec.size_bytes
-        # Percentiles of anything but 8 and 16 bit voxels sort a copy of them.
-        copies = 1 if self._plan.spec.percentiles is None else 2
+    def _stages(self) -> Stages[_Task, FetchedSample, DecodedSample, MadeSample]:
+        size_bytes = self._plan.sample_bytes
         return Stages(
             footprint=self._expected_footprint,
             fetch=self._fetch,
-            fetched_footprint=lambda task, fetched: (
-                fetched.volume.size_bytes + copies * fetched.volume.inflated_bytes + size_bytes
-            ),
+            fetched_footprint=lambda task, fetched: self._fetched_footprint(fetched),
             decode=self._decode,
             decoded_footprint=lambda task, decoded: decoded.prepared.raw.size_bytes + size_bytes,
             make=self._make_batch,
@@ -320,6 +289,11 @@ class ShardMaker:
             write=self._write,
             discard=lambda unused: unused.release(),
         )
+
+    def _fetched_footprint(self, fetched: FetchedSample) -> int:
+        # Percentiles of anything but 8 and 16 bit voxels sort a copy of them.
+        copies = 1 if self._plan.spec.percentiles is None else 2
+        return self._plan.sample_bytes + fetched.footprint_bytes(self._plan.masks, copies)
 
     def _expected_footprint(self, task: _Task) -> int:
         sample = task.sample
@@ -330,9 +304,12 @@ class ShardMaker:
         # What a table says is only a hint, and may be nonsense.
         raw = 2 * math.prod(shape) if shape and min(shape) > 0 else 0
         raw = raw or _EXPECTED_RATIO * sample.size_bytes
-        return sample.size_bytes + raw + self._plan.spec.size_bytes
+        if self._plan.masks is not None:
+            # Voxels mostly have two bytes, those of a mask's files one or two.
+            raw += raw // 2 * (1 + self._plan.masks.numpy_dtype.itemsize)
+        return sample.size_bytes + raw + self._plan.sample_bytes
 
-    def _fetch(self, task: _Task) -> _Fetched:
+    def _fetch(self, task: _Task) -> FetchedSample:
         sample = task.sample
         row = self._row(sample)
         size_bytes = self._sizes_now.get(sample.path, sample.size_bytes)
@@ -345,25 +322,47 @@ class ShardMaker:
         volume = self._source.fetch(replace(sample, size_bytes=size_bytes), self._pool.acquire)
         if row.read_xxh3_128 is not None:
             row.read_xxh3_128["volume"] = checksum(volume.buffer.bytes)
-        return _Fetched(volume, row)
+        if self._plan.masks is None:
+            return FetchedSample(volume, row)
+        with volume.buffer.released_on_error():
+            return FetchedSample(volume, row, self._source.fetch_mask(sample, self._pool.acquire))
 
     def _row(self, sample: SampleRef) -> SampleRow:
         fallback = self._plan.selection["spacing_fallback"] == "header"
         return self._tables.row(sample.study_id, spacing_from_header=fallback)
 
-    def _decode(self, task: _Task, fetched: _Fetched) -> _Decoded:
-        raw = fetched.volume.decode(self._pool, limit_bytes=self._largest_volume_bytes)
+    def _decode(self, task: _Task, fetched: FetchedSample) -> DecodedSample:
+        plan = self._plan
+        raw, mask = fetched.decode(self._pool, plan.masks, limit_bytes=self._largest_volume_bytes)
         prepared = prepare_sample(
             raw,
             fetched.row,
             task.sample,
-            spec=self._plan.spec,
+            spec=plan.spec,
             rules=self._axis_rules,
             hu_guard=self._hu_guard,
+            mask=mask,
         )
-        return _Decoded(prepared, fetched.row)
+        return DecodedSample(prepared, fetched.row, self._gathered(prepared))
 
-    def _make_batch(self, batch: Sequence[tuple[_Task, _Decoded]]) -> list[_Made | Failure]:
+    def _gathered(self, prepared: PreparedVolume) -> Buffer | None:
+        """The mask as it is stored; that of all voxels is given back."""
+        masks, spec = self._plan.masks, self._plan.spec
+        if prepared.mask is None or masks is None:
+            return None
+        try:
+            buffer = self._pool.acquire(masks.size_bytes(spec))
+            with buffer.released_on_error():
+                gather_mask(prepared, buffer.array(spec.stored_shape, masks.numpy_dtype))
+            prepared.mask.release()
+            return buffer
+        except BaseException:
+            prepared.release()
+            raise
+
+    def _make_batch(
+        self, batch: Sequence[tuple[_Task, DecodedSample]]
+    ) -> list[MadeSample | Failure]:
         spec = self._plan.spec
         with contextlib.ExitStack() as stack:
             buffers = []
@@ -386,8 +385,9 @@ class ShardMaker:
                 for (task, decoded), buffer in zip(batch, buffers, strict=True)
             ]
 
-    def _pack(self, task: _Task, decoded: _Decoded, buffer: Buffer) -> _Made:
+    def _pack(self, task: _Task, decoded: DecodedSample, buffer: Buffer) -> MadeSample:
         digest = checksum(buffer.bytes)
+        mask_digest = None if decoded.mask is None else checksum(decoded.mask.bytes)
         metadata = sample_metadata(
             decoded.prepared,
             study_id=task.sample.study_id,
@@ -399,8 +399,9 @@ class ShardMaker:
             payload_xxh3_128=digest,
             stated_rescale=decoded.row.rescale_pair,
             read_xxh3_128=decoded.row.read_xxh3_128,
+            mask_xxh3_128=mask_digest,
         )
-        decoded.release()
+        decoded.prepared.release()
         packed = PackedSample(
             task.sample.key,
             buffer.bytes,
@@ -410,10 +411,12 @@ class ShardMaker:
             to_json_bytes(metadata),
             orientation.codes if (orientation := decoded.prepared.orientation) else None,
             self._sizes_now.get(task.sample.path),
+            None if decoded.mask is None else decoded.mask.bytes,
+            mask_digest,
         )
-        return _Made(packed, buffer, decoded.prepared.hu_finding)
+        return MadeSample(packed, buffer, decoded.mask, decoded.prepared.hu_finding)
 
-    def _write(self, task: _Task, result: _Made | Failure) -> None:
+    def _write(self, task: _Task, result: MadeSample | Failure) -> None:
         shard, sample = task.shard, task.sample
         shard.lease.confirm()
         if isinstance(result, Failure):
@@ -436,7 +439,7 @@ class ShardMaker:
                     sample.key,
                     shard.work.index,
                     sample.size_bytes,
-                    self._plan.spec.size_bytes,
+                    self._plan.sample_bytes,
                     result.packed.orientation,
                 )
             )

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ctgpu.buffers import BufferPool
 from ctgpu.checking.distance import likely_cause, measure
+from ctgpu.checking.facts import stored_mask
 from ctgpu.checking.originals import Originals
 from ctgpu.checking.picking import pick
 from ctgpu.checking.recipe import Recipe
@@ -21,6 +22,7 @@ from ctgpu.shards.patterns import expand_pattern
 from ctgpu.sources.tables import SampleRow
 from ctgpu.sources.tar_samples import TarSample, read_volume, stored_dtype
 from ctgpu.spec import Spec
+from ctgpu.volume.mask_gather import gather_mask
 from ctgpu.volume.stored import numbers_of, numpy_dtype
 
 
@@ -79,7 +81,9 @@ def compare_samples(
     num_samples: int | None = 8,
     spec: Spec | None = None,
 ) -> Iterator[Comparison]:
-    """Derive samples again from their originals and compare volume, labels and report.
+    """Derive samples again from their originals and compare volume, mask, labels and report.
+
+    Masks are compared where the folder's plan says how they were made, and must be the same.
 
     Parameters
     ----------
@@ -118,18 +122,22 @@ def compare_samples(
                 try:
                     job = Job(prepared.voxels, prepared.rescale, prepared.plan, out)
                     engine.run([job])
+                    mask = None if prepared.mask is None else gather_mask(prepared)
                 finally:
-                    prepared.raw.release()
+                    prepared.release()
                 reference = numbers_of(out, recipe.spec.dtype)
-                yield _compare(
-                    sample, reference, recipe.spec, originals.row(sample.key.rsplit("/", 1)[-1])
-                )
+                row = originals.row(sample.key.rsplit("/", 1)[-1])
+                yield _compare(sample, reference, mask, recipe.spec, row)
             except SampleError as error:
                 yield Comparison(sample.key, sample.tar.name, np.nan, np.nan, np.nan, (str(error),))
 
 
 def _compare(
-    sample: TarSample, reference: npt.NDArray[np.float32], spec: Spec, row: SampleRow
+    sample: TarSample,
+    reference: npt.NDArray[np.float32],
+    mask: npt.NDArray[Any] | None,
+    spec: Spec,
+    row: SampleRow,
 ) -> Comparison:
     raw = read_volume(sample, BufferPool())
     made, dtype = raw.voxels, stored_dtype(raw)
@@ -145,6 +153,8 @@ def _compare(
                 f"the volume is up to {numbers[0]:.0f} ulp from the reference, and "
                 f"{numbers[2]:.2%} of its voxels differ: {cause}"
             )
+    if mask is not None:
+        faults += _mask_faults(sample, mask)
     labels = sample.labels()
     if labels is None or not _same_labels(labels, row):
         faults.append("the labels are not those of its original")
@@ -152,6 +162,18 @@ def _compare(
         faults.append("the report is not that of its original")
     raw.release()
     return Comparison(sample.key, sample.tar.name, *numbers, tuple(faults))
+
+
+def _mask_faults(sample: TarSample, wanted: npt.NDArray[Any]) -> Iterator[str]:
+    made = stored_mask(sample, wanted.shape)
+    if made is None:
+        yield "it has no mask, and its original has one"
+    elif made.dtype != wanted.dtype:
+        yield f"the mask is {made.dtype}; wanted {wanted.dtype}"
+    elif differing := np.count_nonzero(made != wanted):
+        yield (
+            f"the mask differs from that of its original in {differing:,} of {wanted.size:,} voxels"
+        )
 
 
 def _same_labels(labels: npt.NDArray[np.float32], row: SampleRow) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
@@ -10,13 +11,15 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from ctgpu.arguments import converted, require_whole_number
 from ctgpu.buffers import BufferPool
 from ctgpu.checking.recipe import Recipe
 from ctgpu.checking.sheet import View, stated_affine, to_hu
 from ctgpu.data_sets import built_in
-from ctgpu.errors import StorageError
+from ctgpu.decode import MAX_VOLUME_BYTES
+from ctgpu.errors import DecodeError, StorageError
 from ctgpu.shards.card import Claims
 from ctgpu.shards.names import parse_shard_name, record_name
 from ctgpu.shards.patterns import expand_pattern
@@ -30,6 +33,7 @@ from ctgpu.sources.tar_samples import (
     stored_dtype,
 )
 from ctgpu.spec import Dtype, Spec
+from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.orientation import Orientation, orientation_of
 from ctgpu.volume.raw import RawVolume, Rescale, Spacing
 from ctgpu.volume.ref import VOLUME_SUFFIXES, strip_volume_suffix
@@ -62,6 +66,9 @@ class SampleFacts:
         What its header states twice and not alike.
     labels : dict of str to float, or None
         By name; None where there are none.
+    mask : dict of str to int, or None
+        Voxels of each label of its mask, by name, or by number where it has none; None where there
+        is no mask.
     report : str
         Its beginning.
     source : dict
@@ -84,6 +91,7 @@ class SampleFacts:
     orientation: Orientation | None
     contradictions: tuple[str, ...]
     labels: dict[str, float] | None
+    mask: dict[str, int] | None
     report: str
     source: dict[str, Any]
     engine: dict[str, Any] | None
@@ -153,6 +161,7 @@ def _look_at_sample(sample: TarSample, recipe: Recipe) -> tuple[SampleFacts, Vie
     # Tars that were made before any of this was stated hold float16, and no raw scan does.
     preprocessed = preprocessed_shape(sample) is not None or dtype == "float16"
     source = stated.get("source", {})
+    mask = stored_mask(sample, raw.voxels.shape)
     facts = _facts(
         sample.key,
         sample.tar.name,
@@ -163,6 +172,7 @@ def _look_at_sample(sample: TarSample, recipe: Recipe) -> tuple[SampleFacts, Vie
         layout=str(stated.get("layout", "HWD")),
         preprocessed=preprocessed,
         labels=named,
+        mask=None if mask is None else _label_voxels(mask, _mask_labels(sample, recipe)),
         report=sample.text()[:EXCERPT_CHARACTERS],
         source=source if isinstance(source, dict) else {"path": source},
         engine=_engine(sample),
@@ -170,15 +180,62 @@ def _look_at_sample(sample: TarSample, recipe: Recipe) -> tuple[SampleFacts, Vie
     rescale_to_hu = (
         _stored_rescale(dtype, stated, recipe.spec) if preprocessed else raw.header_rescale
     )
-    voxels = raw.voxels.transpose(1, 2, 0) if facts.layout == "DHW" else raw.voxels
+    axes_hwd = (1, 2, 0) if facts.layout == "DHW" else (0, 1, 2)
     view = View(
         sample.key,
-        to_hu(voxels, rescale_to_hu),
+        to_hu(raw.voxels.transpose(axes_hwd), rescale_to_hu),
         raw.spacing_mm or (recipe.spec.target_spacing_mm if preprocessed else (1.0, 1.0, 1.0)),
         stated_affine(raw),
         named,
+        None if mask is None else mask.transpose(axes_hwd),
     )
     return facts, view
+
+
+def stored_mask(sample: TarSample, shape: tuple[int, ...]) -> npt.NDArray[Any] | None:
+    """The mask of a sample, in stored order; None where it has none that its JSON describes.
+
+    Parameters
+    ----------
+    sample : TarSample
+        The sample.
+    shape : tuple of int
+        That of its volume as stored.
+
+    Raises
+    ------
+    DecodeError
+        If it cannot be read, or does not have the voxels of the volume.
+    """
+    said = sample.facts().get("mask")
+    if "seg" not in sample.members or not isinstance(said, dict):
+        return None
+    try:
+        masks = MaskFormat.from_dict({"dtype": said.get("dtype")})
+    except ValueError:
+        return None  # another writer's
+    content = sample.read("seg", MAX_VOLUME_BYTES)
+    if len(content) != math.prod(shape) * masks.numpy_dtype.itemsize:
+        raise DecodeError(
+            f"{sample.tar}: {sample.key}.seg has {len(content):,} bytes; wanted {masks.dtype} for "
+            f"each of {math.prod(shape):,} voxels: make the sample again"
+        )
+    return np.frombuffer(content, masks.numpy_dtype).reshape(shape)
+
+
+def _mask_labels(sample: TarSample, recipe: Recipe) -> Mapping[str, int]:
+    """By the plan or the manifest; empty where neither names any."""
+    claimed = recipe.plan.masks if recipe.plan else Claims.if_readable(sample.tar.parent).masks
+    return {} if claimed is None else claimed.to_dict()["labels"]
+
+
+def _label_voxels(mask: npt.NDArray[Any], labels: Mapping[str, int]) -> dict[str, int]:
+    counts = np.zeros(int(np.iinfo(mask.dtype).max) + 1, np.int64)
+    for plane in mask:  # a whole volume as the integers that are counted is eight times as large
+        counts += np.bincount(plane.ravel(), minlength=len(counts))
+    named = {name: int(counts[number]) for name, number in labels.items()}
+    others = sorted({*np.flatnonzero(counts).tolist()} - {0, *labels.values()})
+    return named | {f"label {number}": int(counts[number]) for number in others}
 
 
 def _stored_rescale(dtype: str, stated: Mapping[str, Any], spec: Spec) -> Rescale:
@@ -240,6 +297,7 @@ def _facts(
     layout: str = "HWD",
     preprocessed: bool = False,
     labels: dict[str, float] | None = None,
+    mask: dict[str, int] | None = None,
     report: str = "",
     source: dict[str, Any] | None = None,
     engine: dict[str, Any] | None = None,
@@ -260,6 +318,7 @@ def _facts(
         orientation_of(raw),
         tuple(s for s in (raw.spacing_contradiction, raw.orientation_contradiction) if s),
         labels,
+        mask,
         report,
         source or {},
         engine,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from ctgpu.buffers import BufferPool
+from ctgpu.building.masks import read_mask
 from ctgpu.building.planning import open_named_source
 from ctgpu.building.prepare import prepare_sample
 from ctgpu.building.request import Request
@@ -75,15 +76,21 @@ class Originals:
         )
 
     def prepare(self, key: str) -> PreparedVolume:
-        """The original of `key`, decoded, with everything decided; release its ``raw`` when done.
+        """The original of `key`, decoded, with everything decided; release it when done.
+
+        Its mask is with it where the recipe's plan has masks.
 
         Raises
         ------
         SampleError
             If it cannot be had, or not be used.
         """
-        row, ref = self.row(key), self._ref(key)
+        row, ref, plan = self.row(key), self._ref(key), self._recipe.plan
         raw = self._source.fetch(ref, self._pool.acquire).decode(self._pool)
+        mask = None
+        if plan is not None and plan.masks is not None:
+            with raw.released_on_error():
+                mask = read_mask(self._source, ref, raw, plan.masks, self._pool)
         return prepare_sample(
             raw,
             row,
@@ -91,6 +98,7 @@ class Originals:
             spec=self._recipe.spec,
             rules=self._recipe.rules,
             hu_guard=self._recipe.hu_guard,
+            mask=mask,
         )
 
     def _ref(self, key: str) -> SampleRef:

@@ -1,10 +1,10 @@
-"""Pictures of volumes: as stored, anatomical cuts, histogram, labels."""
+"""Pictures of volumes: as stored, anatomical cuts with outlines of masks, histogram, labels."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,8 @@ class View:
         4 × 4, index to RAS+ millimetres; None where the orientation is not known.
     labels : dict of str to float, or None
         By name, NaN where not known; None where there are none.
+    mask : numpy.ndarray or None
+        The number of each voxel's label, 0 for none, shape (H, W, D); None where there is no mask.
     """
 
     title: str
@@ -48,6 +50,7 @@ class View:
     spacing_mm: Spacing
     affine: npt.NDArray[np.float64] | None
     labels: Mapping[str, float] | None
+    mask: npt.NDArray[Any] | None = None
 
 
 def draw_originals(
@@ -86,9 +89,10 @@ def _draw_originals(opened: Originals, keys: Iterable[str]) -> Iterator[View]:
             prepared = originals.prepare(key)
             hu = to_hu(prepared.raw.voxels, prepared.rescale)
             affine = stated_affine(prepared.raw)
-            prepared.raw.release()
+            mask = None if prepared.mask is None else prepared.mask.voxels.copy()
+            prepared.release()
             h, w, d = prepared.plan.reorientation.stored(prepared.plan.spacing_mm)
-            yield View(f"source of {key}", hu, (h, w, d), affine, None)
+            yield View(f"source of {key}", hu, (h, w, d), affine, None, mask)
 
 
 def draw_sheet(views: Sequence[View], out: Path, *, dots_per_inch: int = 80) -> None:
@@ -97,7 +101,7 @@ def draw_sheet(views: Sequence[View], out: Path, *, dots_per_inch: int = 80) -> 
     Each view is a row.  The first picture is the middle slice of the third axis with H down and W
     across, whatever these are.  Axial, coronal and sagittal cuts go through the middle as well,
     turned by the affine to what radiologists see: the patient's right at the left, front and head
-    at the top.  All have their true aspect.
+    at the top.  All have their true aspect, and the outlines of what a mask marks.
 
     Parameters
     ----------
@@ -126,11 +130,15 @@ def draw_sheet(views: Sequence[View], out: Path, *, dots_per_inch: int = 80) -> 
         stored, *axes = row
         _draw_as_stored(stored, view)
         volume, spacing_mm, known = as_displayed(view)
+        masks = (
+            (None,) * 3 if view.mask is None else cuts(as_displayed(replace(view, hu=view.mask))[0])
+        )
         ends = (("R", "L", "A", "P"), ("R", "L", "H", "F"), ("A", "P", "H", "F"))
-        for axis, name, image, ax, marks in zip(
-            (2, 1, 0), ("axial", "coronal", "sagittal"), cuts(volume), axes[:3], ends, strict=True
+        names = ("axial", "coronal", "sagittal")
+        for axis, name, image, mask, ax, marks in zip(
+            (2, 1, 0), names, cuts(volume), masks, axes[:3], ends, strict=True
         ):
-            _draw_cut(ax, image, *_extent_mm(axis, volume.shape, spacing_mm))
+            _draw_cut(ax, image, mask, *_extent_mm(axis, volume.shape, spacing_mm))
             ax.set_title(name if known else f"{name}, orientation not stated", fontsize=8)
             for mark, place in zip(marks, _MARK_PLACES if known else (), strict=False):
                 ax.text(*place, mark, color="yellow", fontsize=7, transform=ax.transAxes)
@@ -186,23 +194,56 @@ def require_drawable(out: Path) -> None:
 
 def _draw_as_stored(ax: Axes, view: View) -> None:
     height_mm, width_mm = (n * s for n, s in zip(view.hu.shape[:2], view.spacing_mm, strict=False))
-    _draw_cut(ax, view.hu[:, :, view.hu.shape[2] // 2], width_mm, height_mm)
+    middle = view.hu.shape[2] // 2
+    mask = None if view.mask is None else view.mask[:, :, middle]
+    _draw_cut(ax, view.hu[:, :, middle], mask, width_mm, height_mm)
     codes = "orientation not stated" if view.affine is None else Orientation.of(view.affine).codes
     ax.set_title(f"as stored ({codes}): H down, W across, middle D", fontsize=8)
     ax.set_ylabel(printable(view.title), fontsize=8, parse_math=False)
 
 
-def _draw_cut(ax: Axes, image: npt.NDArray[np.float32], width_mm: float, height_mm: float) -> None:
+def _draw_cut(
+    ax: Axes,
+    image: npt.NDArray[np.float32],
+    mask: npt.NDArray[Any] | None,
+    width_mm: float,
+    height_mm: float,
+) -> None:
     ax.imshow(image, cmap="gray", vmin=-1000, vmax=400, extent=(0, width_mm, height_mm, 0))
+    if mask is not None:
+        _draw_outlines(ax, mask, width_mm, height_mm)
     ax.set_xticks([])
     ax.set_yticks([])
+
+
+def _draw_outlines(ax: Axes, mask: npt.NDArray[Any], width_mm: float, height_mm: float) -> None:
+    """A line around each label, in a colour of its own."""
+    from matplotlib import colormaps
+
+    colours = colormaps["tab10"].colors  # type: ignore[attr-defined]
+    rows, columns = mask.shape
+    # The middles of the voxels, and of those around the picture, so that every line is closed.
+    across_mm = (np.arange(-1, columns + 1) + 0.5) * width_mm / columns
+    down_mm = (np.arange(-1, rows + 1) + 0.5) * height_mm / rows
+    around = np.pad(mask, 1)
+    for number in np.unique(mask[mask > 0]).tolist():
+        ax.contour(
+            across_mm,
+            down_mm,
+            around == number,
+            levels=[0.5],
+            colors=[colours[(number - 1) % len(colours)]],
+            linewidths=0.8,
+        )
+    ax.set_xlim(0, width_mm)
+    ax.set_ylim(height_mm, 0)
 
 
 # Left, right, top and bottom edge, in the axes' own coordinates.
 _MARK_PLACES = ((0.01, 0.5), (0.95, 0.5), (0.5, 0.93), (0.5, 0.01))
 
 
-def as_displayed(view: View) -> tuple[npt.NDArray[np.float32], Spacing, bool]:
+def as_displayed(view: View) -> tuple[npt.NDArray[Any], Spacing, bool]:
     """The volume with axes to the patient's left, back and head, in this order.
 
     Returns
@@ -219,7 +260,7 @@ def as_displayed(view: View) -> tuple[npt.NDArray[np.float32], Spacing, bool]:
     own: Any = orientations.io_orientation(view.affine)  # type: ignore[no-untyped-call]
     target = orientations.axcodes2ornt(("L", "P", "S"))  # type: ignore[no-untyped-call]
     turn = orientations.ornt_transform(own, target)  # type: ignore[no-untyped-call]
-    volume: npt.NDArray[np.float32] = orientations.apply_orientation(  # type: ignore[no-untyped-call]
+    volume: npt.NDArray[Any] = orientations.apply_orientation(  # type: ignore[no-untyped-call]
         view.hu, turn
     )
     spacing = [0.0, 0.0, 0.0]
@@ -228,7 +269,7 @@ def as_displayed(view: View) -> tuple[npt.NDArray[np.float32], Spacing, bool]:
     return volume, (spacing[0], spacing[1], spacing[2]), True
 
 
-def cuts(volume: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], ...]:
+def cuts(volume: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
     """Axial, coronal and sagittal cut through the middle, rows from the top of the picture.
 
     Parameters

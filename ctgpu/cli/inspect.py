@@ -74,6 +74,7 @@ def _table(facts: SampleFacts) -> Table:
         ("orientation", _orientation(facts.orientation)),
         *(("contradiction", sentence) for sentence in facts.contradictions),
         ("labels", _labels(facts.labels)),
+        *(() if facts.mask is None else (("mask", _mask(facts.mask)),)),
         ("report", facts.report or "none"),
     ]
     if facts.source:
@@ -95,3 +96,8 @@ def _orientation(orientation: Orientation | None) -> str:
 
 def _labels(labels: dict[str, float] | None) -> str:
     return "none" if labels is None else ", ".join(label_words(labels))
+
+
+def _mask(voxels: dict[str, int]) -> str:
+    found = [f"{name} {count:,}" for name, count in voxels.items() if count]
+    return f"{', '.join(found)} voxels" if found else f"empty, of {len(voxels)} labels"

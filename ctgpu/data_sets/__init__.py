@@ -18,7 +18,7 @@ _SUFFIX = ".toml"
 CT_RATE_NAME = "ct-rate"
 #: Any folder of volumes.
 PLAIN = "plain"
-BUILT_IN = (CT_RATE_NAME, "inspect", "luna16", "merlin", PLAIN, "rad-chestct")
+BUILT_IN = (CT_RATE_NAME, "inspect", "luna16", "merlin", PLAIN, "rad-chestct", "totalsegmentator")
 
 
 @functools.cache

@@ -9,12 +9,17 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from ctgpu.data_sets import globs
-from ctgpu.data_sets.fields import Files, SplitRule
+from ctgpu.data_sets.fields import Files, MaskRule, SplitRule
 from ctgpu.errors import UsageError
 from ctgpu.volume.orientation import AxisRules
+from ctgpu.volume.ref import VOLUME_SUFFIXES
 
 if TYPE_CHECKING:
     from ctgpu.data_sets.description import Description
+
+
+# What a path of masks may be made of.
+_OF_MASKS = ("folder", "name", "key", "patient", "label")
 
 
 @functools.lru_cache(maxsize=256)
@@ -57,9 +62,40 @@ def faults_of(data_set: Description) -> Iterator[tuple[str, str]]:
         0 < mm < float("inf") for mm in data_set.arrays.spacing_mm
     ):
         yield "arrays.spacing_mm", "wanted three numbers above 0"
+    if data_set.masks is not None:
+        yield from _faults_of_masks(data_set.masks)
     if len(set(data_set.class_names)) < len(data_set.class_names):
         yield "class_names", "a name stands there twice"
     yield from _faults_of_tables(data_set)
+
+
+def _faults_of_masks(masks: MaskRule) -> Iterator[tuple[str, str]]:
+    names = re.findall(r"\{([^{}]*)\}", masks.files)
+    fixed = re.sub(r"\{[^{}]*\}", "", masks.files)
+    unknown = [name for name in names if name not in _OF_MASKS]
+    if unknown or "{" in fixed or "}" in fixed:
+        shown = f"{{{unknown[0]}}}" if unknown else "a brace alone"
+        known = ", ".join(f"{{{name}}}" for name in _OF_MASKS)
+        yield "masks.files", f"{masks.files!r} says {shown}; it takes {known}"
+    elif masks.files.startswith("/") or ".." in masks.files.split("/"):
+        yield "masks.files", f"{masks.files!r} leads out of the source; write it relative to that"
+    elif not {"folder", "name", "key", "patient"}.intersection(names):
+        yield "masks.files", f"{masks.files!r} is the same for every volume; say {{key}} in it"
+    elif not masks.files.lower().endswith(VOLUME_SUFFIXES):
+        suffixes = ", ".join(VOLUME_SUFFIXES)
+        yield "masks.files", f"{masks.files!r} ends in no suffix of volumes: {suffixes}"
+    if "label" in names and not masks.labels:
+        yield "masks.labels", "files has {label} in it, and there are none"
+    for name, number in masks.labels.items():
+        if not 1 <= number <= 65535:
+            yield f"masks.labels.{name}", f"{number} is no number of a label; wanted 1 to 65535"
+            return
+        if not name.strip() or ("label" in names and ("/" in name or name == "..")):
+            yield "masks.labels", f"{name!r} is no name of a label"
+    try:
+        masks.format.check()
+    except ValueError as error:
+        yield "masks.labels", str(error)
 
 
 def _faults_of_tables(data_set: Description) -> Iterator[tuple[str, str]]:

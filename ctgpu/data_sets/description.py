@@ -7,6 +7,7 @@ A description is a TOML file; every field of it is a field of the class here, or
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from ctgpu.data_sets.fields import (
     ArrayRule,
     Layout,
     ListRule,
+    MaskRule,
     Part,
     SplitRule,
     TableRule,
@@ -29,8 +31,8 @@ from ctgpu.data_sets.fields import (
 )
 from ctgpu.data_sets.globs import Found
 from ctgpu.data_sets.lines import line_of
-from ctgpu.errors import UsageError, reason_of
-from ctgpu.volume.ref import Provenance
+from ctgpu.errors import FetchError, UsageError, reason_of
+from ctgpu.volume.ref import Provenance, strip_volume_suffix
 
 #: The split of what has none.
 DEFAULT_SPLIT = "valid"
@@ -59,6 +61,8 @@ class Description(Part, frozen=True):
         By name.  Where there are none, every volume belongs to whichever split is asked for.
     volumes : VolumeRule
     arrays : ArrayRule
+    masks : MaskRule or None
+        Where there are masks.
     tables : tuple of TableRule
         For each role at most one.
     leave_out : tuple of ListRule
@@ -74,6 +78,7 @@ class Description(Part, frozen=True):
     splits: dict[str, SplitRule] = msgspec.field(default_factory=dict)
     volumes: VolumeRule = VolumeRule()
     arrays: ArrayRule = ArrayRule()
+    masks: MaskRule | None = None
     tables: tuple[TableRule, ...] = ()
     leave_out: tuple[ListRule, ...] = ()
 
@@ -160,6 +165,12 @@ class Description(Part, frozen=True):
         own = rule.volumes or self.volumes.paths
         return (own, rule.fallback) if rule.fallback else (own,)
 
+    @property
+    def globs_of_volumes(self) -> tuple[str, ...]:
+        """Globs of the volumes of every split."""
+        every = (self.alternatives(split) for split in self.splits or [""])
+        return tuple(dict.fromkeys(itertools.chain(*itertools.chain(*every))))
+
     def volume(self, path: str, wanted: tuple[str, ...]) -> Found | None:
         """What a path below the source says of its volume; None where it fits no glob."""
         if (found := globs.find(wanted, path)) is None and self.layout.root:
@@ -200,6 +211,51 @@ class Description(Part, frozen=True):
         match = compiled_regex(self.volumes.patient).fullmatch(study_id)
         return None if match is None else match["patient"] or None
 
+    def mask_files(self, path: str, study_id: str) -> list[tuple[int | None, str]]:
+        """The files of a volume's mask, in the order in which they are merged.
+
+        Parameters
+        ----------
+        path : str
+            That of the volume, below the source.
+        study_id : str
+            Its study id.
+
+        Returns
+        -------
+        list of (int or None, str)
+            The number of the label that a file is of, None where the file holds numbers, and its
+            path below the source; nothing where there are no masks.
+
+        Raises
+        ------
+        FetchError
+            If they go by the patient, and nothing says who that is.
+        """
+        if self.masks is None:
+            return []
+        folder, _, file_name = path.rpartition("/")
+        found = self.volume(path, self.globs_of_volumes)
+        patient = (found and found.patient) or self.patient_of(study_id)
+        if patient is None and "{patient}" in self.masks.files:
+            raise FetchError(
+                f"{path} has its mask at {self.masks.files}, and nothing says whom it shows; name "
+                "the patient in the globs of the volumes, or in volumes.patient"
+            )
+        places = {
+            "folder": folder,
+            "name": strip_volume_suffix(file_name),
+            "key": study_id,
+            "patient": patient,
+        }
+        if "{label}" not in self.masks.files:
+            return [(None, _filled(self.masks.files, places))]
+        by_number = sorted((number, name) for name, number in self.masks.labels.items())
+        return [
+            (number, _filled(self.masks.files, places | {"label": name}))
+            for number, name in by_number
+        ]
+
     def paths(self, rule: TableRule | ListRule, split: str) -> tuple[str, ...]:
         """Paths under which a table or a list of a split may be found, best first.
 
@@ -232,6 +288,11 @@ class Description(Part, frozen=True):
         return frozenset(
             path for rule in rules for split in splits for path in self.paths(rule, split)
         )
+
+
+def _filled(template: str, places: Mapping[str, str | None]) -> str:
+    """A template of paths with what its names stand for; no folder leaves nothing behind."""
+    return re.sub(r"\{(\w+)\}", lambda match: places[match[1]] or "", template).removeprefix("/")
 
 
 class _Wrong(ValueError):

@@ -6,6 +6,8 @@ from typing import Literal
 
 import msgspec
 
+from ctgpu.volume.masks import MaskDtype, MaskFormat
+
 Files = tuple[str, ...] | dict[str, tuple[str, ...]]
 
 
@@ -104,6 +106,38 @@ class ArrayRule(Part, frozen=True):
 
 #: Where nothing is said about arrays.
 AS_STORED = ArrayRule()
+
+
+class MaskRule(Part, frozen=True):
+    """Which files hold the mask of a volume, and what is in them.
+
+    Attributes
+    ----------
+    files : str
+        Their paths relative to the source, in which ``{folder}`` stands for the volume's folder,
+        ``{name}`` for its file's name without the suffix, ``{key}`` and ``{patient}`` for what is
+        known of it.  With ``{label}`` there is a file for each label, and its voxels above 0 have
+        that label: where two overlap, the one with the higher number.  Else one file holds the
+        numbers.
+    labels : dict of str to int
+        The number of each label, from 1 to 65535; where there are none, any number is taken.
+    absent : {"refuse", "empty"}
+        What a file that is not there means: a failed sample, or that nothing has its labels.  Of
+        several files one has to be there in any case.
+    dtype : {"uint8", "uint16"}
+        What they are stored as at least: a label above 255 makes it ``"uint16"``.
+    """
+
+    files: str
+    labels: dict[str, int] = {}
+    absent: Literal["refuse", "empty"] = "refuse"
+    dtype: MaskDtype = "uint8"
+
+    @property
+    def format(self) -> MaskFormat:
+        """How masks are stored."""
+        is_wide = max(self.labels.values(), default=0) > 255
+        return MaskFormat("uint16" if is_wide else self.dtype, self.labels)
 
 
 class TableRule(Part, frozen=True):

@@ -15,8 +15,8 @@ from ctgpu.data_sets.description import Description
 from ctgpu.printable import printable
 
 _WIDTH = 100
-_SINGLE = ("layout", "volumes", "arrays")
-_SECTIONS = ("layout", "splits", "volumes", "arrays", "tables", "leave_out")
+_SINGLE = ("layout", "volumes", "arrays", "masks")
+_SECTIONS = ("layout", "splits", "volumes", "arrays", "masks", "tables", "leave_out")
 
 
 @dataclass(slots=True)
@@ -140,11 +140,11 @@ def _escaped(character: str) -> str:
 def _table(values: Mapping[str, Any], remarks: Iterable[str]) -> Table:
     table = tomlkit.table()
     for name, value in values.items():
-        if name == "files" and isinstance(value, dict):
-            files = tomlkit.table()
-            for split, paths in value.items():
-                files.add(split, _item(paths))
-            table.add(name, files)
+        if name in ("files", "labels") and isinstance(value, dict):
+            inner = tomlkit.table()
+            for key, one in value.items():
+                inner.add(key, _item(one))
+            table.add(name, inner)
         else:
             table.add(name, _item(value))
     _comment(table, remarks)

@@ -110,7 +110,7 @@ class Follower:
                 failure = Failure(entry.stage, entry.error_class, entry.message)
                 self._watch(SampleFailed(entry.key, index, entry.path, failure))
                 continue
-            stored_bytes = entry.members["bin"].size_bytes
+            stored_bytes = self._plan.sample_bytes
             self._watch(
                 SampleWritten(
                     entry.key, index, source_bytes[entry.key], stored_bytes, entry.orientation
@@ -121,6 +121,6 @@ class Follower:
         return ShardRecord.load(self._folder / record_name(index))
 
     def _journal(self, index: int) -> list[SampleEntry | LedgerEntry]:
-        header = JournalHeader.of(index, self._plan.fingerprint, self._plan.samples_of(index))
+        header = JournalHeader.of(index, self._plan)
         _, lines = read_journal(self._folder / journal_name(index), header)
         return [line.entry for line in lines]

@@ -89,8 +89,8 @@ def find_shards(named: Named | Sequence[Named]) -> tuple[Card, list[Shard]]:
     for folder, other in others:
         if other != card:
             raise MismatchError(
-                f"{first} and {folder} were not made to the same spec and class names, so their "
-                "samples do not fit one batch; load them apart, or build one of them again"
+                f"{first} and {folder} were not made to the same spec, class names and masks, so "
+                "their samples do not fit one batch; load them apart, or build one of them again"
             )
     for folder, own in cards.items():
         _warn_if_unfinished(folder, own)
@@ -194,16 +194,19 @@ def _load_record(path: Path, card: Card) -> ShardRecord:
             f"{record_path} has the fingerprint {record.fingerprint}, and its data set has "
             f"{card.fingerprint}; the shard belongs to another data set"
         )
+    wanted_bytes = {
+        "bin": card.spec.size_bytes,
+        "seg": 0 if card.masks is None else card.masks.size_bytes(card.spec),
+        "cls": 4 * len(card.class_names),
+    }
     for entry in record.samples:
-        for extension, size_bytes in (
-            ("bin", card.spec.size_bytes),
-            ("cls", 4 * len(card.class_names)),
-        ):
-            if entry.members[extension].size_bytes != size_bytes:
+        for extension, size_bytes in wanted_bytes.items():
+            member = entry.members.get(extension)
+            found_bytes = 0 if member is None else member.size_bytes
+            if found_bytes != size_bytes:
                 raise MismatchError(
-                    f"{record_path}: {entry.key}.{extension} has "
-                    f"{entry.members[extension].size_bytes} bytes, and the data set's spec asks "
-                    f"for {size_bytes}; remove the record and run the build again"
+                    f"{record_path}: {entry.key}.{extension} has {found_bytes} bytes, and the data "
+                    f"set's spec asks for {size_bytes}; remove the record and run the build again"
                 )
     return record
 

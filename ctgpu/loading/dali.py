@@ -46,7 +46,8 @@ def pipeline(
     it is on that GPU, as (1, D, H, W).  DALI has no bfloat16: of such a data set it hands over the
     bits as int16, for ``.view(torch.bfloat16)`` of the tensor.  ``labels`` is float32; ``report``
     (``.txt``) and ``metadata`` (``.json``) are UTF-8 as uint8, one ragged row for each sample, on
-    the CPU; leave them out of a torch iterator, which takes only equal rows.
+    the CPU; leave them out of a torch iterator, which takes only equal rows.  Masks are not among
+    them: :func:`ctgpu.loading.make_loader` gives those.
 
     Parameters
     ----------

@@ -21,13 +21,14 @@ import numpy.typing as npt
 from ctgpu.buffers import BufferPool
 from ctgpu.errors import DecodeError, FetchError, SampleError, StorageError, UsageError
 from ctgpu.loading.catalogue import Named, Shard, find_shards
-from ctgpu.loading.region import read_region, to_dhw
+from ctgpu.loading.region import payloads, read_box, to_dhw
 from ctgpu.loading.selection import Indices, Predicate, Wanted, check_numbers, select_numbers
 from ctgpu.loading.slots import Slots
 from ctgpu.machine import usable_cores
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry
 from ctgpu.spec import Spec
+from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.ref import normal_form
 from ctgpu.volume.stored import numpy_dtype
 
@@ -134,6 +135,16 @@ class VolumeDataset:
     def class_names(self) -> tuple[str, ...]:
         """Names of the labels, in order."""
         return self._card.class_names
+
+    @property
+    def masks(self) -> MaskFormat | None:
+        """How the mask of each sample is stored; None where there are no masks."""
+        return self._card.masks
+
+    @property
+    def mask_labels(self) -> dict[str, int]:
+        """The number of each label in the masks, ascending; empty where none is named."""
+        return {} if self.masks is None else self.masks.to_dict()["labels"]
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -299,7 +310,8 @@ class VolumeDataset:
             ``volume`` (1, D, H, W) of ``spec.dtype``, a view of the stored order; ``labels``
             (classes,) float32; ``report`` and ``study_id``, text.  NumPy has no bfloat16: its bits
             come as uint16, of which :func:`ctgpu.volume.stored.numbers_of` makes float32, and
-            ``torch.from_numpy(volume).view(torch.bfloat16)`` a tensor.
+            ``torch.from_numpy(volume).view(torch.bfloat16)`` a tensor.  Where there are masks,
+            ``mask`` (1, D, H, W), uint8 or uint16 as it is stored.
 
         Raises
         ------
@@ -312,9 +324,11 @@ class VolumeDataset:
         """
         number = self.number_of(index)
         volume = np.empty(self.spec.stored_shape, numpy_dtype(self.spec.dtype))
-        labels, report = self.read_into(number, volume)
+        mask = None if self.masks is None else np.empty(volume.shape, self.masks.numpy_dtype)
+        labels, report = self.read_into(number, volume, mask=mask)
         return {
             "volume": to_dhw(volume, self.spec.layout)[None],
+            **({} if mask is None else {"mask": to_dhw(mask, self.spec.layout)[None]}),
             "labels": labels,
             "report": report,
             "study_id": self.study_ids[number],
@@ -383,7 +397,12 @@ class VolumeDataset:
         return labels
 
     def read_into(
-        self, index: int, out: Volume, start: tuple[int, int, int] = (0, 0, 0)
+        self,
+        index: int,
+        out: Volume,
+        start: tuple[int, int, int] = (0, 0, 0),
+        *,
+        mask: Volume | None = None,
     ) -> tuple[Labels, str]:
         """Read one sample, or a box of its voxels, into memory of the caller.
 
@@ -398,6 +417,8 @@ class VolumeDataset:
             box's.
         start : tuple of int
             First voxel of the box, in stored order.
+        mask : numpy.ndarray, optional
+            Of the type of the :attr:`masks`, otherwise as `out`: the same box of the mask.
 
         Returns
         -------
@@ -409,38 +430,25 @@ class VolumeDataset:
         Raises
         ------
         UsageError
-            If `out` is of another type.
+            If `out` or `mask` is of another type, or their shapes differ, or there are no masks.
         IndexError, FetchError, StorageError
             As :meth:`__getitem__`.
         """
-        dtype = self._require_type(out)
+        wanted = payloads(self._named, self.spec, self.masks, out, mask)
         shard, entry = self.locate(index)
         verify = self._verify == "always" or (self._verify == "first" and not self._verified[index])
-        stored = self.spec.stored_shape
         with _open_shard(shard) as reader:
-            if out.shape == stored:
-                reader.read_into(entry, "bin", out.data.cast("B"), verify=verify)
-            elif verify:
-                with self._scratch.acquire(self.spec.size_bytes) as buffer:
-                    reader.read_into(entry, "bin", buffer.bytes.data)
-                    box = tuple(slice(a, a + n) for a, n in zip(start, out.shape, strict=True))
-                    out[...] = buffer.array(stored, dtype)[box]
-            else:
-                read_region(reader, entry, stored, start, out)
+            for extension, voxels in wanted.items():
+                read_box(
+                    reader,
+                    *(entry, extension, self.spec.stored_shape, start, voxels),
+                    scratch=self._scratch if verify else None,
+                )
             labels = np.frombuffer(bytearray(reader.read(entry, "cls")), "<f4")
             report = reader.read(entry, "txt").decode()
-        if verify:
+        if verify and (mask is not None or self.masks is None):
             self._verified[index] = 1
         return labels, report
-
-    def _require_type(self, out: Volume) -> np.dtype[Any]:
-        dtype = numpy_dtype(self.spec.dtype)
-        if out.dtype != dtype:
-            raise UsageError(
-                f"out is {out.dtype}, and {self._named} holds {self.spec.dtype}; give it an array "
-                f"of {dtype}"
-            )
-        return dtype
 
 
 def _read_labels(shard: Shard, out: Labels, skip_damaged: bool) -> int:

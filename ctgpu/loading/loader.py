@@ -38,6 +38,7 @@ Transform = Callable[[Batch], Batch]
 _STATE_VERSION = 2
 # In a state: which shard each sample is in.  Those of the first release do not have it.
 _SHARDS = "shards"
+_TENSORS = ("volume", "labels", "mask")
 
 
 class VolumeLoader:
@@ -226,7 +227,7 @@ class VolumeLoader:
         return Share(self.batch_size, rank, world_size, self.drop_last)
 
     def _hand_over(self, batch: Batch) -> Batch:
-        self._target.hand_over(batch["volume"], batch["labels"])
+        self._target.hand_over(*(batch[name] for name in _TENSORS if name in batch))
         return batch if self._transform is None else self._transform(batch)
 
     def _arrange(self, slots: Slots, how: EpochOrder) -> None:
@@ -287,9 +288,10 @@ def make_loader(
 
     A batch is a dictionary: ``volume`` (B, 1, D, H, W), of the data set's ``spec.dtype`` unless a
     `window` is mapped, with C `windows` (B, C, D, H, W), ``labels`` (B, classes) float32,
-    ``report`` and ``study_id``, lists of B texts.  Labels are NaN where a study has no label row,
-    and single ones where its row has blanks; a warning in the log says of how many.  A loss has to
-    mask them.
+    ``report`` and ``study_id``, lists of B texts; and where the data set has masks, ``mask``
+    (B, 1, D, H, W), uint8, or int32 where uint16 is stored.  Labels are NaN where a study has no
+    label row, and single ones where its row has blanks; a warning in the log says of how many.  A
+    loss has to mask them.
 
     The order depends on `seed` and the epoch alone, not on the number of ranks: step by step, the
     batches of all ranks together are the order.  Every rank has the same number of steps, and of
@@ -325,8 +327,8 @@ def make_loader(
         ``"cpu"``, or ``"cuda[:N]"``: read into pinned memory, uploaded and permuted on a stream of
         its own.
     prefetch_bytes : int, optional
-        Volumes to read ahead, one batch at least; default two batches, with all of their channels,
-        and from raw volumes a volume for each thread.
+        Volumes to read ahead, with their masks, one batch at least; default two batches, with all
+        of their channels, and from raw volumes a volume for each thread.
         Host buffers take this and two batches more.  For a GPU they hold what is stored, and as
         many batches, of all channels, are in its memory.
     num_threads : int, optional
@@ -351,10 +353,10 @@ def make_loader(
         `window` gives, made while the stored ones are in the cache.  Refused where the window that
         was stored does not cover them all.  The state of a loader does not depend on it.
     random_crop_hwd : tuple of int, optional
-        A random box of this many voxels (H, W, D) instead of the whole volume; it depends on the
-        seed, the epoch and the sample's number in the data set alone, and of a sample that weights
-        draw again on how often it came before.  Once a volume is verified, only the rows of the
-        box are read.
+        A random box of this many voxels (H, W, D) instead of the whole volume, and the same box of
+        its mask; it depends on the seed, the epoch and the sample's number in the data set alone,
+        and of a sample that weights draw again on how often it came before.  Once a volume is
+        verified, only the rows of the box are read.
     transform : callable, optional
         Takes each batch and returns what the consumer gets; on a GPU it runs there, on the
         consumer's stream.
@@ -405,15 +407,19 @@ def make_loader(
         if where.type == "cpu"
         else CudaTarget(where, spec, scalings)
     )
-    voxels = batch_size * target.channels * int(np.prod(box or spec.stored_shape))
-    batch_bytes = numpy_dtype(target.dtype).itemsize * voxels
+    voxel_bytes = numpy_dtype(target.dtype).itemsize * target.channels
+    sample_bytes = spec.size_bytes
+    if dataset.masks is not None:
+        voxel_bytes += target.mask_dtype(dataset.masks).itemsize
+        sample_bytes += dataset.masks.size_bytes(spec)
+    batch_bytes = voxel_bytes * batch_size * int(np.prod(box or spec.stored_shape))
     weights = None
     if class_balanced:
         labels = dataset.read_labels(threads=threads, skip_damaged=skip_bad)
         weights = balanced_weights(labels)
     elif sample_weights is not None:
         weights = given_weights(sample_weights, opened, dataset, labelled_only=labelled_only)
-    how = EpochOrder([], spec.size_bytes, shuffle, seed, shuffle_window_bytes, weights=weights)
+    how = EpochOrder([], sample_bytes, shuffle, seed, shuffle_window_bytes, weights=weights)
     reader = BatchReader(
         dataset,
         how,

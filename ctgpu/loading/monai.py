@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -52,6 +53,8 @@ class MonaiDataset(Dataset):  # type: ignore[misc]
 
     ================  ==============================================================================
     ``image``         MetaTensor (C, H, W, D) with the affine of its voxels, RAS+ millimetres
+    ``mask``          MetaTensor (1, H, W, D) likewise, where the data set has masks: uint8, or
+                      int32 where uint16 is stored
     ``label``         Tensor (classes,), float32; NaN where the tables have none
     ``report``        Text
     ``study_id``      Text
@@ -71,7 +74,7 @@ class MonaiDataset(Dataset):  # type: ignore[misc]
         The samples, as :func:`ctgpu.loading.make_loader` takes them.
     transform : callable or sequence of callable, optional
         As every data set of MONAI takes it; applied to each item.
-    image_key, label_key : str
+    image_key, label_key, mask_key : str
         What the transforms call them.
     window, windows : optional
         As :func:`ctgpu.loading.make_loader` takes them: one channel, or a channel each.
@@ -96,15 +99,19 @@ class MonaiDataset(Dataset):  # type: ignore[misc]
         *,
         image_key: str = "image",
         label_key: str = "label",
+        mask_key: str = "mask",
         window: Window | None = None,
         windows: Sequence[Window] | None = None,
         dtype: torch.dtype | None = torch.float32,
         labelled_only: bool = False,
     ) -> None:
-        keys = (image_key, label_key, "report", "study_id")
+        samples = samples_to_load(open_samples(dataset), labelled_only=labelled_only)
+        mask_keys = () if samples.masks is None else (mask_key,)
+        keys = (image_key, label_key, "report", "study_id", *mask_keys)
         if len(set(keys)) < len(keys):
             raise UsageError(
-                f"image_key is {image_key!r} and label_key {label_key!r}; each entry of an item "
+                f"image_key is {image_key!r} and label_key {label_key!r}"
+                f"{f' and mask_key {mask_key!r}' if mask_keys else ''}; each entry of an item "
                 "needs a key of its own, and report and study_id have theirs"
             )
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
@@ -112,7 +119,6 @@ class MonaiDataset(Dataset):  # type: ignore[misc]
                 f"dtype is {shown(dtype)}; it is a floating torch.dtype, or None for the type that "
                 "make_loader gives"
             )
-        samples = samples_to_load(open_samples(dataset), labelled_only=labelled_only)
         scalings = chosen_scalings(samples.spec, window, windows)
         super().__init__(_Items(samples, keys, scalings, dtype), transform)
 
@@ -150,12 +156,27 @@ class _Items(Sequence[Any]):
         # In huge pages where the system grants them: fresh ones of 4 KiB take longer than reading.
         memory = allocate_pages(spec.size_bytes)
         stored = np.ndarray(spec.stored_shape, numpy_dtype(spec.dtype), buffer=memory.data)
-        labels, report = dataset.read_into(number, stored)
-        image = to_hwd(self._channels(stored), spec.layout)
+        mask = self._room_for_mask()
+        labels, report = dataset.read_into(number, stored, mask=mask)
+        images = [self._channels(stored)]
+        if mask is not None:
+            # torch can do little with uint16.
+            numbers = mask if mask.itemsize == 1 else mask.astype(np.int32)
+            images.append(torch.from_numpy(numbers)[None])
+        images = [to_hwd(one, spec.layout) for one in images]
         if get_track_meta():
-            image = MetaTensor(image, meta=self._meta(number))
-        values = (image, torch.from_numpy(labels), report, dataset.study_ids[number])
+            meta = self._meta(number)
+            images = [MetaTensor(one, meta=copy.deepcopy(meta)) for one in images]
+        image, *masks = images
+        values = (image, torch.from_numpy(labels), report, dataset.study_ids[number], *masks)
         return dict(zip(self._keys, values, strict=True))
+
+    def _room_for_mask(self) -> npt.NDArray[Any] | None:
+        masks, spec = self._dataset.masks, self._dataset.spec
+        if masks is None:
+            return None
+        memory = allocate_pages(masks.size_bytes(spec))
+        return np.ndarray(spec.stored_shape, masks.numpy_dtype, buffer=memory.data)
 
     def _channels(self, stored: npt.NDArray[Any]) -> torch.Tensor:
         """(C, stored axes)."""

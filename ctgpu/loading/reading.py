@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ctgpu.buffers import Buffer, BufferPool, whole_pages
+from ctgpu.buffers import PAGE_BYTES, Buffer, BufferPool, whole_pages
 from ctgpu.errors import SampleError, UsageError
 from ctgpu.loading.dataset import Labels, Volume, VolumeDataset
 from ctgpu.loading.order import EpochOrder, Indices, Share
@@ -87,8 +87,14 @@ class BatchReader:
         self._box = box
         # Smaller batches take the memory of a whole one, so that the pool keeps to one size.
         self._room_dtype = numpy_dtype(target.dtype)
-        voxels = batch_size * target.channels * int(np.prod(box or dataset.spec.stored_shape))
-        self._batch_bytes = whole_pages(self._room_dtype.itemsize * voxels)
+        voxels = batch_size * int(np.prod(box or dataset.spec.stored_shape))
+        volume_bytes = self._room_dtype.itemsize * target.channels * voxels
+        # Masks, where there are any, begin behind the volumes of a whole batch.
+        self._masks_at = -(-volume_bytes // PAGE_BYTES) * PAGE_BYTES
+        masks = dataset.masks
+        self._mask_dtype = None if masks is None else target.mask_dtype(masks)
+        mask_bytes = 0 if self._mask_dtype is None else self._mask_dtype.itemsize * voxels
+        self._batch_bytes = whole_pages(self._masks_at + mask_bytes)
         # A taker may have kept any number of batches, and drop them all together.
         kept_bytes = (prefetch_batches + 2) * self._batch_bytes
         self._pool = BufferPool(kept_bytes, target.allocate)
@@ -168,13 +174,24 @@ class BatchReader:
         box = self._box or self._dataset.spec.stored_shape
         buffer = self._pool.acquire(self._batch_bytes)
         room = buffer.array((len(positions), self._target.channels, *box), self._room_dtype)
-        stored = _end_of(room, (len(positions), *box), numpy_dtype(self._dataset.spec.dtype))
+        shape = (len(positions), *box)
+        stored = _end_of(room, shape, numpy_dtype(self._dataset.spec.dtype))
+        masks = None
+        if self._dataset.masks is not None and self._mask_dtype is not None:
+            mask_room = buffer.array(
+                (len(positions), 1, *box), self._mask_dtype, offset=self._masks_at
+            )
+            masks = _end_of(mask_room, shape, self._dataset.masks.numpy_dtype), mask_room
         skipped: set[int] = set()
         reads = [
-            readers.submit(self._read, order, position, epoch, stored[row], bad, skipped)
+            readers.submit(
+                self._read,
+                *(order, position, epoch, stored[row], masks and masks[0][row]),
+                *(bad, skipped),
+            )
             for row, position in enumerate(positions)
         ]
-        batch = assembler.submit(self._assemble, buffer, stored, room, reads)
+        batch = assembler.submit(self._assemble, buffer, stored, room, masks, reads)
         return _Pending(batch, buffer, skipped)
 
     def _read(
@@ -183,6 +200,7 @@ class BatchReader:
         position: int,
         epoch: int,
         out: Volume,
+        mask: Volume | None,
         bad: frozenset[int],
         skipped: set[int],
     ) -> tuple[str, Labels, str]:
@@ -209,7 +227,8 @@ class BatchReader:
                 else (0, 0, 0)
             )
             try:
-                return self._dataset.study_ids[index], *self._dataset.read_into(index, out, start)
+                labels, report = self._dataset.read_into(index, out, start, mask=mask)
+                return self._dataset.study_ids[index], labels, report
             except SampleError as error:
                 if not (self._skip_bad and self._dataset.may_skip(error)):
                     raise
@@ -231,18 +250,21 @@ class BatchReader:
         buffer: Buffer,
         stored: Volume,
         room: Volume,
+        masks: tuple[Volume, Volume] | None,
         reads: list[Future[tuple[str, Labels, str]]],
     ) -> Batch:
         # All are waited for: none may still be reading when the buffer is used again.
         samples = [read.result() for read in reads]
         rows = np.stack([labels for _, labels, _ in samples])
         volume, labels = self._target.place(stored, room, rows)
+        mask = {} if masks is None else {"mask": self._target.place_mask(*masks)}
         if self._target.memory == "given":
             buffer.release_with_arrays()
         elif self._target.memory == "kept":
             buffer.release()
         return {
             "volume": volume,
+            **mask,
             "labels": labels,
             "report": [report for _, _, report in samples],
             "study_id": [study_id for study_id, _, _ in samples],

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from ctgpu.buffers import Bytes, allocate_pages, allocate_pinned
@@ -14,12 +15,16 @@ from ctgpu.errors import DeviceError
 from ctgpu.loading.region import to_dhw
 from ctgpu.loading.window import Scaling, apply_scalings
 from ctgpu.spec import Dtype, Spec
+from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.stored import tensor_of
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
+
+# Masks that are widened at a time stay in the cache.
+_PART_VOXELS = 1 << 18
 
 # torch's annotations of its CUDA functions are incomplete, hence Any below.
 Tensors = tuple["torch.Tensor", "torch.Tensor"]
@@ -59,7 +64,21 @@ class Target(Protocol):
             Shape (B, classes), float32.
         """
 
-    def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
+    def mask_dtype(self, masks: MaskFormat) -> np.dtype[Any]:
+        """Type of the memory that masks take, which are read into its last bytes."""
+
+    def place_mask(self, stored: npt.NDArray[Any], room: npt.NDArray[Any]) -> torch.Tensor:
+        """Masks as a tensor (B, 1, D, H, W): uint8, or int32 where uint16 is stored.
+
+        Parameters
+        ----------
+        stored : numpy.ndarray
+            What was read, shape (B, stored axes).
+        room : numpy.ndarray
+            The memory around it, shape (B, 1, stored axes), of :meth:`mask_dtype`.
+        """
+
+    def hand_over(self, *tensors: torch.Tensor) -> None:
         """Called by the consumer's thread before it gets them."""
 
 
@@ -86,7 +105,21 @@ class HostTarget:
             apply_scalings(tensor_of(stored, self._spec.dtype), self._scalings, volume)
         return to_dhw(volume, self._spec.layout), torch.from_numpy(labels)
 
-    def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
+    def mask_dtype(self, masks: MaskFormat) -> np.dtype[Any]:
+        # torch can do little with uint16.
+        return np.dtype(np.uint8 if masks.dtype == "uint8" else np.int32)
+
+    def place_mask(self, stored: npt.NDArray[Any], room: npt.NDArray[Any]) -> torch.Tensor:
+        import torch
+
+        if stored.dtype != room.dtype:
+            # From the front, as the end of the room is what is read; NumPy minds the overlap.
+            wide, narrow = room.reshape(-1), stored.reshape(-1)
+            for first in range(0, len(narrow), _PART_VOXELS):
+                wide[first : first + _PART_VOXELS] = narrow[first : first + _PART_VOXELS]
+        return to_dhw(torch.from_numpy(room), self._spec.layout)
+
+    def hand_over(self, *tensors: torch.Tensor) -> None:
         pass
 
 
@@ -162,19 +195,38 @@ class CudaTarget:
             turned = to_dhw(uploaded, self._layout).contiguous()
             volume = _scaled(turned, self._scalings) if self._scalings else turned.unsqueeze(1)
             classes = torch.from_numpy(labels).to(self._device, non_blocking=True)
-        # The memory is free for the next read, and any stream may use the tensors, from here on.
+        self._wait()
+        return volume, classes
+
+    def mask_dtype(self, masks: MaskFormat) -> np.dtype[Any]:
+        return masks.numpy_dtype  # widened there
+
+    def place_mask(self, stored: npt.NDArray[Any], room: npt.NDArray[Any]) -> torch.Tensor:
+        import torch
+
+        wide = stored.itemsize > 1
+        with self._cuda.stream(self._stream):
+            bits = torch.from_numpy(stored.view(np.int16) if wide else stored)
+            uploaded = bits.to(self._device, non_blocking=True)
+            mask = to_dhw(uploaded, self._layout).contiguous().unsqueeze(1)
+            if wide:
+                mask = mask.int().bitwise_and_(0xFFFF)
+        self._wait()
+        return mask
+
+    def _wait(self) -> None:
+        """From here on the memory is free for the next read, and any stream may use the tensors."""
         # A blocking event sleeps; to synchronise the stream would keep a core busy.
         done = self._cuda.Event(blocking=True)
         done.record(self._stream)
         done.synchronize()
-        return volume, classes
 
-    def hand_over(self, volume: torch.Tensor, labels: torch.Tensor) -> None:
+    def hand_over(self, *tensors: torch.Tensor) -> None:
         # They were allocated on our stream; their memory must not be used again there before what
         # the consumer has queued is done.
         stream = self._cuda.current_stream(self._device)
-        volume.record_stream(stream)
-        labels.record_stream(stream)
+        for tensor in tensors:
+            tensor.record_stream(stream)
 
     def _forget_error(self) -> None:
         """Have torch report what failed here: else this thread's next kernel would be blamed."""

@@ -7,11 +7,13 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ctgpu.buffers import BufferPool, ByteBudget, Reservation
+from ctgpu.building.in_flight import FetchedSample
 from ctgpu.building.members import label_bytes, report_bytes, sample_metadata, to_json_bytes
 from ctgpu.building.prepare import prepare_sample
 from ctgpu.decode import MAX_VOLUME_BYTES
@@ -25,6 +27,8 @@ from ctgpu.shards.writer import PackedSample
 from ctgpu.sources.base import Source
 from ctgpu.sources.tables import SampleRow
 from ctgpu.volume.geometry import VolumePlan
+from ctgpu.volume.mask_gather import gather_mask
+from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.orientation import AxisRules
 from ctgpu.volume.prepare import PreparedVolume
 from ctgpu.volume.ref import SampleRef
@@ -101,6 +105,7 @@ class SampleMaker:
         out: Volume,
         start_hwd: Sequence[int],
         keep: Callable[[PackedSample], None] | None = None,
+        mask: Volume | None = None,
     ) -> tuple[Labels, str]:
         """Make a sample, or a box of it.
 
@@ -113,7 +118,9 @@ class SampleMaker:
         start_hwd : sequence of int
             First voxel of the box.
         keep : callable, optional
-            Is given the sample as a writer takes it; for whole volumes.
+            Is given the sample as a writer takes it; for whole volumes without masks.
+        mask : numpy.ndarray, optional
+            Of the type of the plan's masks, otherwise as `out`: the same box of the mask.
 
         Returns
         -------
@@ -129,8 +136,8 @@ class SampleMaker:
             If source, device or machine fail.
         """
         packed = None
-        with self._prepared(ref) as (prepared, row):
-            self._compute(prepared, out, start_hwd)
+        with self._prepared(ref, with_mask=mask is not None) as (prepared, row):
+            self._compute(prepared, out, start_hwd, mask)
             if keep is not None:
                 packed = self._packed(ref, prepared, row, out)
         if keep is not None and packed is not None:
@@ -145,9 +152,14 @@ class SampleMaker:
         SampleError, EnvironmentFailure
             As :meth:`make`.
         """
-        with self._prepared(ref) as (prepared, row):
-            self._compute(prepared, out, (0, 0, 0))
-            return self._metadata(ref, prepared, row, checksum(out.data.cast("B")))
+        masks, mask, mask_digest = self._plan.masks, None, None
+        if masks is not None:
+            mask = np.empty(out.shape, masks.numpy_dtype)
+        with self._prepared(ref, with_mask=mask is not None) as (prepared, row):
+            self._compute(prepared, out, (0, 0, 0), mask)
+            if mask is not None:
+                mask_digest = checksum(mask.data.cast("B"))
+            return self._metadata(ref, prepared, row, checksum(out.data.cast("B")), mask_digest)
 
     def _packed(
         self, ref: SampleRef, prepared: PreparedVolume, row: SampleRow, out: Volume
@@ -164,7 +176,12 @@ class SampleMaker:
         )
 
     def _metadata(
-        self, ref: SampleRef, prepared: PreparedVolume, row: SampleRow, digest: str
+        self,
+        ref: SampleRef,
+        prepared: PreparedVolume,
+        row: SampleRow,
+        digest: str,
+        mask_digest: str | None = None,
     ) -> Metadata:
         return sample_metadata(
             prepared,
@@ -175,13 +192,17 @@ class SampleMaker:
             carried=row.carried,
             fingerprint=self._plan.fingerprint,
             payload_xxh3_128=digest,
+            mask_xxh3_128=mask_digest,
             stated_rescale=row.rescale_pair,
             read_xxh3_128=row.read_xxh3_128,
         )
 
     @contextmanager
-    def _prepared(self, ref: SampleRef) -> Iterator[tuple[PreparedVolume, SampleRow]]:
+    def _prepared(
+        self, ref: SampleRef, *, with_mask: bool
+    ) -> Iterator[tuple[PreparedVolume, SampleRow]]:
         """A sample's voxels, with all decided, for as long as the body runs."""
+        with_mask = with_mask or self._plan.spec.crop == "mask"
         row = self.row(ref)  # before the download, which a bad one is not worth
         with ExitStack() as stack:
             reservation = self._budget.admit(self._expected_bytes(ref, row))
@@ -189,8 +210,8 @@ class SampleMaker:
             stack.callback(reservation.release)
             stack.enter_context(self._counted())
             stack.enter_context(_errors_of(ref))
-            prepared = self._prepare(ref, row, reservation)
-            stack.callback(prepared.raw.release)
+            prepared = self._prepare(ref, row, reservation, self._plan.masks if with_mask else None)
+            stack.callback(prepared.release)
             yield prepared, row
 
     def _expected_bytes(self, ref: SampleRef, row: SampleRow) -> int:
@@ -199,24 +220,28 @@ class SampleMaker:
         raw_bytes = 2 * math.prod(shape) if shape and min(shape) > 0 else 0
         return ref.size_bytes + (raw_bytes or _EXPECTED_RATIO * ref.size_bytes)
 
-    def _prepare(self, ref: SampleRef, row: SampleRow, reservation: Reservation) -> PreparedVolume:
+    def _prepare(
+        self, ref: SampleRef, row: SampleRow, reservation: Reservation, masks: MaskFormat | None
+    ) -> PreparedVolume:
         if ref.size_bytes > self._largest_volume_bytes:
             raise FetchError(
                 f"{ref.path} is said to have {ref.size_bytes:,} bytes; at most "
                 f"{self._largest_volume_bytes:,} are accepted here: look at the file, or train on "
                 "a machine with more memory"
             )
-        fetched = self._source.fetch(ref, self._pool.acquire)
-        with fetched.buffer.released_on_error():
+        volume = self._source.fetch(ref, self._pool.acquire)
+        with volume.buffer.released_on_error():
             if row.read_xxh3_128 is not None:
-                row.read_xxh3_128["volume"] = checksum(fetched.buffer.bytes)
+                row.read_xxh3_128["volume"] = checksum(volume.buffer.bytes)
+            files = () if masks is None else self._source.fetch_mask(ref, self._pool.acquire)
+            fetched = FetchedSample(volume, row, files)
             # Percentiles of anything but 8 and 16 bit voxels sort a copy of them.
             copies = 1 if self._plan.spec.percentiles is None else 2
-            size_bytes = fetched.size_bytes + copies * fetched.inflated_bytes
+            size_bytes = fetched.footprint_bytes(masks, copies)
             with self._budget.changed:
                 # The oldest one always may, so that one of those that wait goes on.
                 self._budget.changed.wait_for(lambda: reservation.try_resize(size_bytes))
-        raw = fetched.decode(self._pool, limit_bytes=self._largest_volume_bytes)
+        raw, mask = fetched.decode(self._pool, masks, limit_bytes=self._largest_volume_bytes)
         return prepare_sample(
             raw,
             row,
@@ -224,16 +249,27 @@ class SampleMaker:
             spec=self._plan.spec,
             rules=self._rules,
             hu_guard=self._hu_guard,
+            mask=mask,
         )
 
-    def _compute(self, prepared: PreparedVolume, out: Volume, start_hwd: Sequence[int]) -> None:
+    def _compute(
+        self,
+        prepared: PreparedVolume,
+        out: Volume,
+        start_hwd: Sequence[int],
+        mask: Volume | None,
+    ) -> None:
         h, w, d = out.shape if self._plan.spec.layout == "HWD" else (*out.shape[1:], out.shape[0])
         plan = prepared.plan
         if (h, w, d) != plan.spec.shape_hwd:
             plan = plan.part(start_hwd, (h, w, d))
         if all(axis.n_valid for axis in plan.axes):
             self._run(prepared, plan, out)
+            if mask is not None:
+                gather_mask(replace(prepared, plan=plan), mask)
             return
+        if mask is not None:
+            mask.fill(0)
         # No engine takes what is padding alone; all of it is one number, made in a pair of voxels.
         plan, place = _with_padding(prepared.plan, [axis.n_valid for axis in plan.axes].index(0))
         pair = np.empty(plan.spec.stored_shape, out.dtype)

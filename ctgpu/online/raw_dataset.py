@@ -25,6 +25,7 @@ from ctgpu.errors import FetchError, SampleError, TableError, UsageError
 from ctgpu.loading.catalogue import Shard
 from ctgpu.loading.dataset import Labels, VolumeDataset
 from ctgpu.loading.dataset import Volume as Stored
+from ctgpu.loading.region import payloads
 from ctgpu.online.finished import Finished, FinishedShards
 from ctgpu.online.own_maker import OwnMaker
 from ctgpu.online.settling import folder_of_plan, settle
@@ -131,11 +132,21 @@ class RawDataset(VolumeDataset):
         self._plan = planned
         self._writer = None
         if folder is not None and write_shards is not None:
+            if planned.masks is not None:
+                if settled.source is not None:
+                    settled.source.close()
+                raise UsageError(
+                    "write_shards keeps volumes alone, and this data set has masks: leave them out "
+                    "with masks=False, or have `ctgpu build` make the shards, and read them as it "
+                    "does with shards="
+                )
             self._writer = WriteThrough(folder, planned)
         self._shards_there = None if folder is None else FinishedShards(folder, planned)
         self._verify = "first"
         self._named = str(planned.source.get("path", planned.source["location"]))
-        self._card = Card(planned.spec, planned.fingerprint, planned.class_names)
+        self._card = Card(
+            planned.spec, planned.fingerprint, planned.class_names, masks=planned.masks
+        )
         missing = [index for index in range(planned.shards) if not self._finished_shard(index)]
         needed = {ref.path for index in missing for ref in planned.samples_of(index)}
         request = replace(request, device=settled.device)
@@ -229,7 +240,12 @@ class RawDataset(VolumeDataset):
         return (planned, entry) if finished is None or found is None else (finished.shard, found)
 
     def read_into(
-        self, index: int, out: Stored, start: tuple[int, int, int] = (0, 0, 0)
+        self,
+        index: int,
+        out: Stored,
+        start: tuple[int, int, int] = (0, 0, 0),
+        *,
+        mask: Stored | None = None,
     ) -> tuple[Labels, str]:
         """Make one sample, or a box of its voxels, in memory of the caller; or read it.
 
@@ -238,20 +254,20 @@ class RawDataset(VolumeDataset):
         Raises
         ------
         UsageError
-            If `out` is of another type, or the source has changed.
+            If `out` or `mask` is not what is stored, or the source has changed.
         IndexError, SampleError, EnvironmentFailure
             If there is no such sample, nothing can be made of it, or source, device or machine
             fail.
         """
         _, entry = self.locate(index)
         if entry.members:
-            return super().read_into(index, out, start)
-        self._require_type(out)
+            return super().read_into(index, out, start, mask=mask)
+        payloads(self._named, self.spec, self.masks, out, mask)
         ref = self._refs[entry.key]
         if self._writer is not None:
             return self._kept(ref, out, self._writer)
         start_hwd = start if self.spec.layout == "HWD" else (*start[1:], start[0])
-        return self._own.get().make(ref, out, start_hwd)
+        return self._own.get().make(ref, out, start_hwd, mask=mask)
 
     def _kept(self, ref: SampleRef, out: Stored, writer: WriteThrough) -> tuple[Labels, str]:
         """A whole sample, from where it was kept before, or kept now."""

@@ -20,6 +20,7 @@ from ctgpu.shards.plan import Plan
 from ctgpu.shards.untrusted import Count, Fingerprint, Text, read_json
 from ctgpu.shards.versions import of_newer, parse_version
 from ctgpu.spec import Spec
+from ctgpu.volume.masks import MaskFormat
 
 _SPLITS: Mapping[str, str] = {"train": "train", "valid": "valid", "validation": "valid"}
 
@@ -38,6 +39,8 @@ class Card:
         The labels, in order.
     planned_shards, planned_samples : int or None
         Of the whole data set; None where the manifest does not say, as older ones.
+    masks : MaskFormat or None
+        How the mask of each sample is stored; None where there are no masks.
     """
 
     spec: Spec
@@ -45,6 +48,7 @@ class Card:
     class_names: tuple[str, ...]
     planned_shards: int | None = field(default=None, compare=False)
     planned_samples: int | None = field(default=None, compare=False)
+    masks: MaskFormat | None = None
 
     @classmethod
     def load(cls, folder: Path) -> Card:
@@ -63,7 +67,12 @@ class Card:
         if not path.exists():
             plan = Plan.load(folder)
             return cls(
-                plan.spec, plan.fingerprint, plan.class_names, plan.shards, len(plan.samples)
+                plan.spec,
+                plan.fingerprint,
+                plan.class_names,
+                plan.shards,
+                len(plan.samples),
+                plan.masks,
             )
         way_out = f"`ctgpu manifest {shlex.quote(str(folder))}` derives it again"
         try:
@@ -76,6 +85,7 @@ class Card:
                 tuple(stored.class_names),
                 stored.planned_shards,
                 stored.planned_samples,
+                None if stored.masks is None else MaskFormat.from_dict(stored.masks),
             )
         except NewerFormatError as error:
             raise of_newer(path, error) from error
@@ -94,6 +104,7 @@ class _StoredCard:
     spec: dict[str, Any]
     fingerprint: Fingerprint
     class_names: list[Text]
+    masks: dict[str, Any] | None = None
     planned_shards: Count | None = None
     planned_samples: Count | None = None
 
@@ -197,6 +208,13 @@ class Claims:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             return None
         return tuple(names)
+
+    @property
+    def masks(self) -> MaskFormat | None:
+        """How the masks beside the volumes are stored; None where none are stated, or not so."""
+        with contextlib.suppress(ValueError):
+            return MaskFormat.from_dict(self._stated.get("masks"))
+        return None
 
     @property
     def preprocessed(self) -> bool:

@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,10 +19,10 @@ import xxhash
 
 from ctgpu.shards import disk
 from ctgpu.shards.ledger import LedgerEntry
+from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import SampleEntry, checksum
 from ctgpu.shards.tar import key_fault
 from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, Count, decode, read_file
-from ctgpu.volume.ref import SampleRef
 
 _T = TypeVar("_T")
 
@@ -37,10 +36,14 @@ class JournalHeader:
     samples: str
 
     @classmethod
-    def of(cls, index: int, fingerprint: str, samples: Sequence[SampleRef]) -> JournalHeader:
-        """The header for shard `index` with these samples."""
-        rows = [[s.key, s.path, s.size_bytes, s.checksum] for s in samples]
-        return cls(index, fingerprint, checksum(json.dumps(rows).encode()))
+    def of(cls, index: int, plan: Plan) -> JournalHeader:
+        """The header for shard `index` of a plan."""
+        rows: list[Any] = [
+            [s.key, s.path, s.size_bytes, s.checksum] for s in plan.samples_of(index)
+        ]
+        if plan.masks is not None:
+            rows.append(plan.masks.to_dict())
+        return cls(index, plan.fingerprint, checksum(json.dumps(rows).encode()))
 
 
 class Journal:

@@ -46,6 +46,7 @@ def _manifest(plan: Plan, shards: Sequence[ShardSummary]) -> dict[str, Any]:
         "sample_shape": list(plan.spec.stored_shape),
         "layout": plan.spec.layout,
         "sample_dtype": plan.spec.dtype,
+        **({} if plan.masks is None else {"masks": plan.masks.to_dict()}),
         "num_classes": len(plan.class_names),
         "class_names": list(plan.class_names),
         "spec": plan.spec.to_dict(),

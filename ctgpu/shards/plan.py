@@ -25,6 +25,7 @@ from ctgpu.shards.untrusted import (
 )
 from ctgpu.shards.versions import FIRST, FOURTH, SECOND, THIRD, format_name, of_newer, version_of
 from ctgpu.spec import Spec
+from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.ref import Provenance, SampleRef
 
 _COLUMNS = ["key", "study_id", "path", "size_bytes", "checksum", "provenance"]
@@ -58,6 +59,8 @@ class Plan:
         In plan order; keys are unique.
     data_set : dict or None
         Description of the data set, JSON-ready; None where it is CT-RATE's.
+    masks : MaskFormat or None
+        How the mask of each sample is stored; None where there are no masks.
     """
 
     dataset: str
@@ -71,6 +74,7 @@ class Plan:
     class_names: tuple[str, ...]
     samples: Sequence[SampleRef]
     data_set: Mapping[str, Any] | None = None
+    masks: MaskFormat | None = None
 
     def __repr__(self) -> str:
         return (
@@ -83,13 +87,23 @@ class Plan:
         """Of the format: the first, unless the plan says what only a later one can say."""
         if self.source["kind"] == "dicom":
             return FOURTH
+        if self.masks is not None or "masks" in (self.data_set or ()):
+            return FOURTH
         return self.shard_version if self.data_set is None else THIRD
 
     @property
     def shard_version(self) -> int:
         """Of its shards' records and its manifest, which do not describe the source."""
+        if self.masks is not None:
+            return THIRD
         assumes = self.selection.get("assume_orientation") is not None
         return FIRST if self.spec.is_first_version and not assumes else SECOND
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one stored volume, and of its mask where there are masks."""
+        mask_bytes = 0 if self.masks is None else self.masks.size_bytes(self.spec)
+        return self.spec.size_bytes + mask_bytes
 
     @property
     def shards(self) -> int:
@@ -155,7 +169,7 @@ class Plan:
             raise UsageError(
                 f"samples_per_shard is {self.samples_per_shard}; a shard takes one sample at least"
             )
-        check_payload(self.spec.size_bytes)
+        self._check_payloads()
         if fault := _fault(self.samples):
             raise UsageError(f"{fault}; rename the file")
 
@@ -275,16 +289,21 @@ class Plan:
             class_names=tuple(stored.class_names),
             samples=[SampleRef(*row) for row in stored.samples],
             data_set=stored.data_set,
+            masks=None if stored.masks is None else MaskFormat.from_dict(stored.masks),
         )
         if plan.version != version:
             raise ValueError(
                 f"it states {format_name('plan', version)} and says what takes "
                 f"{format_name('plan', plan.version)}"
             )
-        check_payload(plan.spec.size_bytes)
+        plan._check_payloads()
         if fault := _fault(plan.samples):
             raise ValueError(fault)
         return plan
+
+    def _check_payloads(self) -> None:
+        check_payload(self.spec.size_bytes)
+        check_payload(self.sample_bytes - self.spec.size_bytes)
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -298,6 +317,7 @@ class Plan:
             "samples_per_shard": self.samples_per_shard,
             "class_names": list(self.class_names),
             **({} if self.data_set is None else {"data_set": dict(self.data_set)}),
+            **({} if self.masks is None else {"masks": self.masks.to_dict()}),
         }
 
 
@@ -317,6 +337,7 @@ class _StoredPlan:
     columns: list[str]
     samples: list[tuple[str, str, str, Count, str | None, Provenance]]
     data_set: dict[str, Any] | None = None
+    masks: dict[str, Any] | None = None
 
 
 class _Source(TypedDict):
@@ -349,6 +370,7 @@ class _Selection(TypedDict, total=False):
     exclude: str | None
     hu_guard: str | None
     keep_uids: bool | None
+    masks: bool | None
 
 
 def _fault(samples: Sequence[SampleRef]) -> str | None:

@@ -15,6 +15,7 @@ from ctgpu.errors import FetchError, StorageError, reason_of
 from ctgpu.shards.names import parse_shard_name, record_name
 from ctgpu.shards.record import SampleEntry, ShardRecord
 from ctgpu.shards.scan import TarMember, scan_tar
+from ctgpu.shards.tar import PAYLOADS
 from ctgpu.shards.untrusted import open_regular, read_exactly
 from ctgpu.shards.writer import PackedSample
 
@@ -83,7 +84,7 @@ class ShardReader:
         entry : SampleEntry
             Of this shard's record.
         extension : str
-            ``bin``, ``cls``, ``txt`` or ``json``.
+            ``bin``, ``seg``, ``cls``, ``txt`` or ``json``.
         out : memoryview
             Contiguous and writable, of exactly the member's size in bytes.
         verify : bool
@@ -121,7 +122,7 @@ class ShardReader:
         entry : SampleEntry
             Of this shard's record.
         extension : str
-            ``bin``, ``cls``, ``txt`` or ``json``.
+            ``bin``, ``seg``, ``cls``, ``txt`` or ``json``.
         start_bytes : int
             Where in the member the part begins.
         out : memoryview
@@ -154,32 +155,37 @@ class ShardReader:
         self.read_into(entry, extension, memoryview(data))
         return bytes(data)
 
-    def copy_sample(self, entry: SampleEntry, buffer: Bytes) -> PackedSample:
+    def copy_sample(self, entry: SampleEntry, *payloads: Bytes) -> PackedSample:
         """A sample as the writer takes it, verified: how a shard is rewritten around its failures.
 
         Parameters
         ----------
         entry : SampleEntry
             Of this shard's record.
-        buffer : numpy.ndarray
-            uint8, page-aligned, of the payload's size; the result is a view of it.
+        *payloads : numpy.ndarray
+            uint8, page-aligned, of the size of ``bin`` and, where there is one, of ``seg``; the
+            result has them.
 
         Raises
         ------
         FetchError
             If its bytes are not those that were written.
         """
-        payload = entry.members["bin"]
-        self.read_into(entry, "bin", buffer.data)
+        copied = dict(zip(filter(PAYLOADS.__contains__, entry.members), payloads, strict=True))
+        for extension, payload in copied.items():
+            self.read_into(entry, extension, payload.data)
+        digests = entry.digests
         return PackedSample(
             entry.key,
-            buffer,
-            payload.xxh3_128,
+            copied["bin"],
+            digests["bin"],
             self.read(entry, "cls"),
             self.read(entry, "txt"),
             self.read(entry, "json"),
             entry.orientation,
             entry.source_bytes,
+            copied.get("seg"),
+            digests.get("seg"),
         )
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from ctgpu.shards.tar import (
     BLOCK_BYTES,
     END_OF_ARCHIVE,
     EXTENSIONS,
+    EXTENSIONS_WITH_MASK,
     Placement,
     key_fault,
     place_sample,
@@ -37,7 +38,7 @@ from ctgpu.shards.untrusted import (
     open_regular,
     read_file,
 )
-from ctgpu.shards.versions import FIRST, format_name, of_newer, version_of
+from ctgpu.shards.versions import FIRST, THIRD, format_name, of_newer, version_of
 
 _SUMMARY_LIMIT_BYTES = 4096
 
@@ -69,7 +70,8 @@ class SampleEntry:
     start, end : int
         Its extent in the tar, headers and padding included.
     members : dict of str to Member
-        By extension: ``bin``, ``cls``, ``txt``, ``json``.
+        By extension: ``bin``, ``cls``, ``txt``, ``json``; ``seg`` after the first, where there are
+        masks.
     labelled : bool
         Whether one of its labels is a number; False where the tables have no label row for it, or
         a blank one, so that ``.cls`` is all NaN.
@@ -93,6 +95,11 @@ class SampleEntry:
     source_bytes: Count | None = None
     partly_labelled: bool = False
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """XXH3-128 of its members, by extension."""
+        return {extension: member.xxh3_128 for extension, member in self.members.items()}
+
     def placement(self) -> Placement:
         """Its bytes around the data, recomputed.
 
@@ -104,7 +111,7 @@ class SampleEntry:
         placement = place_sample(
             self.start, self.key, {e: m.size_bytes for e, m in self.members.items()}
         )
-        offsets = tuple(self.members[extension].offset for extension in EXTENSIONS)
+        offsets = tuple(member.offset for member in self.members.values())
         if placement.end != self.end or placement.offsets != offsets:
             raise ValueError(f"the entry of {self.key} contradicts itself")
         return placement
@@ -149,7 +156,7 @@ class SampleEntry:
         """
         if fault := key_fault(self.key):
             raise ValueError(f"the key {self.key!r} {fault}")
-        if tuple(self.members) != EXTENSIONS:
+        if tuple(self.members) not in (EXTENSIONS, EXTENSIONS_WITH_MASK):
             raise ValueError(f"the members of {self.key} are not {', '.join(EXTENSIONS)}")
         if self.start % BLOCK_BYTES:
             raise ValueError(f"{self.key} does not start with a block")
@@ -303,6 +310,8 @@ class ShardRecord:
         end = 0
         for sample in self.samples:
             sample.check()
+            if ("seg" in sample.members) != (self.version == THIRD):
+                raise ValueError(f"{sample.key} has not the members of its version")
             if sample.start != end:
                 raise ValueError(f"it leaves a gap before {sample.key}")
             end = sample.end

@@ -7,7 +7,6 @@ import os
 import xxhash
 
 from ctgpu.shards.record import Member, SampleEntry
-from ctgpu.shards.tar import EXTENSIONS
 from ctgpu.shards.untrusted import read_exactly
 
 _CHUNK_BYTES = 4 << 20
@@ -41,7 +40,7 @@ class Rereader:
         """
         placement = entry.placement()
         position = entry.start
-        for extension, frame in zip((*EXTENSIONS, None), placement.frames, strict=True):
+        for extension, frame in zip((*entry.members, None), placement.frames, strict=True):
             if os.pread(self._fd, len(frame), position) != frame:
                 where = f"before {entry.key}.{extension}" if extension else f"after {entry.key}"
                 return f"the tar header or padding {where} is damaged"

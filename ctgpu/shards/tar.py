@@ -1,9 +1,10 @@
 """The bytes of a shard, as pure functions.
 
-A sample is four members, ``<key>.bin .cls .txt .json``, with ustar headers that hold nothing but
-name and size.  The payload of ``.bin`` starts on a 4 KiB boundary, so that it can be written and
-read past the page cache; where the headers alone would not bring it there, a pax extended header
-comes first, whose ``comment`` record has exactly the missing size.
+A sample is four members, ``<key>.bin .cls .txt .json``, and where there are masks ``.seg`` after
+the first, with ustar headers that hold nothing but name and size.  The payloads of ``.bin`` and
+``.seg`` start on a 4 KiB boundary, so that they can be written and read past the page cache; where
+the headers alone would not bring them there, a pax extended header comes first, whose ``comment``
+record has exactly the missing size.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from ctgpu.errors import UsageError
 
 BLOCK_BYTES = 512
 ALIGNMENT_BYTES = 4096
+#: Members of a sample, in their order, without and with a mask.
 EXTENSIONS = ("bin", "cls", "txt", "json")
+EXTENSIONS_WITH_MASK = ("bin", "seg", "cls", "txt", "json")
+#: Those that start on a boundary.
+PAYLOADS = ("bin", "seg")
 
 #: Two empty blocks end an archive.
 END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
@@ -29,11 +34,6 @@ MEMBER_LIMIT_BYTES = 8**11 - 1
 
 _PAX_NAME = "././@PaxHeader"
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,95}")
-
-
-def member_names(key: str) -> tuple[str, ...]:
-    """Names of a sample's members, in their order."""
-    return tuple(f"{key}.{extension}" for extension in EXTENSIONS)
 
 
 def header(name: str, size_bytes: int, kind: bytes = b"0") -> bytes:
@@ -93,7 +93,7 @@ class Placement:
     start, end : int
         Extent of the sample in the archive, in bytes; multiples of 512.
     offsets : tuple of int
-        Where each member's data starts, in the order of :data:`EXTENSIONS`.
+        Where each member's data starts, in their order.
     frames : tuple of bytes
         What surrounds the data: before the first member, between members, after the last.
     """
@@ -114,18 +114,20 @@ def place_sample(start: int, key: str, sizes: Mapping[str, int]) -> Placement:
     key : str
         Sample key, without a :func:`key_fault`.
     sizes : mapping of str to int
-        Bytes of each member, by extension.
+        Bytes of each member, by extension, in the order of the members.
     """
-    frame = alignment(start)
+    frame = b""
     frames, offsets = [], []
     position = start
-    for extension in EXTENSIONS:
-        frame += header(f"{key}.{extension}", sizes[extension])
+    for extension, size_bytes in sizes.items():
+        if extension in PAYLOADS:
+            frame += alignment(position + len(frame))
+        frame += header(f"{key}.{extension}", size_bytes)
         frames.append(frame)
         position += len(frame)
         offsets.append(position)
-        position += sizes[extension]
-        frame = bytes(padding_bytes(sizes[extension]))
+        position += size_bytes
+        frame = bytes(padding_bytes(size_bytes))
     frames.append(frame)
     return Placement(start, position + len(frame), tuple(offsets), tuple(frames))
 
@@ -159,7 +161,7 @@ def _is_control(c: str) -> bool:
 
 
 def check_payload(size_bytes: int) -> None:
-    """Refuse a volume that a tar member cannot hold.
+    """Refuse a volume, or a mask, that a tar member cannot hold.
 
     Raises
     ------

@@ -19,7 +19,7 @@ Kind = Literal["plan", "shard", "manifest"]
 FIRST, SECOND, THIRD, FOURTH = 1, 2, 3, 4
 
 #: Of each kind of file, the newest version that this ctgpu writes.
-_NEWEST: dict[Kind, int] = {"plan": FOURTH}
+_NEWEST: dict[Kind, int] = {"plan": FOURTH, "shard": THIRD, "manifest": THIRD}
 
 _STATED = re.compile(r"ctgpu-([a-z]+)-([1-9][0-9]{0,8})")
 
@@ -47,7 +47,7 @@ def parse_version(stated: str, kind: Kind) -> int:
     match = _STATED.fullmatch(stated)
     if match is None or match[1] != kind:
         raise ValueError(f"its format is not {format_name(kind, FIRST)}")
-    if (version := int(match[2])) > (newest := _NEWEST.get(kind, SECOND)):
+    if (version := int(match[2])) > (newest := _NEWEST[kind]):
         raise NewerFormatError(f"its format is {stated}, and {format_name(kind, newest)} is known")
     return version
 

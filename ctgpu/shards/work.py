@@ -19,7 +19,7 @@ from ctgpu.shards.names import record_name, shard_name
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry, ShardRecord, ShardSummary
-from ctgpu.shards.tar import EXTENSIONS
+from ctgpu.shards.tar import PAYLOADS
 from ctgpu.shards.writer import IsCurrent, PackedSample, ShardWriter
 from ctgpu.volume.ref import SampleRef
 
@@ -232,7 +232,7 @@ class RetriedShard(ShardWork):
 
 def is_same(one: SampleEntry, other: SampleEntry) -> bool:
     """Whether the members of two entries have the same bytes, wherever they are."""
-    return all(one.members[e].xxh3_128 == other.members[e].xxh3_128 for e in EXTENSIONS)
+    return one.digests == other.digests
 
 
 @contextlib.contextmanager
@@ -246,9 +246,14 @@ def good_sample(
     StorageError
         If it is not as it was written.
     """
-    with pool.acquire(entry.members["bin"].size_bytes) as buffer:
+    with contextlib.ExitStack() as buffers:
+        payloads = [
+            buffers.enter_context(pool.acquire(entry.members[extension].size_bytes)).bytes
+            for extension in PAYLOADS
+            if extension in entry.members
+        ]
         try:
-            sample = reader.copy_sample(entry, buffer.bytes)
+            sample = reader.copy_sample(entry, *payloads)
         except FetchError as error:
             raise StorageError(
                 f"{error}; remove {shard_name(index)} and {record_name(index)} and run the build "

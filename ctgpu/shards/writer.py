@@ -34,7 +34,7 @@ from ctgpu.shards.names import index_name, journal_name, partial_name, record_na
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import Member, SampleEntry, ShardRecord, checksum
 from ctgpu.shards.reread import Rereader
-from ctgpu.shards.tar import ALIGNMENT_BYTES, END_OF_ARCHIVE, EXTENSIONS, place_sample
+from ctgpu.shards.tar import ALIGNMENT_BYTES, END_OF_ARCHIVE, PAYLOADS, Placement, place_sample
 from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, open_regular, read_file
 from ctgpu.volume.ref import SampleRef
 
@@ -65,6 +65,10 @@ class PackedSample:
         How its source is stored, such as ``"LPS"``; None where that is not known.
     source_bytes : int or None
         Size of the file that it was made of, where that is not the planned one.
+    mask : numpy.ndarray or None
+        The mask, as `volume`; of each sample, or of none, as the plan says.
+    mask_xxh3_128 : str or None
+        Its checksum.
     """
 
     key: str
@@ -75,6 +79,17 @@ class PackedSample:
     metadata: bytes
     orientation: str | None = None
     source_bytes: int | None = None
+    mask: Bytes | None = None
+    mask_xxh3_128: str | None = None
+
+    def members(self) -> dict[str, tuple[memoryview, str]]:
+        """The bytes of each member, and their checksum, by extension and in order."""
+        members = {"bin": (self.volume.data.cast("B"), self.volume_xxh3_128)}
+        if self.mask is not None and self.mask_xxh3_128 is not None:
+            members["seg"] = self.mask.data.cast("B"), self.mask_xxh3_128
+        for extension, data in (("cls", self.labels), ("txt", self.text), ("json", self.metadata)):
+            members[extension] = memoryview(data), checksum(data)
+        return members
 
 
 class ShardWriter:
@@ -161,11 +176,11 @@ class ShardWriter:
             If it cannot be written; the samples before it are kept.
         """
         planned = self._next(sample.key)
-        volume = sample.volume.data.cast("B")
-        small = (sample.labels, sample.text, sample.metadata)
-        data = dict(zip(EXTENSIONS, (volume, *small), strict=True))
-        placement = place_sample(self.size_bytes, sample.key, {e: len(d) for e, d in data.items()})
-        checksums = [sample.volume_xxh3_128, *(checksum(d) for d in small)]
+        members = sample.members()
+        if ("seg" in members) != (self._plan.masks is not None):
+            raise ValueError(f"{sample.key} has a mask, or the plan has masks, but not both")
+        sizes = {extension: len(data) for extension, (data, _) in members.items()}
+        placement = place_sample(self.size_bytes, sample.key, sizes)
         unknown = _unknown_labels(sample.labels)
         entry = SampleEntry(
             sample.key,
@@ -173,9 +188,9 @@ class ShardWriter:
             placement.start,
             placement.end,
             {
-                extension: Member(offset, len(data[extension]), digest)
-                for extension, offset, digest in zip(
-                    EXTENSIONS, placement.offsets, checksums, strict=True
+                extension: Member(offset, sizes[extension], digest)
+                for (extension, (_, digest)), offset in zip(
+                    members.items(), placement.offsets, strict=True
                 )
             },
             labelled=not unknown.all(),
@@ -183,12 +198,8 @@ class ShardWriter:
             source_bytes=sample.source_bytes,
             partly_labelled=bool(unknown.any() and not unknown.all()),
         )
-        head, *frames = placement.frames
-        rest = frames[0] + b"".join(d + f for d, f in zip(small, frames[1:], strict=True))
         with disk.storage_errors(self._partial):
-            disk.write_all(self._fd, head, placement.start)
-            self._write_payload(sample.volume, placement.offsets[0])
-            disk.write_all(self._fd, rest, placement.offsets[0] + len(volume))
+            self._write(placement, {extension: data for extension, (data, _) in members.items()})
             self._journal.append(entry)
         self.done.append(entry)
         return entry
@@ -300,7 +311,7 @@ class ShardWriter:
 
     def _go_on(self) -> None:
         """Open the files of the shard, with what is right of them."""
-        header = JournalHeader.of(self._index, self._plan.fingerprint, self._samples)
+        header = JournalHeader.of(self._index, self._plan)
         kept_bytes, lines = read_journal(self._journal_path, header)
         # Stopped while it was committed: what it was to replace may be half gone.
         is_complete = not self._replace and len(lines) == len(self._samples)
@@ -359,9 +370,23 @@ class ShardWriter:
         self.done.append(entry)
         return True
 
-    def _write_payload(self, volume: Bytes, offset: int) -> None:
-        view = volume.data.cast("B")
-        if self._direct_fd is not None and volume.ctypes.data % ALIGNMENT_BYTES == 0:
+    def _write(self, placement: Placement, members: Mapping[str, memoryview]) -> None:
+        """Write a sample: what is small in as few pieces as the payloads leave."""
+        gathered, position = b"", placement.start
+        for (extension, data), frame in zip(members.items(), placement.frames, strict=False):
+            gathered += frame
+            if extension in PAYLOADS:
+                disk.write_all(self._fd, gathered, position)
+                position += len(gathered)
+                self._write_payload(data, position)
+                gathered, position = b"", position + len(data)
+            else:
+                gathered += data
+        disk.write_all(self._fd, gathered + placement.frames[-1], position)
+
+    def _write_payload(self, view: memoryview, offset: int) -> None:
+        address = np.frombuffer(view, np.uint8).ctypes.data
+        if self._direct_fd is not None and address % ALIGNMENT_BYTES == 0:
             whole = len(view) - len(view) % ALIGNMENT_BYTES
             try:
                 disk.write_all(self._direct_fd, view[:whole], offset)

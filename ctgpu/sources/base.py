@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+import msgspec
+
 from ctgpu.buffers import Allocate
 from ctgpu.data_sets import Description
+from ctgpu.errors import FetchError
 from ctgpu.sources.fetched import Fetched
 from ctgpu.sources.tables import Tables
 from ctgpu.volume.ref import SampleRef
@@ -70,6 +74,55 @@ class Source(ABC):
         AccessError, SourceError
             If the source as a whole fails.
         """
+
+    def fetch_mask(self, ref: SampleRef, allocate: Allocate) -> list[tuple[int | None, Fetched]]:
+        """The files of a volume's mask, as stored, in the order in which they are merged.
+
+        Returns
+        -------
+        list of (int or None, Fetched)
+            The number of the label that a file is of, None where it holds numbers.  On any error
+            all of them have been released.
+
+        Raises
+        ------
+        FetchError
+            If a file that must be there is not, or cannot be read.
+        AccessError, SourceError
+            If the source as a whole fails.
+        """
+        files: list[tuple[int | None, Fetched]] = []
+        try:
+            named = self.data_set.mask_files(self._spelled(ref), ref.study_id)
+            for number, path in named:
+                fetched = self._fetch_file(path, allocate)
+                if fetched is not None:
+                    # Whatever the array is called that holds the volume, this is another one.
+                    arrays = msgspec.structs.replace(fetched.arrays, member=None)
+                    files.append((number, replace(fetched, arrays=arrays)))
+                elif self.data_set.masks is not None and self.data_set.masks.absent == "refuse":
+                    raise FetchError(
+                        f"{path}, of the mask of {ref.path}, is not there; bring it back and use "
+                        '--retry-failed, or write absent = "empty" in the description'
+                    )
+            if len(named) > 1 and not files:
+                raise FetchError(
+                    f"none of the {len(named)} files of the mask of {ref.path} is there, such as "
+                    f"{named[0][1]}; bring them back, or correct masks.files in the description"
+                )
+        except BaseException:
+            for _, fetched in files:
+                fetched.release()
+            raise
+        return files
+
+    def _spelled(self, ref: SampleRef) -> str:
+        """The path of a volume as the source spells it."""
+        return ref.path
+
+    def _fetch_file(self, path: str, allocate: Allocate) -> Fetched | None:
+        """A file beside the volumes, for :meth:`fetch_mask`; None where it is not there."""
+        raise FetchError(f"{path} is not read: masks are only taken from folders and the Hub")
 
     def find_tables(self, split: str) -> None:
         """Get ready for :meth:`tables` where the volumes are not wanted.

@@ -12,6 +12,7 @@ from pathlib import Path
 from ctgpu.buffers import Allocate
 from ctgpu.data_sets import Description, built_in
 from ctgpu.data_sets.layout import SplitFolders
+from ctgpu.decode import MAX_VOLUME_BYTES
 from ctgpu.errors import DecodeError, FetchError, SourceError, UsageError, reason_of
 from ctgpu.shards.names import natural_key
 from ctgpu.shards.record import checksum
@@ -68,6 +69,8 @@ class FolderSource(Source):
         self._name = self._root.resolve().name
         self._only_top = only_top
         self._stored = Spelling()
+        #: Bytes of the files that look like volumes, as listed last; masks mostly are among them.
+        self._sizes: Mapping[str, int] = {}
         #: Where the data set begins, below the source.
         self._data_root = ""
         self._revision: str | None = None
@@ -111,6 +114,7 @@ class FolderSource(Source):
             self._relative(path): reason for path, reason in sorted(below.missing_folders.items())
         }
         volumes = {self._relative(path): size_bytes for path, size_bytes in below.volumes}
+        self._sizes = volumes
         if finds_all:
             refs = [self._ref(path, size_bytes) for path, size_bytes in volumes.items()]
             refs = without_strays(str(self._root), refs, ())
@@ -190,23 +194,38 @@ class FolderSource(Source):
 
         A listed volume may be meant by a path in another of Unicode's normal forms.
         """
-        parts = ref.path.split("/")
-        if ref.path.startswith("/") or ".." in parts:
-            raise FetchError(f"{ref.path} leads out of the source; it is not read")
-        path = self._path_of(ref)
+        _require_inside(ref.path)
+        return self._read(ref.path, self._path_of(ref), allocate, ref.size_bytes)
+
+    def _spelled(self, ref: SampleRef) -> str:
+        return self._stored.find(ref.path) or ref.path
+
+    def _fetch_file(self, path: str, allocate: Allocate) -> Fetched | None:
+        _require_inside(path)
+        if not os.path.lexists(self._root / path) and self._root.is_dir():
+            return None
+        if (size_bytes := self._size_of(path) or 0) > MAX_VOLUME_BYTES:
+            raise FetchError(
+                f"{path} has {size_bytes:,} bytes; at most {MAX_VOLUME_BYTES:,} are read of a mask"
+            )
+        return self._read(path, self._root / path, allocate)
+
+    def _read(
+        self, name: str, path: Path, allocate: Allocate, size_bytes: int | None = None
+    ) -> Fetched:
         try:
-            header, buffer = read_volume(path, allocate, ref.size_bytes)
-            return Fetched(ref.path, buffer, self.data_set.arrays, header)
+            header, buffer = read_volume(path, allocate, size_bytes)
+            return Fetched(name, buffer, self.data_set.arrays, header)
         except FileChanged as error:
             raise FetchError(
-                f"{ref.path} was not read: {reason_of(error)}, then use --retry-failed"
+                f"{name} was not read: {reason_of(error)}, then use --retry-failed"
             ) from error
         except OSError as error:
             if not self._root.is_dir():
                 raise SourceError(f"{self._root} is gone; mount it again and resume") from error
             if (target := _dead_link(path)) is not None:
-                raise FetchError(f"{ref.path} {target}, then use --retry-failed") from error
-            raise FetchError(f"{ref.path} cannot be read: {reason_of(error)}") from error
+                raise FetchError(f"{name} {target}, then use --retry-failed") from error
+            raise FetchError(f"{name} cannot be read: {reason_of(error)}") from error
 
     def place_of(self, path: str) -> Path:
         """Where a path below the source is."""
@@ -221,7 +240,7 @@ class FolderSource(Source):
             return path
 
     def _path_of(self, ref: SampleRef) -> Path:
-        return self._root / (self._stored.find(ref.path) or ref.path)
+        return self._root / self._spelled(ref)
 
     def _locate(self, split: str) -> tuple[str, str, Tree]:
         """Root of the data set, folder of the split's volumes, and what is below that."""
@@ -379,12 +398,38 @@ class FolderSource(Source):
         digest = hashlib.sha256()
         for ref in refs:
             digest.update(f"{ref.path}\t{ref.size_bytes}\n".encode(errors="surrogateescape"))
+            for path in self._masks_of(ref):
+                digest.update(f"{path}\t{self._size_of(path)}\n".encode(errors="surrogateescape"))
         for names in self._names_of_tables(split):
             for name in self._table_paths(names):
                 if (self._root / name).is_file():
                     digest.update(f"{name}\t{(self._root / name).stat().st_size}\n".encode())
                     break
         return digest.hexdigest()
+
+    def _masks_of(self, ref: SampleRef) -> list[str]:
+        try:
+            return [p for _, p in self.data_set.mask_files(self._spelled(ref), ref.study_id)]
+        except FetchError:  # said when the volume is fetched
+            return []
+
+    def _size_of(self, path: str) -> int | None:
+        """Bytes of a mask; None where it is not there."""
+        try:
+            return self._sizes[path] if path in self._sizes else os.stat(self._root / path).st_size
+        except OSError:
+            return None
+
+
+def _require_inside(path: str) -> None:
+    """Refuse a path that leads out of the source, whatever a plan says.
+
+    Raises
+    ------
+    FetchError
+    """
+    if path.startswith("/") or ".." in path.split("/"):
+        raise FetchError(f"{path} leads out of the source; it is not read")
 
 
 def _dead_link(path: Path) -> str | None:

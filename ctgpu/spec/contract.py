@@ -21,7 +21,7 @@ Intensity = Literal["auto", "hu", "rescale"]
 ClipOrder = Literal["before", "after"]
 Grid = Literal["extent", "origin"]
 Fit = Literal["spacing", "stretch", "contain"]
-Crop = Literal["centre", "foreground", "body"]
+Crop = Literal["centre", "foreground", "body", "mask"]
 Normalise = Literal["window", "percentiles", "minmax", "zscore"]
 Dtype = Literal["float16", "bfloat16", "int16", "uint8"]
 
@@ -91,10 +91,10 @@ class Spec:
     dtype : {"float16", "bfloat16", "int16", "uint8"}
         What is stored: values of `output_range`; or as ``int16`` HU, rounded; or as ``uint8`` the
         `output_range` as 0 to 255, rounded.
-    crop : {"centre", "foreground", "body"}
+    crop : {"centre", "foreground", "body", "mask"}
         Which box of the scan's voxels the volume is made of: all of them, those around what is
-        above `foreground_hu`, or those around the patient without the table.  See
-        :mod:`ctgpu.volume.crop`.
+        above `foreground_hu`, those around the patient without the table, or those around the
+        labels of its mask.  See :mod:`ctgpu.volume.crop`.
     foreground_hu : float
         HU that foreground is above.
     margin_mm : float
@@ -177,8 +177,8 @@ class Spec:
     crop: Crop = option(
         "centre",
         help="centre: take the whole scan; foreground: its box of voxels above --foreground-hu; "
-        "body: the box of the patient, without the table. Then crop or pad about the centre. "
-        "(default: centre)",
+        "body: the box of the patient, without the table; mask: that of its mask's labels. Then "
+        "crop or pad about the centre. (default: centre)",
     )
     foreground_hu: float = option(
         -500.0, written="number", help="HU that foreground and body are above. (default: -500)"

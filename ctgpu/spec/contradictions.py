@@ -62,6 +62,8 @@ def _check_crop(spec: Spec) -> None:
             raise _contradiction(
                 spec, name, "crop", "a crop about the centre looks for no foreground"
             )
+    if spec.crop == "mask" and _is_set(spec, "foreground_hu"):
+        raise _contradiction(spec, "foreground_hu", "crop", "a mask says itself what is inside")
     if abs(spec.foreground_hu) > HIGHEST_HU:
         raise UsageError(
             f"foreground_hu is {spec.foreground_hu:g}; it must lie within ±{HIGHEST_HU:,}"

@@ -4,9 +4,10 @@
 ``centre``     all of them
 ``foreground`` the box of all voxels above ``foreground_hu``
 ``body``       that of the patient alone: see :mod:`ctgpu.volume.body`
+``mask``       that of the labels of its mask, whichever they are
 ============== ============================================================
 
-``margin_mm`` widens either box, by whole voxels and at least so much, as far as the scan reaches.
+``margin_mm`` widens any box, by whole voxels and at least so much, as far as the scan reaches.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ctgpu.errors import IntensityError
+from ctgpu.errors import GeometryError, IntensityError
 from ctgpu.spec import Spec
 from ctgpu.volume.body import STEP_MM, body_box, import_cc3d
 from ctgpu.volume.foreground import Box, Values
+from ctgpu.volume.label_volume import LabelVolume
 from ctgpu.volume.raw import Rescale, Spacing
 
 # What a quotient of decimal numbers may be off, in voxels.
@@ -40,7 +42,11 @@ def require_croppable(spec: Spec) -> None:
 
 
 def crop_box(
-    voxels: npt.NDArray[Any], rescale: Rescale, spacing_mm: Spacing, spec: Spec
+    voxels: npt.NDArray[Any],
+    rescale: Rescale,
+    spacing_mm: Spacing,
+    spec: Spec,
+    mask: LabelVolume | None = None,
 ) -> Box | None:
     """The box of voxels that a volume is made of; None for all of them.
 
@@ -55,16 +61,30 @@ def crop_box(
         Voxel size along the same axes.
     spec : Spec
         The contract.
+    mask : LabelVolume, optional
+        Labels of the same voxels.
 
     Raises
     ------
     IntensityError
         If there is nothing to crop to.
+    GeometryError
+        If that is a label.
     EnvironmentFailure
         As :func:`require_croppable`.
     """
     if spec.crop == "centre":
         return None
+    margin = [math.ceil(spec.margin_mm / s - _ROUNDING) for s in spacing_mm]
+    if spec.crop == "mask":
+        if mask is None:
+            raise ValueError("there is no mask to crop to")
+        if (box := mask.box()) is None:
+            raise GeometryError(
+                "crop is 'mask', and no voxel of the mask has a label; wanted one at least: look "
+                "at the mask, or leave the volume out"
+            )
+        return box.widened(margin, voxels.shape)
     box = None
     values = Values.above(spec.foreground_hu, voxels.dtype, rescale)
     if values is not None:
@@ -78,5 +98,4 @@ def crop_box(
             f"{wanted} above {spec.foreground_hu:g} HU: lower foreground_hu (--foreground-hu), or "
             "leave the volume out"
         )
-    margin = [math.ceil(spec.margin_mm / s - _ROUNDING) for s in spacing_mm]
     return box.widened(margin, voxels.shape)

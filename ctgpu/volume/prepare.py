@@ -14,6 +14,7 @@ from ctgpu.volume.crop import crop_box
 from ctgpu.volume.foreground import Box
 from ctgpu.volume.geometry import VolumePlan, plan_volume, require_geometry
 from ctgpu.volume.intensity import HuGuard, check_finite, check_hu, resolve_rescale
+from ctgpu.volume.label_volume import LabelVolume
 from ctgpu.volume.orientation import (
     AS_STORED,
     DEFAULT_RULES,
@@ -49,6 +50,8 @@ class PreparedVolume:
         Of all voxels, where the output depends on them.
     box : Box or None
         The voxels that the volume is made of, as if there were no others; None for all.
+    mask : LabelVolume or None
+        Labels of the voxels of `raw`.
     """
 
     raw: RawVolume
@@ -59,6 +62,13 @@ class PreparedVolume:
     hu_finding: str | None = None
     statistics: Statistics | None = None
     box: Box | None = None
+    mask: LabelVolume | None = None
+
+    def release(self) -> None:
+        """Give the memory of voxels and mask back."""
+        self.raw.release()
+        if self.mask is not None:
+            self.mask.release()
 
     @property
     def voxels(self) -> npt.NDArray[Any]:
@@ -92,6 +102,7 @@ def prepare_volume(
     csv_pair: tuple[float, float] | None = None,
     rules: AxisRules = DEFAULT_RULES,
     hu_guard: HuGuard | None = "refuse",
+    mask: LabelVolume | None = None,
 ) -> PreparedVolume:
     """Decide intensity and geometry of one volume, and refuse what cannot be right.
 
@@ -115,6 +126,8 @@ def prepare_volume(
     hu_guard : {"refuse", "warn"} or None
         As :func:`ctgpu.volume.intensity.check_hu` takes it; None for voxels that are not meant to
         be HU, as those of shards that were preprocessed already.
+    mask : LabelVolume, optional
+        Labels of the same voxels; a crop may be about them.
 
     Raises
     ------
@@ -138,7 +151,7 @@ def prepare_volume(
     else:
         finding = check_hu(raw.voxels, rescale, guard=hu_guard)
     statistics = statistics_of(raw.voxels, rescale, spec) if spec.needs_statistics else None
-    box = crop_box(raw.voxels, rescale, spacing_mm, spec)
+    box = crop_box(raw.voxels, rescale, spacing_mm, spec, mask)
     made_of = raw.voxels if box is None else box.of(raw.voxels)
     plan = plan_volume(
         turned.view(made_of).shape,
@@ -147,4 +160,6 @@ def prepare_volume(
         statistics=statistics,
         reorientation=turned,
     )
-    return PreparedVolume(raw, rescale, plan, spacing_source, orientation, finding, statistics, box)
+    return PreparedVolume(
+        raw, rescale, plan, spacing_source, orientation, finding, statistics, box, mask
+    )

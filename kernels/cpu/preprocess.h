@@ -48,6 +48,21 @@ struct Task {
     void *out;  // voxels of voxel_bytes(stored)
 };
 
+// How one axis of labels is sampled by nearest neighbour.
+struct NearestAxis {
+    std::size_t n_out, pad_before, n_valid;
+    const std::ptrdiff_t *offsets;  // n_valid, in voxels, all rising or all falling
+};
+
+// Labels and where each voxel of the output comes from; padding is 0.
+struct Nearest {
+    const void *labels;
+    int item_bytes;       // 1 or 2
+    NearestAxis axes[3];  // of the output, the last one contiguous
+    int fast_axis;        // along which labels lie side by side, either way round
+    void *out;
+};
+
 struct Tile;
 
 // One compilation of kernel.h.
@@ -56,6 +71,7 @@ struct Variant {
     void (*run)(const Tile &tile);
     void (*round_to)(Stored stored, const float *in, void *out, std::size_t n);
     void (*write_once)(std::uint16_t *out, std::size_t n);  // zeros; for benchmarks
+    void (*gather)(const Nearest &task);
 };
 
 // Those that this CPU can run, best first; the last is scalar.

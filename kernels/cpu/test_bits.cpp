@@ -10,6 +10,7 @@
 
 #include "cpu/preprocess.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -144,6 +145,9 @@ Case random_case(Random &random) {
     return c;
 }
 
+template <class L>
+void compare_labels(std::mt19937 &random, int number);
+
 int compare_variants(int count, unsigned seed) {
     Random random(seed);
     for (int number = 0; number < count; ++number) {
@@ -157,11 +161,68 @@ int compare_variants(int count, unsigned seed) {
                     return 1;
                 }
     }
+    std::mt19937 labels(seed);
+    for (int number = 0; number < count; ++number)
+        number % 2 ? compare_labels<std::uint16_t>(labels, number)
+                   : compare_labels<std::uint8_t>(labels, number);
     std::printf("%d cases:", count);
     for (const Variant *variant : usable_variants())
         std::printf(" %s", variant->name);
     std::printf(" agree\n");
     return 0;
+}
+
+// ---- labels by nearest neighbour ----------------------------------------------------------------
+
+template <class L>
+void compare_labels(std::mt19937 &random, int number) {
+    const auto below = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
+    int sizes[3], order[3] = {0, 1, 2};
+    for (int &n : sizes)
+        n = 1 + below(below(3) ? 40 : 300);
+    std::shuffle(order, order + 3, random);
+    std::ptrdiff_t strides[3], origin = 0, step = 1;
+    for (int k : order) {
+        strides[k] = step;
+        step *= sizes[k];
+        if (below(2)) {
+            origin += strides[k] * (sizes[k] - 1);
+            strides[k] = -strides[k];
+        }
+    }
+    std::vector<L> labels(static_cast<std::size_t>(step));
+    for (L &label : labels)
+        label = static_cast<L>(random());
+    std::vector<std::ptrdiff_t> offsets[3];
+    Nearest task{labels.data() + origin, sizeof(L), {}, order[0], nullptr};
+    std::size_t n_all = 1;
+    for (int k = 0; k < 3; ++k) {
+        const double stride = 0.3 + below(40) / 10.0;
+        for (double at = below(3); at < sizes[k]; at += stride)
+            offsets[k].push_back(static_cast<std::ptrdiff_t>(at) * strides[k]);
+        if (offsets[k].empty())
+            offsets[k].push_back(0);
+        const std::size_t n = offsets[k].size(), pad = static_cast<std::size_t>(below(3));
+        task.axes[k] = {n + pad + static_cast<std::size_t>(below(3)), pad, n, offsets[k].data()};
+        n_all *= task.axes[k].n_out;
+    }
+    std::vector<L> wanted(n_all, 0), out(n_all);
+    const NearestAxis &a = task.axes[0], &b = task.axes[1], &c = task.axes[2];
+    for (std::size_t x = 0; x < a.n_valid; ++x)
+        for (std::size_t y = 0; y < b.n_valid; ++y)
+            for (std::size_t z = 0; z < c.n_valid; ++z)
+                wanted[((x + a.pad_before) * b.n_out + y + b.pad_before) * c.n_out + z +
+                       c.pad_before] =
+                    labels[static_cast<std::size_t>(origin + a.offsets[x] + b.offsets[y] +
+                                                    c.offsets[z])];
+    task.out = out.data();
+    for (const Variant *variant : usable_variants()) {
+        std::fill(out.begin(), out.end(), static_cast<L>(0xde));
+        variant->gather(task);
+        if (out != wanted)
+            throw std::runtime_error("labels " + std::to_string(number) + ": " + variant->name +
+                                     " differs");
+    }
 }
 
 // ---- a case from a file -----------------------------------------------------------------------

@@ -3,8 +3,9 @@
 #include "cpu/vec_neon.h"
 
 #include "cpu/kernel.h"
+#include "cpu/nearest.h"
 
 namespace ctgpu {
 extern const Variant neon_variant;
-const Variant neon_variant{"neon", neon::run, neon::round_all, neon::write_once};
+const Variant neon_variant{"neon", neon::run, neon::round_all, neon::write_once, neon::gather};
 }  // namespace ctgpu

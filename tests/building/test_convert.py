@@ -30,6 +30,7 @@ from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, chest_phantom, lay_out_ct_rate
 from raw_tars import SPEC, raw_sample, write_tar
 from support.building import conversions
+from support.masks import with_masks
 from support.phantoms import SPACING_MM, study_ids
 
 STUDIES = study_ids(5)
@@ -295,3 +296,23 @@ def test_volumes_that_a_writer_gzipped_once_more_are_read(
     ctgpu.build(tmp_path / "b", source=tmp_path / "source", spec=SPEC, device="cpu")
     built, converted = read_samples(tmp_path / "b"), read_samples(tmp_path / "out")
     assert {k: s.volume for k, s in converted.items()} == {k: s.volume for k, s in built.items()}
+
+
+def test_preprocessed_shards_with_masks_are_not_adopted_without_them(
+    tmp_path: Path, raw: Path
+) -> None:
+    convert(raw, tmp_path / "good")
+    masked = with_masks(tmp_path / "good", tmp_path / "masked")
+    before = tar_bytes(masked)
+    with pytest.raises(
+        UsageError, match=r"shard-000000\.tar holds .*\.seg, a mask .*copy the folder as it is"
+    ):
+        convert(masked, tmp_path / "out")
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+    assert tar_bytes(masked) == before
+    # Beside raw volumes it is a member like any other that nothing reads; so its tar is kept.
+    sample = raw_sample("a", chest_phantom((90, 80, 60), SPACING_MM, 1), SPACING_MM, 0)
+    write_tar(tmp_path / "own/a.tar", {"a": sample | {"seg": b"other"}})
+    report = convert(tmp_path / "own", tmp_path / "plain", delete_after=True)
+    assert report.exit_code == 0, report.failures
+    assert (tmp_path / "own/a.tar").exists()

@@ -25,6 +25,7 @@ from support.data_set_copies import (
     lay_out_inspect,
     lay_out_rad_chestct,
     marked,
+    write_nifti,
     write_npz,
     write_table,
 )
@@ -330,3 +331,12 @@ def test_a_repository_without_volumes_is_refused(tmp_path: Path) -> None:
         pytest.raises(UsageError, match=r"someone/lungs has no \.nii\.gz, .* or \.npy file among"),
     ):
         describe(repo_id="someone/lungs", endpoint=hub.url, token=False)
+
+
+def test_a_table_of_a_common_name_alone_makes_no_data_set_known(tmp_path: Path) -> None:
+    write_nifti(tmp_path / "a.nii.gz", marked(0), codes="LPS")
+    (tmp_path / "meta.csv").write_text("image_id;age\na;61\n")
+    assert "TotalSegmentator" not in describe(tmp_path)
+    (tmp_path / "s0000").mkdir()
+    (tmp_path / "a.nii.gz").rename(tmp_path / "s0000" / "ct.nii.gz")
+    assert "totalsegmentator" in describe(tmp_path)

@@ -18,6 +18,7 @@ from ctgpu.cli.plan import _show
 from ctgpu.errors import UsageError
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import lay_out_ct_rate
+from ctgpu.volume.masks import MaskFormat
 from support.phantoms import chests, study_ids
 
 SMALL = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(80, 72, 40))
@@ -42,6 +43,9 @@ def test_a_volume_and_a_full_shard_take_what_they_take() -> None:
     assert f"{storage.full_shard_bytes / 1e9:.2f} GB" == "14.16 GB"
     assert Storage.of(1, spec=Spec(dtype="int16")).sample_bytes == 110_592_000
     assert Storage.of(1, spec=Spec(dtype="uint8")).sample_bytes == 55_296_000
+    with_mask = Storage.of(3, spec=Spec(dtype="uint8"), masks=MaskFormat("uint16"))
+    assert with_mask.sample_bytes == 3 * 55_296_000
+    assert with_mask.stored_bytes == 9 * 55_296_000
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from ctgpu.shards.record import ShardRecord
 from ctgpu.testing.ctrate import chest_phantom, lay_out_ct_rate
 from faults.build_child import DeadlyOs
 from raw_tars import raw_sample, write_tar
+from support.masks import mask_of, with_masks
 from support.phantoms import COARSE_SPEC, SPACING_MM, chests, study_ids
 from support.tables import LABELS, METADATA, REPORTS, all_positive, mend
 
@@ -92,6 +93,20 @@ def test_mended_rows_are_written_and_volumes_stay(out: Path, source: Path) -> No
     run = ShardRecord.load(out / "shard-000001.json").run
     assert run["engine"]["name"] == "cpu"
     assert run["relabelled_by"] == ctgpu.__version__
+
+
+def test_masks_stay_with_their_volumes(tmp_path: Path, made: Path, source: Path) -> None:
+    masked = with_masks(made / "out", tmp_path / "masked", "uint16")
+    before = {s: VolumeDataset(masked)[s] for s in VolumeDataset(masked).study_ids}
+    mend(source / LABELS, "valid_3_a_1", all_positive)
+    assert relabel(masked, source=source).relabelled == ["valid_3_a_1"]
+    loaded = VolumeDataset(masked, verify="always")
+    assert loaded["valid_3_a_1"]["labels"].tolist() == [1.0] * 18
+    for study_id, sample in before.items():
+        assert np.array_equal(loaded[study_id]["mask"], sample["mask"])
+        assert np.array_equal(sample["mask"], mask_of(sample["volume"], "uint16"))
+    assert loaded.metadata("valid_3_a_1")["mask"]["dtype"] == "uint16"
+    assert verify_folder(masked).findings == []
 
 
 def test_a_relabelled_data_set_is_the_one_that_the_mended_tables_build(

@@ -27,13 +27,15 @@ def build(folder: Path, source: Path, layout: str = "HWD") -> Path:
     return folder
 
 
-def raw_tar(path: Path, labels: bytes | None) -> Path:
-    """A tar of one raw volume with these labels."""
+def raw_tar(path: Path, labels: bytes | None, seg: bytes | None = None, **stated: object) -> Path:
+    """A tar of one raw volume with these labels, this ``seg``, and this in its JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"volume_shape": [2, 3, 4], "volume_dtype": "int16"}
+    facts = {"volume_shape": [2, 3, 4], "volume_dtype": "int16", **stated}
     members = {"bin": bytes(48), "json": json.dumps(facts).encode()}
     with tarfile.open(path, "w") as archive:
-        for name, content in (members | ({} if labels is None else {"cls": labels})).items():
+        for name, content in (members | {"cls": labels, "seg": seg}).items():
+            if content is None:
+                continue
             info = tarfile.TarInfo(f"one.{name}")
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from checking_cases import build, raw_tar
 from typer.testing import CliRunner
 
+from built import read_samples
 from ctgpu.checking.facts import inspect_samples
 from ctgpu.checking.sheet import label_words
 from ctgpu.cli.commands import app
 from ctgpu.errors import DecodeError, UsageError
 from ctgpu.testing.ctrate import LABEL_NAMES
 from stored import chest_as, save
+from support.masks import LABELS, mask_of, with_masks
 from support.phantoms import SPACING_MM
 
 
@@ -120,3 +123,35 @@ def test_a_sample_without_classes_shows_no_labels(tmp_path: Path, labels: bytes 
 def test_labels_that_are_no_float32_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DecodeError, match=r"one\.cls has 1 bytes; wanted little-endian float32"):
         list(inspect_samples(raw_tar(tmp_path / "a.tar", b"3")))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+def test_the_voxels_of_each_label_are_counted(
+    tmp_path: Path, source: Path, dtype: Any, layout: str
+) -> None:
+    folder = with_masks(build(tmp_path / "out", source, layout), tmp_path / "masked", dtype)
+    ((facts, view),) = inspect_samples(folder, num_samples=1)
+    volume = np.transpose(read_samples(folder)[facts.key].array, (1, 2, 0))
+    mask = mask_of(volume if layout == "DHW" else read_samples(folder)[facts.key].array, dtype)
+    assert view.mask is not None
+    assert np.array_equal(view.mask, mask)
+    assert facts.mask == {
+        name: np.count_nonzero(mask == number) for name, number in LABELS[dtype].items()
+    }
+    assert json.loads(json.dumps(facts.to_dict()))["mask"] == facts.mask
+    # Of the tars alone, the numbers.
+    for name in ("plan.json", "manifest.json"):
+        (folder / name).unlink()
+    ((alone, _),) = inspect_samples(folder / "shard-000000.tar", num_samples=1)
+    assert alone.mask == {f"label {LABELS[dtype][name]}": n for name, n in facts.mask.items()}
+
+
+def test_what_another_writer_calls_seg_is_no_mask(tmp_path: Path) -> None:
+    path = raw_tar(tmp_path / "a.tar", None, seg=b"anything")
+    ((facts, view),) = inspect_samples(path)
+    assert (facts.mask, view.mask) == (None, None)
+    assert facts.members["seg"] == 8
+    path = raw_tar(tmp_path / "a.tar", None, seg=b"anything", mask={"dtype": "uint8"})
+    with pytest.raises(DecodeError, match=r"one\.seg has 8 bytes; wanted uint8 for each of 24"):
+        next(inspect_samples(path))

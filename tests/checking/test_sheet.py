@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from checking_cases import build, raw_tar
@@ -161,3 +162,54 @@ def test_labels_that_are_not_known_are_never_called_negative(
         )
         draw_sheet([view], tmp_path / "sheet.png")
     assert "\n".join(["labels:", *words]) in drawn
+
+
+@pytest.mark.parametrize("code", ["LPS", "RAS", "SLP"])
+def test_a_mask_is_outlined_where_it_lies(code: str, tmp_path: Path, drawn: list[Any]) -> None:
+    shape, spacing_mm = (20, 30, 40), (1.0, 2.0, 3.0)
+    mask = np.zeros(shape, np.uint8)
+    mask[4:12, 10:21, 15:33] = 1
+    mask[0:5, 0:9, 18:22] = 200  # as far as the edges
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.orientations.axcodes2ornt(tuple("LPS")),
+        nibabel.orientations.axcodes2ornt(tuple(code)),
+    )
+    affine = np.diag([-1.0, -2.0, 3.0, 1.0])
+    affine = affine @ nibabel.orientations.inv_ornt_aff(turn, shape)
+    stored = nibabel.orientations.apply_orientation(mask, turn)
+    view = View(
+        "a",
+        np.where(stored, 100, -1000).astype(np.float32),
+        tuple(np.sqrt((affine[:3, :3] ** 2).sum(0))),
+        affine,
+        None,
+        stored,
+    )
+    assert view.spacing_mm == tuple(spacing_mm[int(axis)] for axis in np.argsort(turn[:, 0]))
+    draw_sheet([view], tmp_path / "sheet.png")
+    _, axial, coronal, sagittal, *_ = drawn[0].axes
+    # Left to right of the picture, and from its top, which is the head or the front.
+    for ax, wanted in (
+        (axial, [(4, 12, 20, 42), (0, 5, 0, 18)]),
+        (coronal, [(4, 12, 120 - 99, 120 - 45)]),
+        (sagittal, [(20, 42, 120 - 99, 120 - 45)]),
+    ):
+        lines = [line for line in ax.collections if line.get_paths()[0].vertices.size]
+        assert len(lines) == len(wanted)
+        for line, (left, right, top, bottom) in zip(lines, wanted, strict=True):
+            (path,) = line.get_paths()
+            low, high = path.vertices.min(0), path.vertices.max(0)
+            assert (*low, *high) == pytest.approx((left, top, right, bottom))
+        assert ax.get_xlim() == tuple(ax.images[0].get_extent()[:2])
+        assert ax.get_ylim() == tuple(ax.images[0].get_extent()[2:])
+    colours = {tuple(line.get_edgecolor()[0]) for line in axial.collections}
+    assert len(colours) == 2
+
+
+def test_an_empty_mask_and_none_are_drawn_without_outlines(
+    tmp_path: Path, drawn: list[Any]
+) -> None:
+    hu = np.zeros((5, 6, 1), np.float32)
+    for mask in (None, np.zeros(hu.shape, np.uint16)):
+        draw_sheet([View("a", hu, (1.0, 1.0, 1.0), None, None, mask)], tmp_path / "sheet.png")
+    assert not [ax for figure in drawn for ax in figure.axes if ax.collections]

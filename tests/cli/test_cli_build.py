@@ -6,13 +6,17 @@ import json
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
 from built import read_samples, tar_bytes
+from ctgpu.testing.masks import lay_out_with_masks
 from support.command_line import SMALL, run, run_here
+from support.data_set_copies import marked
+from support.phantoms import SPACING_MM, SPEC_FLAGS
 
 
 @pytest.mark.slow
@@ -109,3 +113,17 @@ def test_a_signal_leaves_a_folder_that_can_be_resumed(
     whole = run("build", "--output-dir", tmp_path / "whole", "--source", source, "--device", "cpu")
     assert whole.returncode == 0
     assert tar_bytes(tmp_path / "out") == tar_bytes(tmp_path / "whole")
+
+
+def test_masks_are_stored_or_left_out_by_a_flag(tmp_path: Path) -> None:
+    scans = {"a": marked(0)}
+    dataset = lay_out_with_masks(tmp_path / "source", scans, SPACING_MM)
+    for flag, members in (("--masks", 5), ("--no-masks", 4)):
+        folder = tmp_path / flag
+        result = run_here(
+            *("build", "--source", tmp_path / "source", "--dataset", dataset),
+            *("--output-dir", folder, "--split", "train", "--device", "cpu", flag, *SPEC_FLAGS),
+        )
+        assert result.returncode == 0, result.stderr
+        with tarfile.open(folder / "shard-000000.tar") as tar:
+            assert len(tar.getnames()) == members

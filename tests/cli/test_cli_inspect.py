@@ -16,6 +16,7 @@ from ctgpu.cli.commands import app
 from ctgpu.errors import StorageError, UsageError
 from ctgpu.installation import install_command
 from support.command_line import run_here, sentence
+from support.masks import with_masks
 
 
 def test_json_holds_no_json(built: Path) -> None:
@@ -105,3 +106,14 @@ def test_each_sample_is_drawn_above_its_original(
     assert len(drawn) == 4
     assert "valid_1_a_1" in drawn[0]
     assert "valid_2_a_1" in drawn[2]
+
+
+def test_the_labels_of_a_mask_are_shown_with_their_voxels(built: Path, tmp_path: Path) -> None:
+    masked = with_masks(built, tmp_path / "masked")
+    words = ["inspect", str(masked), "--num-samples", "1"]
+    facts = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    shown = " ".join(CliRunner().invoke(app, words).stdout.split())
+    assert all(facts["mask"].values())
+    for name, count in facts["mask"].items():
+        assert f"{name} {count:,}" in shown
+    assert "mask" not in CliRunner().invoke(app, ["inspect", str(built)]).stdout

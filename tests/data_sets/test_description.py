@@ -27,6 +27,7 @@ def test_every_field_is_taken_and_kept() -> None:
     for section, part in (("layout", "layout"), ("volumes", "volumes"), ("arrays", "arrays")):
         assert set(WHOLE[section]) == set(getattr(description, part).__struct_fields__)
     assert set(WHOLE["splits"]["a"]) == set(description.splits["a"].__struct_fields__)
+    assert set(WHOLE["masks"]) == set(description.masks.__struct_fields__)  # type: ignore[union-attr]
     assert set(WHOLE["leave_out"][0]) == set(description.leave_out[0].__struct_fields__)
 
 

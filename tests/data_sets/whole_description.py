@@ -36,6 +36,12 @@ WHOLE: dict[str, Any] = {
         "orientation": "LPS",
     },
     "arrays": {"member": "ct", "axes": "DHW", "spacing_mm": [0.8, 0.8, 1.5]},
+    "masks": {
+        "files": "{folder}/{label}.nii.gz",
+        "labels": {"lung": 1, "heart": 9},
+        "absent": "empty",
+        "dtype": "uint16",
+    },
     "tables": [
         {
             "files": ["m.tsv"],

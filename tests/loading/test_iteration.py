@@ -217,11 +217,11 @@ def test_a_newer_iteration_in_another_thread_ends_one_that_waits_for_its_batch(
     dataset = VolumeDataset(hwd)
     read_into, waiting, proceed = dataset.read_into, threading.Event(), threading.Event()
 
-    def held(index: int, *arguments: Any) -> Any:
+    def held(index: int, *arguments: Any, **masks: Any) -> Any:
         if not waiting.is_set():
             waiting.set()
             assert proceed.wait(_GUARD_S)
-        return read_into(index, *arguments)
+        return read_into(index, *arguments, **masks)
 
     monkeypatch.setattr(dataset, "read_into", held)
     loader = make_loader(dataset, 2, num_threads=1)
@@ -316,11 +316,11 @@ def test_an_interrupt_while_a_batch_is_awaited_loses_none(
     dataset = VolumeDataset(hwd)
     read_into, interrupted = dataset.read_into, threading.Event()
 
-    def interrupting(index: int, *arguments: Any) -> Any:
+    def interrupting(index: int, *arguments: Any, **masks: Any) -> Any:
         if index == 4 and not interrupted.is_set():
             os.kill(os.getpid(), signal.SIGINT)
             assert interrupted.wait(_GUARD_S)
-        return read_into(index, *arguments)
+        return read_into(index, *arguments, **masks)
 
     def interrupt(*_: object) -> None:
         interrupted.set()
@@ -353,14 +353,14 @@ def test_a_reader_that_collects_its_own_iteration_ends_it(
     read_into, reads = dataset.read_into, []
     reading, dropped, collected = (threading.Event() for _ in range(3))
 
-    def collecting(index: int, *arguments: Any) -> Any:
+    def collecting(index: int, *arguments: Any, **masks: Any) -> Any:
         reads.append(index)
         if len(reads) == 3:
             reading.set()
             dropped.wait(_GUARD_S)
             gc.collect()
             collected.set()
-        return read_into(index, *arguments)
+        return read_into(index, *arguments, **masks)
 
     monkeypatch.setattr(dataset, "read_into", collecting)
     loader = make_loader(dataset, 1, num_threads=1)

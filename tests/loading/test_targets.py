@@ -18,6 +18,7 @@ import pytest
 from ctgpu.loading.targets import CudaTarget, HostTarget
 from ctgpu.loading.window import rewindow, rewindow_each
 from ctgpu.spec import Spec
+from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.stored import numpy_dtype, tensor_of
 from forking import Child
 
@@ -232,3 +233,31 @@ def test_a_gpu_makes_channels_of_one_upload(uploads: Uploads, dtype: Any, layout
         assert volume.dtype == expected.dtype
         assert torch.equal(volume, expected)
     assert torch.equal(tensor_of(stored, dtype), kept)  # what was read is left as it is
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+def test_masks_are_widened_where_they_end_up(uploads: Uploads, dtype: Any, layout: Any) -> None:
+    """A GPU is sent what is stored; the host widens within the memory that was read into."""
+    masks, spec = MaskFormat(dtype), Spec(layout=layout)
+    shape = (2, 70, 40, 64)  # more voxels than are widened at a time
+    rng = np.random.default_rng(2)
+    numbers = rng.integers(0, np.iinfo(dtype).max, shape, masks.numpy_dtype, endpoint=True)
+    axes = (0, 3, 1, 2) if layout == "HWD" else (0, 1, 2, 3)
+    expected = torch.from_numpy(numbers.astype(np.int32)).permute(axes).unsqueeze(1)
+    wanted = torch.uint8 if dtype == "uint8" else torch.int32
+    cuda = CudaTarget(torch.device("cuda"), spec, ())
+    assert cuda.mask_dtype(masks) == numbers.dtype
+    on_gpu = cuda.place_mask(numbers, numbers[:, None])
+    assert uploads.copies == [(torch.uint8 if dtype == "uint8" else torch.int16, True)]
+    assert uploads.waits == [(True, "the loader's stream")]
+    assert on_gpu.is_contiguous()
+    host = HostTarget(spec, (), copy=True)
+    room = np.full((2, 1, *shape[1:]), 77, host.mask_dtype(masks))
+    stored = room.reshape(-1).view(numbers.dtype)[-numbers.size :].reshape(shape)
+    stored[...] = numbers
+    on_host = host.place_mask(stored, room)
+    assert np.shares_memory(on_host.numpy(), room)
+    for mask in (on_gpu, on_host):
+        assert mask.dtype == wanted
+        assert torch.equal(mask.int(), expected)

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shard_samples import ODD, WHOLE_PAGES, make_plan, write_shard
+from shard_samples import MASKS, ODD, WHOLE_PAGES, make_plan, write_shard
 
 from ctgpu.shards.plan import Plan
 
 
-@pytest.fixture(params=[ODD, WHOLE_PAGES], ids=["odd", "whole_pages"])
+@pytest.fixture(
+    params=[(ODD, None), (WHOLE_PAGES, None), (ODD, MASKS)], ids=["odd", "whole_pages", "masks"]
+)
 def plan(request: pytest.FixtureRequest) -> Plan:
-    """Four samples in one shard, with and without a tail after the last whole page."""
-    return make_plan(spec=request.param)
+    """Four samples in one shard, with and without a tail after the last whole page, or masks."""
+    spec, masks = request.param
+    return make_plan(spec=spec, masks=masks)
 
 
 @pytest.fixture

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ctgpu.buffers import allocate_pages
+from ctgpu.buffers import Bytes, allocate_pages
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.plan import Plan
-from ctgpu.shards.record import ShardRecord, checksum
+from ctgpu.shards.record import SampleEntry, ShardRecord, checksum
+from ctgpu.shards.tar import PAYLOADS
 from ctgpu.shards.writer import PackedSample, ShardWriter
 from ctgpu.spec import Spec
+from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.ref import SampleRef
 
 #: 4,096 bytes, and 1,260: with and without a tail after the last whole page.
@@ -22,7 +24,17 @@ ODD = Spec(shape_hwd=(6, 7, 15))
 NEW_SPEC = Spec(shape_hwd=(6, 7, 15), dtype="int16", orientation="LPS")
 
 
-def make_plan(count: int = 4, *, samples_per_shard: int = 4, spec: Spec = ODD) -> Plan:
+#: Of two bytes a voxel, so that masks are larger than the volumes of a uint8 contract.
+MASKS = MaskFormat("uint16", {"lung": 1, "nodule": 300})
+
+
+def make_plan(
+    count: int = 4,
+    *,
+    samples_per_shard: int = 4,
+    spec: Spec = ODD,
+    masks: MaskFormat | None = None,
+) -> Plan:
     """A plan of `count` samples."""
     return Plan(
         dataset="phantoms",
@@ -38,15 +50,21 @@ def make_plan(count: int = 4, *, samples_per_shard: int = 4, spec: Spec = ODD) -
             SampleRef(f"scan_{i}", f"scan.{i}", f"valid/scan.{i}.npz", 1000 + i, "sha256:00")
             for i in range(count)
         ],
+        masks=masks,
     )
 
 
 def pack(plan: Plan, sample: SampleRef) -> PackedSample:
     """The sample's members: noise that depends on the key alone."""
     seed = int(checksum(sample.key.encode())[:8], 16)
+    noise = np.random.default_rng(seed)
     volume = allocate_pages(plan.spec.size_bytes)[: plan.spec.size_bytes]
-    volume[:] = np.random.default_rng(seed).integers(0, 256, volume.size, np.uint8)
+    volume[:] = noise.integers(0, 256, volume.size, np.uint8)
     digest = checksum(volume.data)
+    mask = None
+    if plan.masks is not None:
+        mask = allocate_pages(plan.sample_bytes)[: plan.masks.size_bytes(plan.spec)]
+        mask.view(plan.masks.numpy_dtype)[:] = noise.choice([0, 1, 300], mask.size // 2)
     return PackedSample(
         sample.key,
         volume,
@@ -54,7 +72,15 @@ def pack(plan: Plan, sample: SampleRef) -> PackedSample:
         np.array([seed % 2, np.nan], "<f4").tobytes(),
         f"Bericht für {sample.study_id}".encode(),
         json.dumps({"study_id": sample.study_id, "xxh3_128": digest}).encode(),
+        mask=mask,
+        mask_xxh3_128=None if mask is None else checksum(mask.data),
     )
+
+
+def room_for(entry: SampleEntry) -> list[Bytes]:
+    """Memory for the payloads of a sample."""
+    sizes = [entry.members[e].size_bytes for e in PAYLOADS if e in entry.members]
+    return [allocate_pages(size_bytes)[:size_bytes] for size_bytes in sizes]
 
 
 def fail(sample: SampleRef) -> LedgerEntry:

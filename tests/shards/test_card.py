@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from shard_samples import make_plan, write_shard
+from shard_samples import MASKS, make_plan, write_shard
 
 from ctgpu.errors import StorageError, UsageError
 from ctgpu.shards.card import Card, Claims
@@ -109,6 +109,19 @@ def test_one_claim_that_makes_no_sense_spoils_no_other(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown fields"):
         _ = claims.spec
     assert (claims.selection, claims.preprocessed, claims.class_names) == ({}, False, ("a",))
+
+
+def test_a_manifest_says_how_masks_are_stored(tmp_path: Path) -> None:
+    assert claims_of(tmp_path, masks=MASKS.to_dict()).masks == MASKS
+    for stated in (None, True, {}, {"dtype": "float32"}):
+        assert claims_of(tmp_path, masks=stated).masks is None
+    plan = make_plan(masks=MASKS)
+    (tmp_path / "manifest.json").unlink()
+    Plan.create(tmp_path, plan)
+    stated = write_manifest(tmp_path)
+    stated["masks"]["dtype"] = "float32"
+    with pytest.raises(UsageError, match=r"not the manifest of a ctgpu.*float32.*`ctgpu manifest "):
+        Card.load(state(tmp_path, stated))
 
 
 def test_the_shape_is_three_whole_numbers_or_not_stated(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from power_cut import Killed, Machine
-from shard_samples import ODD, WHOLE_PAGES, make_plan, write_shard
+from shard_samples import MASKS, ODD, WHOLE_PAGES, make_plan, write_shard
 
 from ctgpu.errors import StorageError
 from ctgpu.shards.findings import shard_findings
@@ -27,6 +27,12 @@ from ctgpu.shards.record import SampleEntry
 from ctgpu.shards.writer import PackedSample, ShardWriter
 
 Scenario = partial[None]
+
+_PLANS = {
+    "odd": make_plan(spec=ODD),
+    "whole_pages": make_plan(spec=WHOLE_PAGES),
+    "masks": make_plan(spec=ODD, masks=MASKS),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -55,13 +61,13 @@ def _state(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(
-    params=[(begin, spec) for begin in (_begin, _retry) for spec in (ODD, WHOLE_PAGES)],
-    ids=lambda param: f"{param[0].__name__[1:]}-{'odd' if param[1] is ODD else 'whole_pages'}",
+    params=itertools.product((_begin, _retry), _PLANS),
+    ids=lambda param: f"{param[0].__name__[1:]}-{param[1]}",
 )
 def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Scenario]:
     """A folder to begin from, and what is done in it."""
-    run, spec = request.param
-    plan = make_plan(spec=spec)
+    run, name = request.param
+    plan = _PLANS[name]
     start = tmp_path / "start"
     start.mkdir()
     if run is not _begin:

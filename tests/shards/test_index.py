@@ -32,10 +32,10 @@ def test_every_member_has_its_extension_place_size_and_name(plan: Plan, tmp_path
     tar = (tmp_path / "shard-000000.tar").read_bytes()
     left = [sample for sample in plan.samples if sample.key != "scan_1"]
     for sample, line in zip(left, lines, strict=True):
-        packed = pack(plan, sample)
+        packed = pack(plan, sample).members()
         words = iter(line.split())
         members = list(zip(words, words, words, words, strict=True))
-        assert [extension for extension, *_ in members] == ["bin", "cls", "txt", "json"]
+        assert [extension for extension, *_ in members] == list(packed)
         data = [tar[int(offset) : int(offset) + int(size)] for _, offset, size, _ in members]
-        assert data == [packed.volume.tobytes(), packed.labels, packed.text, packed.metadata]
+        assert data == [member for member, _ in packed.values()]
         assert [name for *_, name in members] == [f"{sample.key}.{e}" for e, *_ in members]

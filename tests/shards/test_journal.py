@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import xxhash
-from shard_samples import fail, make_plan, pack
+from shard_samples import MASKS, fail, make_plan, pack
 
 from ctgpu.shards.journal import Journal, JournalHeader, read_journal
 from ctgpu.shards.writer import ShardWriter
@@ -52,7 +52,11 @@ def test_a_journal_of_other_samples_is_not_believed(tmp_path: Path) -> None:
     first.append(pack(plan, plan.samples[0]))
     first.abandon()
     changed = [replace(sample, checksum="sha256:11") for sample in plan.samples]
-    for other in (replace(plan, fingerprint="0" * 16), replace(plan, samples=changed)):
+    for other in (
+        replace(plan, fingerprint="0" * 16),
+        replace(plan, samples=changed),
+        replace(plan, masks=MASKS),
+    ):
         again = ShardWriter(tmp_path, other, 0)
         assert again.done == []
         again.abandon()
@@ -60,7 +64,7 @@ def test_a_journal_of_other_samples_is_not_believed(tmp_path: Path) -> None:
 
 def test_lines_come_back_up_to_the_first_that_is_not_intact(tmp_path: Path) -> None:
     plan = make_plan()
-    header = JournalHeader.of(0, plan.fingerprint, plan.samples)
+    header = JournalHeader.of(0, plan)
     path = tmp_path / "shard-000000.journal"
     assert read_journal(path, header) == (0, [])
     journal = Journal(path, 0)
@@ -86,7 +90,7 @@ def test_lines_come_back_up_to_the_first_that_is_not_intact(tmp_path: Path) -> N
 @pytest.mark.parametrize("change", [{"shard_index": 1}, {"fingerprint": "f" * 16}, {"samples": ""}])
 def test_the_journal_of_another_shard_says_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
     plan = make_plan()
-    header = JournalHeader.of(0, plan.fingerprint, plan.samples)
+    header = JournalHeader.of(0, plan)
     path = tmp_path / "shard-000000.journal"
     journal = Journal(path, 0)
     journal.begin(header)
@@ -108,7 +112,7 @@ def test_a_line_with_its_checksum_that_says_nothing_ends_what_is_believed(
     tmp_path: Path, text: bytes
 ) -> None:
     plan = make_plan()
-    header = JournalHeader.of(0, plan.fingerprint, plan.samples)
+    header = JournalHeader.of(0, plan)
     path = tmp_path / "shard-000000.journal"
     journal = Journal(path, 0)
     journal.begin(header)
@@ -124,4 +128,4 @@ def test_what_is_no_file_is_not_taken_for_a_missing_journal(tmp_path: Path) -> N
     path = tmp_path / "shard-000000.journal"
     path.mkdir()
     with pytest.raises(OSError):  # noqa: PT011  (whichever it is, it is not passed over)
-        read_journal(path, JournalHeader.of(0, "0" * 16, []))
+        read_journal(path, JournalHeader.of(0, make_plan()))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shard_samples import ODD, make_plan, write_shard
+from shard_samples import MASKS, ODD, make_plan, write_shard
 
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards import disk
@@ -25,6 +25,15 @@ def test_round_trip_is_exact_and_deterministic(tmp_path: Path) -> None:
     assert Plan.load(tmp_path) == plan
     assert (tmp_path / PLAN_NAME).read_bytes() == Plan.load(tmp_path).to_json()
     assert os.listdir(tmp_path) == [PLAN_NAME]
+
+
+def test_masks_are_in_the_plan_and_count_as_bytes(tmp_path: Path) -> None:
+    plan = make_plan(masks=MASKS)
+    Plan.create(tmp_path, plan)
+    assert Plan.load(tmp_path) == plan
+    assert (tmp_path / PLAN_NAME).read_bytes() == Plan.load(tmp_path).to_json()
+    voxels = 6 * 7 * 15
+    assert (plan.sample_bytes, make_plan().sample_bytes) == (4 * voxels, 2 * voxels)
 
 
 def test_awkward_paths_survive(tmp_path: Path) -> None:
@@ -151,6 +160,7 @@ def test_shared_keys_are_refused_by_path(tmp_path: Path) -> None:
 def test_limits_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     for plan in (
         replace(make_plan(), spec=Spec(shape_hwd=(65535, 65535, 2))),
+        make_plan(spec=Spec(shape_hwd=(65535, 65535, 2), dtype="uint8"), masks=MASKS),
         replace(make_plan(), samples_per_shard=0),
         replace(make_plan(), samples=[SampleRef("x" * 96, "x", "long.npz", 1)]),
     ):
@@ -179,6 +189,25 @@ def test_a_damaged_plan_is_one_sentence(damage: object, tmp_path: Path) -> None:
     Plan.create(tmp_path, make_plan())
     path = tmp_path / PLAN_NAME
     path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(UsageError, match=r"plan\.json is damaged"):
+        Plan.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"ctgpu-plan-4", b"ctgpu-plan-3"),
+        (b'"uint16"', b'"float16"'),
+        (b'"lung": 1', b'"lung": 0'),
+        (b'"lung": 1', b'"lung": 300'),
+        (b'"masks": {', b'"others": {'),
+    ],
+)
+def test_damaged_masks_are_one_sentence(old: bytes, new: bytes, tmp_path: Path) -> None:
+    Plan.create(tmp_path, make_plan(masks=MASKS))
+    text = (tmp_path / PLAN_NAME).read_bytes()
+    assert old in text
+    (tmp_path / PLAN_NAME).write_bytes(text.replace(old, new))
     with pytest.raises(UsageError, match=r"plan\.json is damaged"):
         Plan.load(tmp_path)
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import xxhash
-from shard_samples import make_plan, write_shard
+from shard_samples import MASKS, make_plan, write_shard
 
 from ctgpu.errors import StorageError
 from ctgpu.shards.record import SampleEntry, ShardRecord, ShardSummary, checksum
+from ctgpu.shards.tar import END_OF_ARCHIVE
 
 
 @pytest.fixture
@@ -150,6 +151,27 @@ def test_the_summary_of_another_shard_is_refused(record: ShardRecord, tmp_path: 
     other = (tmp_path / "shard-000000.json").rename(tmp_path / "shard-000001.json")
     with pytest.raises(StorageError, match="it is the record of shard 0"):
         ShardSummary.load(other)
+
+
+def test_all_samples_of_a_record_have_masks_or_none(record: ShardRecord, tmp_path: Path) -> None:
+    (folder := tmp_path / "masked").mkdir()
+    masked = write_shard(folder, make_plan(masks=MASKS), failing=("scan_1",))
+    assert ShardRecord.load(folder / "shard-000000.json") == masked
+    for entry in masked.samples:
+        assert list(entry.members) == ["bin", "seg", "cls", "txt", "json"]
+        members = dict(sorted(entry.members.items()))
+        with pytest.raises(ValueError, match="the members of"):
+            SampleEntry.from_dict(replace(entry, members=members).to_dict())
+    mixed = replace(
+        masked,
+        samples=masked.samples[:1],
+        failures=(),
+        size_bytes=masked.samples[0].end + len(END_OF_ARCHIVE),
+    )
+    for version, of in ((3, record), (1, mixed), (2, mixed)):
+        save(replace(of, version=version), tmp_path)
+        with pytest.raises(StorageError, match="scan_0 has not the members of its version"):
+            ShardRecord.load(tmp_path / "shard-000000.json")
 
 
 def test_a_record_accounts_for_every_byte_and_sample_once(

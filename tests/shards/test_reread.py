@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shard_samples import make_plan, write_shard
+from shard_samples import MASKS, make_plan, write_shard
 
 from ctgpu.shards import reread
 from ctgpu.shards.plan import Plan
@@ -38,6 +38,8 @@ def test_what_is_as_it_was_written_has_no_fault(
         (lambda e: e.start, "header or padding before scan_1.bin is damaged"),
         (lambda e: e.members["bin"].offset, "scan_1.bin does not have its checksum"),
         (lambda e: e.members["bin"].offset - 1, "header or padding before scan_1.bin is damaged"),
+        (lambda e: e.members["seg"].offset - 1, "header or padding before scan_1.seg is damaged"),
+        (lambda e: e.members["seg"].offset, "scan_1.seg does not have its checksum"),
         (lambda e: e.members["cls"].offset - 1, "header or padding before scan_1.cls is damaged"),
         (lambda e: e.members["txt"].offset, "scan_1.txt does not have its checksum"),
         (lambda e: e.members["json"].offset, "scan_1.json does not have its checksum"),
@@ -47,7 +49,7 @@ def test_what_is_as_it_was_written_has_no_fault(
 def test_one_byte_that_is_another_is_found_where_it_is(
     place: Callable[[SampleEntry], int], fault: str, tmp_path: Path
 ) -> None:
-    record = write_shard(tmp_path, make_plan())
+    record = write_shard(tmp_path, make_plan(masks=MASKS))
     tar = tmp_path / "shard-000000.tar"
     content = bytearray(tar.read_bytes())
     content[place(record.samples[1])] ^= 4

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shard_samples import NEW_SPEC, make_plan, pack, write_shard
+from shard_samples import MASKS, NEW_SPEC, make_plan, pack, write_shard
 
 from ctgpu.checking.verify import verify_folder
 from ctgpu.shards.findings import Finding, shard_findings
@@ -18,10 +18,10 @@ from ctgpu.shards.plan import Plan
 from ctgpu.shards.writer import ShardWriter
 
 
-@pytest.fixture
-def built(tmp_path: Path) -> Path:
-    """Six samples in three shards; one failed."""
-    plan = make_plan(6, samples_per_shard=2)
+@pytest.fixture(params=[None, MASKS], ids=["plain", "masks"])
+def built(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """Six samples in three shards, without or with masks; one failed."""
+    plan = make_plan(6, samples_per_shard=2, masks=request.param)
     Plan.create(tmp_path, plan)
     for index in range(plan.shards):
         write_shard(tmp_path, plan, index, failing=("scan_3",))

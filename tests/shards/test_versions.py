@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shard_samples import NEW_SPEC, make_plan, write_shard
+from shard_samples import MASKS, NEW_SPEC, make_plan, write_shard
 
 from ctgpu.errors import NewerFormatError
 from ctgpu.shards.card import Card
@@ -34,6 +34,10 @@ DICOM = {"kind": "dicom", "location": "dicom", "revision": "1"}
         ({"selection": ASSUMING}, 2),
         ({"source": DICOM}, 4),
         ({"source": DICOM, "spec": NEW_SPEC}, 4),
+        ({"data_set": {"name": "mine"}}, 3),
+        ({"data_set": {"name": "mine", "masks": {"files": "{name}.nii.gz"}}}, 4),
+        ({"masks": MASKS}, 4),
+        ({"masks": MASKS, "spec": NEW_SPEC, "data_set": {"name": "mine"}}, 4),
     ],
 )
 def test_only_what_is_new_takes_a_later_version(
@@ -60,6 +64,28 @@ def test_the_second_version_is_stated_by_plan_record_and_manifest(tmp_path: Path
     assert Card.load(tmp_path).spec == NEW_SPEC
 
 
+def test_masks_take_a_version_of_plan_record_and_manifest(tmp_path: Path) -> None:
+    plan = make_plan(masks=MASKS)
+    Plan.create(tmp_path, plan)
+    assert write_shard(tmp_path, plan).version == 3
+    assert ShardRecord.load(tmp_path / "shard-000000.json").version == 3
+    manifest = write_manifest(tmp_path)
+    assert manifest["manifest_format"] == "ctgpu-manifest-3"
+    assert manifest["masks"] == {"dtype": "uint16", "labels": {"lung": 1, "nodule": 300}}
+    assert plan.fingerprint == make_plan().fingerprint
+    assert plan.differences(make_plan()) == [
+        "masks.dtype: found 'uint16', wanted None",
+        "masks.labels.lung: found 1, wanted None",
+        "masks.labels.nodule: found 300, wanted None",
+    ]
+    # Masks that were left out are in the description alone, so that any ctgpu loads the shards.
+    left_out = replace(make_plan(), data_set={"name": "mine", "masks": {"files": "{name}.nii"}})
+    assert left_out.shard_version == 1
+    by_manifest = Card.load(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    assert by_manifest.masks == Card.load(tmp_path).masks == MASKS
+
+
 def test_the_first_version_is_what_it_always_was(tmp_path: Path) -> None:
     plan = make_plan()
     Plan.create(tmp_path, plan)
@@ -76,7 +102,7 @@ def test_two_plans_differ_in_what_they_say_not_in_their_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "newest"), [("plan", 4), ("shard", 2), ("manifest", 2)], ids=lambda value: str(value)
+    ("kind", "newest"), [("plan", 4), ("shard", 3), ("manifest", 3)], ids=lambda value: str(value)
 )
 def test_what_is_newer_than_any_that_is_known_is_told_from_what_is_none(
     kind: Kind, newest: int

@@ -8,14 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from shard_samples import fail, make_plan, pack, write_shard
+from shard_samples import MASKS, fail, make_plan, pack, write_shard
 
 from ctgpu.buffers import BufferPool
 from ctgpu.errors import StorageError
 from ctgpu.shards.record import ShardRecord
 from ctgpu.shards.work import NewShard, RetriedShard, is_same, samples_to_make
 
-PLAN = make_plan()
+PLAN = make_plan(masks=MASKS)
 FAILED = ("scan_1", "scan_3")
 
 

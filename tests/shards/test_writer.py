@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from shard_samples import fail, make_plan, pack, write_shard
+from shard_samples import MASKS, fail, make_plan, pack, room_for, write_shard
 
-from ctgpu.buffers import allocate_pages
 from ctgpu.errors import StorageError
 from ctgpu.shards import writer as writer_module
 from ctgpu.shards.folder import is_committed
@@ -67,12 +66,15 @@ def test_resume_goes_on_after_the_last_intact_sample(plan: Plan, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("position", "kept"),
-    [("bin", 1), ("cls", 1), ("txt", 1), ("json", 1), ("header", 1), ("padding", 1), ("end", 2)],
+    [
+        *(("bin", 1), ("seg", 1), ("cls", 1), ("txt", 1), ("json", 1)),
+        *(("header", 1), ("padding", 1), ("end", 2)),
+    ],
 )
 def test_resume_believes_no_damaged_byte(
     position: str, kept: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    plan = make_plan()
+    plan = make_plan(masks=MASKS)
     first = _open(tmp_path, plan)
     for sample in plan.samples[:2]:
         entry = first.append(pack(plan, sample))
@@ -161,12 +163,11 @@ def test_replacing_keeps_the_old_shard_until_the_new_one_is_complete(
     old = write_shard(tmp_path, plan, failing=("scan_1",))
     before = _files(tmp_path)
     shard = _open(tmp_path, plan, replace=True)
-    buffer = allocate_pages(plan.spec.size_bytes)[: plan.spec.size_bytes]
     good = {entry.key: entry for entry in old.samples}
     with ShardReader(tmp_path / "shard-000000.tar") as reader:
         for sample in shard.pending:
             if sample.key in good:
-                shard.append(reader.copy_sample(good[sample.key], buffer))
+                shard.append(reader.copy_sample(good[sample.key], *room_for(good[sample.key])))
             else:
                 shard.append(pack(plan, sample))
             assert {name: (tmp_path / name).read_bytes() for name in before} == before

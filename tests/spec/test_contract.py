@@ -210,9 +210,10 @@ def specs(draw: st.DrawFn) -> Spec:
     fields["shape_hwd"] = draw(st.tuples(*[st.integers(1, 65535)] * 3))
     fields["layout"] = draw(st.sampled_from(["HWD", "DHW"]))
     fields["orientation"] = draw(st.sampled_from(["stored", "LPS", "RAS", "SPL", "ial"]))
-    fields["crop"] = draw(st.sampled_from(["centre", "foreground", "body"]))
-    if fields["crop"] != "centre":
+    fields["crop"] = draw(st.sampled_from(["centre", "foreground", "body", "mask"]))
+    if fields["crop"] in ("foreground", "body"):
         fields["foreground_hu"] = draw(st.floats(-2000, 2000))
+    if fields["crop"] != "centre":
         fields["margin_mm"] = draw(st.floats(0, 100))
     return Spec(**fields)
 

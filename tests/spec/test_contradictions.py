@@ -46,6 +46,7 @@ CONTRADICTIONS: list[dict[str, Any]] = [
     {"pad_value": -2, "dtype": "uint8"},
     {"pad_value": 2, "dtype": "uint8", "output_range": (0, 1)},
     {"foreground_hu": -400, "crop": "centre"},
+    {"foreground_hu": -400, "crop": "mask"},
     {"margin_mm": 10, "crop": "centre"},
 ]
 

@@ -200,6 +200,15 @@ class HubSource(Source):
             )
         return Fetched(ref.path, buffer, self.data_set.arrays)
 
+    def _fetch_file(self, path: str, allocate: Allocate) -> Fetched | None:
+        try:
+            content = self._client.get_bytes(self._file_url(path))
+        except NotFoundError:
+            return None
+        buffer = allocate(len(content))
+        buffer.bytes[:] = memoryview(content)
+        return Fetched(path, buffer, self.data_set.arrays)
+
     def close(self) -> None:
         """Break off all transfers and close all connections."""
         self._client.close()
