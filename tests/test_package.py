@@ -92,7 +92,7 @@ PARAMETERS = {
     "ctgpu.relabel": "output_dir source token endpoint looked_at",
     "ctgpu.save_on_scan": "array geometry path order layout outside",
     "ctgpu.loading.RawDataset": "source split dataset spec device shards plan "
-    "write_shards num_threads memory_limit options",
+    "write_shards write_limit num_threads memory_limit options",
     "ctgpu.loading.VolumeDataset": "dir_or_pattern verify",
     "ctgpu.loading.make_loader": "dataset batch_size shuffle seed shuffle_window_bytes "
     "sample_weights class_balanced drop_last device prefetch_bytes num_threads copy labelled_only "

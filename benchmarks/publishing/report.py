@@ -31,7 +31,7 @@ PICTURES = {
 
 #: What the documents are made of, and of what else where it was measured.
 NAMES = ("build", "preprocess", "loading", "distribute", "reliability", "project")
-WHERE_MEASURED = ("build_dicom", "gpu", "preprocess_merlin")
+WHERE_MEASURED = ("build_dicom", "gpu", "online", "preprocess_merlin")
 
 Result = Mapping[str, Any]
 

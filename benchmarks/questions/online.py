@@ -25,7 +25,7 @@ from benchmarks.harness.measuring import Facts, measured, rated, rounds, timed, 
 from benchmarks.peers.raw_loaders import OPENERS, READ_NPZ
 from benchmarks.questions.build import FORMATS, REPO_ID, make_source, serve
 from ctgpu.loading import RawDataset, VolumeDataset, make_loader
-from ctgpu.machine import usable_cores
+from ctgpu.machine import default_memory_limit_bytes, usable_cores
 
 OURS, HUB, SHARDS = "ctgpu, raw files", "ctgpu, raw, from a local Hub", "ctgpu, its shards"
 
@@ -68,6 +68,10 @@ def of_format(asked: Asked, scan: Scan, volume_format: str) -> Facts:
             epochs = {name: partial(epoch, one) for name, one in (loaders | opened).items()}
             contenders = rated(epochs, samples, asked.repeats)
             return {
+                "memory": {
+                    "limit_bytes": default_memory_limit_bytes(),
+                    "peak_bytes": raw.peak_bytes,
+                },
                 "contenders": with_ratio(contenders, "ctgpu_over_this", OURS, "rate"),
                 "not_run": not_run,
                 "first_batch": timed({OURS: partial(first_batch, source)}, asked.repeats),

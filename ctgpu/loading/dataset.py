@@ -185,6 +185,14 @@ class VolumeDataset:
         """Samples that a loader reads ahead at least by default."""
         return 0
 
+    def require_boxes(self) -> None:
+        """Refuse random crops, before a loader is made for them; here they are read.
+
+        Raises
+        ------
+        UsageError
+        """
+
     def may_skip(self, error: SampleError) -> bool:
         """Whether ``on_error="skip"`` may leave a sample out for this error."""
         return True

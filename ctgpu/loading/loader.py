@@ -397,6 +397,7 @@ def make_loader(
             raise UsageError(
                 f"random_crop_hwd is {random_crop_hwd}; it must fit within {spec.shape_hwd}"
             )
+        dataset.require_boxes()
         box = stored_order(random_crop_hwd, spec.layout)
     scalings = chosen_scalings(spec, window, windows)
     where = torch.device(device)

@@ -65,6 +65,9 @@ class RawDataset(VolumeDataset):
     write_shards : path, optional
         Likewise, and keep there what is made, so that a second epoch reads it: a shard is written,
         as a build writes it, when its last sample is there.  Boxes are refused then.
+    write_limit : int, optional
+        Bytes that volumes may take in the folder of `write_shards`; once the next shard would take
+        more, nothing is kept any more, and training goes on.  By default what is free.
     num_threads : int, optional
         Threads of a loader; by default one for each core of this process's share of the machine,
         of the Hub four at least.
@@ -104,6 +107,7 @@ class RawDataset(VolumeDataset):
         shards: str | PathLike[str] | None = None,
         plan: str | PathLike[str] | None = None,
         write_shards: str | PathLike[str] | None = None,
+        write_limit: int | None = None,
         num_threads: int | None = None,
         memory_limit: int | None = None,
         **options: Any,
@@ -111,6 +115,7 @@ class RawDataset(VolumeDataset):
         require_kind("device", device, str, f"{DEVICE_HELP}, by name", optional=False)
         require_whole_number("num_threads", num_threads, most=MOST_WORKERS)
         require_whole_number("memory_limit", memory_limit, most=MOST_INT64)
+        require_whole_number("write_limit", write_limit, most=MOST_INT64)
         if unknown := sorted(options.keys() & _NOT_HERE):
             raise TypeError(f"RawDataset() got an unexpected keyword argument {unknown[0]!r}")
         request = Request(
@@ -124,6 +129,8 @@ class RawDataset(VolumeDataset):
         )
         if shards is not None and write_shards is not None:
             raise UsageError("shards and write_shards name one folder; give one of them")
+        if write_limit is not None and write_shards is None:
+            raise UsageError("write_limit is of write_shards, which is not given; leave it out")
         named = shards if write_shards is None else write_shards
         folder = None if named is None else path_of("shards", named)
         of_plan = folder if plan is None else folder_of_plan(path_of("plan", plan))
@@ -140,7 +147,7 @@ class RawDataset(VolumeDataset):
                     "with masks=False, or have `ctgpu build` make the shards, and read them as it "
                     "does with shards="
                 )
-            self._writer = WriteThrough(folder, planned)
+            self._writer = WriteThrough(folder, planned, write_limit)
         self._shards_there = None if folder is None else FinishedShards(folder, planned)
         self._verify = "first"
         self._named = str(planned.source.get("path", planned.source["location"]))
@@ -212,6 +219,18 @@ class RawDataset(VolumeDataset):
         # Each thread makes another volume, where a shard's would be there at once.
         return self._own.threads
 
+    @property
+    def peak_bytes(self) -> int:
+        """The most that volumes in flight have had together, in this process."""
+        return self._own.get().peak_bytes
+
+    def require_boxes(self) -> None:
+        if self._writer is not None:
+            raise UsageError(
+                "write_shards keeps whole volumes, and a box was asked for: leave out "
+                "random_crop_hwd, or write_shards (shards= reads what is there)"
+            )
+
     def may_skip(self, error: SampleError) -> bool:
         # What cannot be fetched now says nothing of the sample: the next try may have it.
         return not isinstance(error, FetchError)
@@ -272,10 +291,7 @@ class RawDataset(VolumeDataset):
     def _kept(self, ref: SampleRef, out: Stored, writer: WriteThrough) -> tuple[Labels, str]:
         """A whole sample, from where it was kept before, or kept now."""
         if out.shape != self.spec.stored_shape:
-            raise UsageError(
-                "write_shards keeps whole volumes, and a box was asked for: leave out "
-                "random_crop_hwd, or write_shards (shards= reads what is there)"
-            )
+            self.require_boxes()
         if (found := writer.find(ref, out.reshape(-1).view(np.uint8))) is not None:
             return np.frombuffer(bytearray(found.labels), "<f4"), found.text.decode()
         try:

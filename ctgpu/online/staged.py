@@ -82,6 +82,12 @@ class StagedSamples:
         """
         self._write(failure.key + _FAILURE, msgspec.json.encode(failure.to_dict()))
 
+    def count(self) -> int:
+        """How many samples wait."""
+        with contextlib.suppress(FileNotFoundError):
+            return sum(name.endswith(_SAMPLE) for name in os.listdir(self.folder))
+        return 0
+
     def has(self, ref: SampleRef) -> bool:
         """Whether there is a file about a sample."""
         return any((self.folder / (ref.key + kind)).exists() for kind in (_SAMPLE, _FAILURE))
@@ -119,6 +125,7 @@ class StagedSamples:
             trailer.text,
             trailer.metadata,
             trailer.orientation,
+            volume_file=path,
         )
 
     def remove(self, ref: SampleRef) -> None:

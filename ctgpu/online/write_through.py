@@ -41,6 +41,8 @@ class WriteThrough:
         Of the data set.
     plan : Plan
         Saved there, unless it is there.
+    limit_bytes : int, optional
+        What volumes may take there, those that wait included; by default what is free.
 
     Raises
     ------
@@ -50,8 +52,9 @@ class WriteThrough:
         If it cannot be made or written.
     """
 
-    def __init__(self, folder: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, plan: Plan, limit_bytes: int | None = None) -> None:
         self._folder = folder
+        self._limit_bytes = limit_bytes
         self._plan = plan
         with disk.storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +69,7 @@ class WriteThrough:
             self._finish_if_complete()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self._folder, self._plan)
+        return type(self), (self._folder, self._plan, self._limit_bytes)
 
     def find(self, ref: SampleRef, out: Bytes) -> PackedSample | None:
         """A sample that was kept and is in no shard yet, its volume read into `out`."""
@@ -97,13 +100,25 @@ class WriteThrough:
         """Whether there is room for this sample, and then for its shard beside its samples."""
         free_bytes = free_space_bytes(self._folder)
         needed_bytes = self._plan.spec.size_bytes * (1 + len(self._plan.samples_of(index)))
-        if free_bytes is None or free_bytes >= needed_bytes:
-            return True
-        self._stop(
-            f"{self._folder} has {free_bytes / 1e9:.1f} GB free, and a shard takes "
-            f"{needed_bytes / 1e9:.1f}"
-        )
-        return False
+        if free_bytes is not None and free_bytes < needed_bytes:
+            self._stop(
+                f"{self._folder} has {free_bytes / 1e9:.1f} GB free, and a shard takes "
+                f"{needed_bytes / 1e9:.1f}"
+            )
+            return False
+        if self._limit_bytes is not None and self._taken_bytes + needed_bytes > self._limit_bytes:
+            self._stop(
+                f"{self._folder} has {self._taken_bytes / 1e9:.1f} GB of volumes, and write_limit "
+                f"is {self._limit_bytes / 1e9:.1f} with room for the shard that is next"
+            )
+            return False
+        return True
+
+    @property
+    def _taken_bytes(self) -> int:
+        """Volumes in shards and those that wait, whoever wrote them."""
+        stored = sum(len(self._plan.samples_of(n)) for n in committed_shards(self._folder))
+        return self._plan.spec.size_bytes * (stored + self._staged.count())
 
     def _stop(self, reason: str) -> None:
         with self._lock:

@@ -187,8 +187,15 @@ def make_folder(path: Path) -> None:
     os.mkdir(path)
 
 
-def copy_prefix(source_fd: int, target_fd: int, size_bytes: int) -> None:
-    """Copy the first `size_bytes` of one file to another; shared where the file system can.
+def copy_prefix(source_fd: int, target_fd: int, size_bytes: int, offset: int = 0) -> None:
+    """Copy the first `size_bytes` of one file into another; shared where the file system can.
+
+    Parameters
+    ----------
+    source_fd, target_fd, size_bytes
+        The files, and how much.
+    offset : int
+        Where in the other it goes, in bytes.
 
     Raises
     ------
@@ -200,7 +207,9 @@ def copy_prefix(source_fd: int, target_fd: int, size_bytes: int) -> None:
     while done < size_bytes:
         if in_kernel:
             try:
-                count = os.copy_file_range(source_fd, target_fd, size_bytes - done, done, done)
+                count = os.copy_file_range(
+                    source_fd, target_fd, size_bytes - done, done, offset + done
+                )
             except OSError as error:
                 if error.errno not in _NO_COPY_IN_KERNEL:
                     raise
@@ -208,7 +217,7 @@ def copy_prefix(source_fd: int, target_fd: int, size_bytes: int) -> None:
                 continue
         else:
             part = os.pread(source_fd, min(_CHUNK_BYTES, size_bytes - done), done)
-            write_all(target_fd, part, done)
+            write_all(target_fd, part, offset + done)
             count = len(part)
         if not count:
             raise OSError(errno.EIO, "it became shorter while it was copied")

@@ -69,6 +69,9 @@ class PackedSample:
         The mask, as `volume`; of each sample, or of none, as the plan says.
     mask_xxh3_128 : str or None
         Its checksum.
+    volume_file : Path or None
+        A file that begins with the payload, which is copied from there, shared where the file
+        system can.
     """
 
     key: str
@@ -81,6 +84,7 @@ class PackedSample:
     source_bytes: int | None = None
     mask: Bytes | None = None
     mask_xxh3_128: str | None = None
+    volume_file: Path | None = None
 
     def members(self) -> dict[str, tuple[memoryview, str]]:
         """The bytes of each member, and their checksum, by extension and in order."""
@@ -199,7 +203,8 @@ class ShardWriter:
             partly_labelled=bool(unknown.any() and not unknown.all()),
         )
         with disk.storage_errors(self._partial):
-            self._write(placement, {extension: data for extension, (data, _) in members.items()})
+            payloads = {extension: data for extension, (data, _) in members.items()}
+            self._write(placement, payloads, sample.volume_file)
             self._journal.append(entry)
         self.done.append(entry)
         return entry
@@ -370,7 +375,9 @@ class ShardWriter:
         self.done.append(entry)
         return True
 
-    def _write(self, placement: Placement, members: Mapping[str, memoryview]) -> None:
+    def _write(
+        self, placement: Placement, members: Mapping[str, memoryview], volume_file: Path | None
+    ) -> None:
         """Write a sample: what is small in as few pieces as the payloads leave."""
         gathered, position = b"", placement.start
         for (extension, data), frame in zip(members.items(), placement.frames, strict=False):
@@ -378,7 +385,11 @@ class ShardWriter:
             if extension in PAYLOADS:
                 disk.write_all(self._fd, gathered, position)
                 position += len(gathered)
-                self._write_payload(data, position)
+                if extension == "bin" and volume_file is not None:
+                    with volume_file.open("rb") as file:
+                        disk.copy_prefix(file.fileno(), self._fd, len(data), position)
+                else:
+                    self._write_payload(data, position)
                 gathered, position = b"", position + len(data)
             else:
                 gathered += data

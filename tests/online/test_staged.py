@@ -40,7 +40,8 @@ def test_a_sample_comes_back_as_it_was(staged: StagedSamples) -> None:
     assert isinstance(found, PackedSample)
     assert found.volume is out
     assert np.array_equal(out, VOLUME)
-    assert replace(found, volume=VOLUME) == SAMPLE
+    assert found.volume_file == staged.folder / "study_1.sample"
+    assert replace(found, volume=VOLUME, volume_file=None) == SAMPLE
     assert [path.name for path in staged.folder.iterdir()] == ["study_1.sample"]
     staged.remove(REF)
     assert not staged.has(REF)

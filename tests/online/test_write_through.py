@@ -139,6 +139,34 @@ def test_without_room_training_goes_on(
     assert sorted(p.name for p in folder.iterdir()) == ["plan.json"]
 
 
+def test_a_limit_ends_the_writing_and_no_training(
+    tmp_path: Path, good_source: Path, good_shards: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, size = tmp_path / "kept", OPTIONS["spec"].size_bytes
+    # Of eight samples in shards of three: one shard, and room to make it of what waits.
+    data = writing(good_source, folder, write_limit=6 * size)
+    with caplog.at_level(logging.WARNING, "ctgpu"):
+        for ours, theirs in zip(make_loader(data, 2), make_loader(good_shards, 2), strict=True):
+            assert same(ours, theirs)
+    assert caplog.text.count("what is made from now on is not kept; training goes on") == 1
+    assert "write_limit is 0.0 with room for the shard that is next" in caplog.text
+    assert committed_shards(folder) == [0]
+    kept = [path for path in folder.rglob("*") if path.suffix in (".tar", ".sample")]
+    assert sum(path.stat().st_size for path in kept) < 6 * size + 100_000
+    assert ctgpu.build(folder, source=good_source, **OPTIONS).exit_code == 0
+    with pytest.raises(UsageError, match="write_limit is of write_shards, which is not given"):
+        RawDataset(good_source, write_limit=1, **OPTIONS)
+
+
+def test_random_crops_are_refused_before_anything_is_made(
+    tmp_path: Path, good_source: Path
+) -> None:
+    data = writing(good_source, tmp_path / "kept")
+    with pytest.raises(UsageError, match="write_shards keeps whole volumes, and a box was asked"):
+        make_loader(data, 2, random_crop_hwd=(8, 8, 8))
+    make_loader(data, 2)
+
+
 def test_a_disk_that_fills_up_ends_no_training(
     tmp_path: Path,
     good_source: Path,

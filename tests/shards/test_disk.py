@@ -149,6 +149,19 @@ def test_the_first_bytes_of_a_file_are_copied(
 
 
 @pytest.mark.parametrize("in_kernel", [True, False])
+def test_a_copy_goes_where_it_is_wanted(
+    files: tuple[int, int], in_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not in_kernel:
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    source, target = files
+    os.pwrite(target, b"before", 0)
+    disk.copy_prefix(source, target, 70_000, offset=4096)
+    assert os.pread(target, 6, 0) == b"before"
+    assert os.pread(target, 200_000, 4096) == os.pread(source, 70_000, 0)
+
+
+@pytest.mark.parametrize("in_kernel", [True, False])
 def test_a_file_that_became_shorter_is_not_copied_in_part_without_a_word(
     files: tuple[int, int], in_kernel: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -248,6 +248,22 @@ def test_the_same_bytes_without_direct_io(
     assert _files(buffered) == _files(direct)
 
 
+def test_a_volume_that_is_in_a_file_already_is_copied_from_there(
+    plan: Plan, tmp_path: Path
+) -> None:
+    for name in ("written", "copied"):
+        (tmp_path / name).mkdir()
+    write_shard(tmp_path / "written", plan)
+    shard = _open(tmp_path / "copied", plan)
+    for sample in plan.samples:
+        packed = pack(plan, sample)
+        (tmp_path / sample.key).write_bytes(packed.volume.tobytes() + b"and more")
+        nothing = np.zeros_like(packed.volume)
+        shard.append(replace(packed, volume=nothing, volume_file=tmp_path / sample.key))
+    shard.commit({"engine": "test"})
+    assert _files(tmp_path / "copied") == _files(tmp_path / "written")
+
+
 def test_an_io_error_is_not_taken_for_a_refusal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
