@@ -28,28 +28,28 @@ def _affine() -> Array:
     return np.diag([*REAL_CT_SPACING_MM, 1.0])
 
 
-def monai(voxels: Array, plan: VolumePlan) -> Run:
+def monai_steps(spec: Spec) -> list[Any]:
+    """MONAI's transforms of an array in HU with its channel first, to float32."""
     transforms = importlib.import_module("monai.transforms")
+    return [
+        transforms.ScaleIntensityRange(*window(spec), -1.0, 1.0, clip=True),
+        transforms.Spacing(spec.target_spacing_mm, mode="bilinear"),
+        transforms.ResizeWithPadOrCrop(spec.shape_hwd, constant_values=spec.padding),
+    ]
+
+
+def monai(voxels: Array, plan: VolumePlan) -> Run:
+    chain = importlib.import_module("monai.transforms").Compose(monai_steps(plan.spec))
     meta = importlib.import_module("monai.data").MetaTensor
-    spec = plan.spec
-    lo, hi = window(spec)
-    chain = transforms.Compose(
-        [
-            transforms.ScaleIntensityRange(lo, hi, -1.0, 1.0, clip=True),
-            transforms.Spacing(spec.target_spacing_mm, mode="bilinear"),
-            transforms.ResizeWithPadOrCrop(spec.shape_hwd, constant_values=spec.padding),
-        ]
-    )
     return lambda: (
         chain(meta(voxels[None].astype(np.float32), affine=_affine())).numpy().astype(np.float16)
     )
 
 
-def torchio(voxels: Array, plan: VolumePlan) -> Run:
+def torchio_steps(spec: Spec) -> Any:
+    """TorchIO's transform of an image or a subject in HU, to float32."""
     tio = importlib.import_module("torchio")
-    torch = importlib.import_module("torch")
-    spec = plan.spec
-    chain = tio.Compose(
+    return tio.Compose(
         [
             tio.Clamp(*window(spec)),
             tio.RescaleIntensity((-1, 1), in_min_max=window(spec)),
@@ -57,6 +57,12 @@ def torchio(voxels: Array, plan: VolumePlan) -> Run:
             tio.CropOrPad(spec.shape_hwd, padding_mode=spec.padding),
         ]
     )
+
+
+def torchio(voxels: Array, plan: VolumePlan) -> Run:
+    tio = importlib.import_module("torchio")
+    torch = importlib.import_module("torch")
+    chain = torchio_steps(plan.spec)
 
     def run() -> Array:
         tensor = torch.from_numpy(voxels.astype(np.float32))[None]
@@ -114,6 +120,27 @@ PEERS: dict[str, Callable[[Array, VolumePlan], Run]] = {
     "MONAI": monai,
     "scipy zoom": scipy,
 }
+
+
+def merlin(monai: Any, spec: Spec) -> Any:
+    """Merlin's transforms in their order, as merlin/data/monai_transforms.py has them."""
+    keys, levels = ["image"], (*window(spec), *spec.output_range)
+    return monai.Compose(
+        [
+            monai.LoadImaged(keys),
+            monai.EnsureChannelFirstd(keys),
+            monai.Orientationd(keys, axcodes=spec.orientation),
+            monai.Spacingd(keys, pixdim=spec.target_spacing_mm, mode="bilinear"),
+            monai.ScaleIntensityRanged(keys, *levels, clip=True),
+            monai.SpatialPadd(keys, spatial_size=spec.shape_hwd),
+            monai.CenterSpatialCropd(keys, roi_size=spec.shape_hwd),
+            monai.ToTensord(keys),
+        ]
+    )
+
+
+#: A project's own pipeline of MONAI's transforms, from a file, by preset.
+PIPELINES: dict[str, Callable[[Any, Spec], Any]] = {"merlin": merlin}
 
 
 def torch_written_well(voxels: Any, plan: VolumePlan) -> Callable[[], Any]:

@@ -11,6 +11,7 @@ import json
 import math
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -161,16 +162,16 @@ def _draw_panel(panel: Panel, axes: Axes) -> None:
 # ---- what is drawn ------------------------------------------------------------------------------
 
 
-def rates(contenders: Mapping[str, Result], label: str = "{}") -> list[Bar]:
+def rates(
+    contenders: Mapping[str, Result],
+    label: str = "{}",
+    rate: Callable[[Result], Facts] = itemgetter("rate"),
+) -> list[Bar]:
     """The rate of each."""
     return [
-        Bar(label.format(name), of["rate"], colour=_colour(name.startswith("ctgpu")))
+        Bar(label.format(name), rate(of), colour=OURS if name.startswith("ctgpu") else OTHERS)
         for name, of in contenders.items()
     ]
-
-
-def _colour(is_ours: bool) -> str:
-    return OURS if is_ours else OTHERS
 
 
 def _percent(label: str, share: float, text: str = "") -> Bar:
@@ -188,10 +189,10 @@ def _build(result: Result) -> Iterator[Panel]:
 
 
 def _preprocess(result: Result) -> Iterator[Panel]:
-    gigabytes, bars = result["bytes_moved"] / 1e9, []
-    for name, of in result["contenders"].items():
-        moved = measured([gigabytes / run for run in of["time"]["runs"]], "GB/s")
-        bars.append(Bar(name, moved, colour=_colour(name.startswith("ctgpu"))))
+    def moved(of: Result) -> Facts:
+        return measured([result["bytes_moved"] / 1e9 / s for s in of["time"]["runs"]], "GB/s")
+
+    bars = rates(result["contenders"], rate=moved)
     yield Panel(
         "floor: one read and one streaming write; memcpy: as many bytes",
         "GB/s, of the source read once and the output written once",
@@ -246,7 +247,7 @@ def of_leaves(result: Result) -> Iterator[Panel]:
         unit = quantity["unit"]
         name = " / ".join(part for part in path if part != "contenders")
         # What was counted has runs alone.
-        bar = Bar(name, measured(quantity["runs"], unit), colour=_colour(not is_peers(path)))
+        bar = Bar(name, measured(quantity["runs"], unit), colour=OTHERS if is_peers(path) else OURS)
         by_unit.setdefault(unit, []).append(bar)
     for unit, bars in by_unit.items():
         better = "more" if more_is_better(unit) else "less"

@@ -37,7 +37,6 @@ from ctgpu.volume.raw import Spacing
 REPO_ID = "local/ct-rate"
 FORMATS = (".nii.gz", ".npz")
 MEMORY_LIMIT_BYTES = 2_000_000_000
-SPAWN = multiprocessing.get_context("spawn")
 ALONE, PER_CORE = "old, one thread", "old, one process per core"
 
 
@@ -53,71 +52,76 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         asked.name = "build_dicom"
         return asked.publish(build_dicom.answer(asked))
-    scan, formats = asked.scan((48, 40, 30)), {}
-    # Of one run of ctgpu, and of one run of the old way in each of its processes.
-    samples = (2, 1) if asked.quick else (8, 2)
-    with ProcessPoolExecutor(usable_cores(), mp_context=SPAWN) as old_pool:
-        for volume_format in FORMATS:
-            with asked.folder() as at:
-                formats[volume_format] = compare(at, scan, volume_format, samples, asked, old_pool)
+    scan = asked.scan((48, 40, 30))
     return asked.publish(
         {
             "data": f"{scan.about}, called {scan.spacing_mm} mm",
             "shape_hwd": list(scan.voxels.shape),
-            "cores": usable_cores(),
-            "samples_per_run": samples[0],
-            "old_samples_per_process": samples[1],
+            **settings(asked),
             "memory_limit_bytes": MEMORY_LIMIT_BYTES,
-            "cache": "warm: every file was read before the first run",
-            "formats": formats,
+            "formats": {name: of_format(asked, scan, name) for name in FORMATS},
         }
     )
 
 
-def compare(
-    folder: Path,
-    scan: Scan,
-    volume_format: Any,
-    samples: tuple[int, int],
-    asked: Asked,
-    old_pool: ProcessPoolExecutor,
+def settings(asked: Asked) -> Facts:
+    """Samples of one run of ctgpu, and of one of the old way in each of its processes."""
+    ours, old = (2, 1) if asked.quick else (8, 2)
+    return {
+        "cores": usable_cores(),
+        "samples_per_run": ours,
+        "old_samples_per_process": old,
+        "cache": "warm: every file was read before the first run",
+    }
+
+
+def of_format(asked: Asked, scan: Scan, volume_format: str) -> Facts:
+    """Every contender on files of one format, from a local Hub."""
+    how = settings(asked)
+    with asked.folder() as folder:
+        source = folder / "source"
+        paths = make_source(source, scan, volume_format, how["samples_per_run"])
+        with serve(source) as url:
+            old_paths = paths[: how["old_samples_per_process"]]
+            old = partial(run_old_way, url, old_paths, scan.spacing_mm)
+            hub = {"repo_id": REPO_ID, "endpoint": url}
+            facts = race(asked, folder, (ALONE, PER_CORE), old, hub)
+        return {"file_bytes": (source / paths[0]).stat().st_size, **facts}
+
+
+def race(
+    asked: Asked, folder: Path, names: tuple[str, str], old: Callable[[Path], None], source: Facts
 ) -> Facts:
-    """Run every contender, one after the other, on one format."""
-    cores, (our_samples, old_samples) = usable_cores(), samples
-    paths = make_source(folder / "source", scan, volume_format, our_samples)
-    with serve(folder / "source") as url:
-        old_job = (url, paths[:old_samples], scan.spacing_mm)
+    """`old` into a folder, in one process and in one per core, and ctgpu's build, in turns."""
+    how, context = settings(asked), multiprocessing.get_context("spawn")
+    spawned = partial(ProcessPoolExecutor, mp_context=context)
 
-        def alone() -> float:
-            return old_pool.submit(run_old_way, *old_job, folder / "old-0").result()
+    def by_old(processes: int) -> float:
+        places = [folder / f"old-{n}" for n in range(processes)]
+        seconds = seconds_of(lambda: list(pool.map(old, places)))
+        for place in places:
+            shutil.rmtree(place)
+        return seconds
 
-        def per_core() -> None:
-            folders = [folder / f"old-{n}" for n in range(cores)]
-            for future in [old_pool.submit(run_old_way, *old_job, place) for place in folders]:
-                future.result()
+    def ours() -> Facts:
+        with spawned(1) as alone:
+            report = alone.submit(run_ctgpu, folder / "out", source).result()
+        shutil.rmtree(folder / "out")
+        return report
 
-        def ours() -> Facts:
-            with ProcessPoolExecutor(1, mp_context=SPAWN) as pool:
-                source = {"repo_id": REPO_ID, "endpoint": url}
-                report = pool.submit(run_ctgpu, folder / "out", source).result()
-            shutil.rmtree(folder / "out")
-            return report
-
-        runs: dict[str, Callable[[], Any]] = {
-            ALONE: alone,
-            PER_CORE: partial(seconds_of, per_core),
-            "ctgpu": ours,
-        }
-        kept = rounds(runs, asked.repeats, warm_ups=0 if asked.quick else 1)
+    processes = dict(zip(names, (1, how["cores"]), strict=True))
+    runs: dict[str, Callable[[], Any]] = {n: partial(by_old, of) for n, of in processes.items()}
+    with spawned(how["cores"]) as pool:
+        kept = rounds(runs | {"ctgpu": ours}, asked.repeats, warm_ups=0 if asked.quick else 1)
     reports = kept["ctgpu"]
-    taken = kept | {"ctgpu": [report["wall_s"] for report in reports]}
-    made = (old_samples, cores * old_samples, our_samples)
+    seconds = kept | {"ctgpu": [report["wall_s"] for report in reports]}
+    made = {name: of * how["old_samples_per_process"] for name, of in processes.items()}
+    made["ctgpu"] = how["samples_per_run"]
     contenders: dict[str, Facts] = {
-        name: {"rate": measured([count / seconds for seconds in taken[name]], "samples/s")}
-        for name, count in zip(runs, made, strict=True)
+        name: {"rate": measured([made[name] / s for s in taken], "samples/s")}
+        for name, taken in seconds.items()
     }
     return {
-        "file_bytes": (folder / "source" / paths[0]).stat().st_size,
         "contenders": with_ratio(contenders, "ctgpu_over_this", "ctgpu", "rate"),
         "stages": stage_times(reports),
         "bottleneck": statistics.mode(report["bottleneck"] for report in reports),
@@ -173,17 +177,14 @@ def serve(root: Path) -> Iterator[str]:
             process.terminate()
 
 
-def run_old_way(url: str, paths: Sequence[str], spacing_mm: Spacing, folder: Path) -> float:
-    """Seconds that one thread takes for `paths`; imports are not counted."""
-    import huggingface_hub  # noqa: F401
-    import nibabel  # noqa: F401
+def run_old_way(url: str, paths: Sequence[str], spacing_mm: Spacing, folder: Path) -> None:
+    """Make a shard of `paths` in one thread."""
     import torch
     import webdataset
 
     torch.set_num_threads(1)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir()
     labels = np.zeros(18, np.float32)
-    began = time.perf_counter()
     with webdataset.TarWriter(str(folder / "shard-000000.tar")) as sink:
         for path in paths:
             local = old_way.download(url, REPO_ID, path, folder / "download")
@@ -191,15 +192,6 @@ def run_old_way(url: str, paths: Sequence[str], spacing_mm: Spacing, folder: Pat
             key = local.name.partition(".")[0]
             old_way.write(sink, key, volume, labels, "findings\nimpressions")
             local.unlink()
-    seconds = time.perf_counter() - began
-    shutil.rmtree(folder)
-    return seconds
-
-
-def peak_rss_bytes() -> int:
-    """Most memory that this process ever had resident."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kibibytes, but for macOS
 
 
 def run_ctgpu(out: Path, source: Facts) -> Facts:
@@ -209,10 +201,12 @@ def run_ctgpu(out: Path, source: Facts) -> Facts:
     wall_s = time.perf_counter() - began
     assert report.exit_code == 0
     assert report.pipeline is not None
+    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "wall_s": wall_s,
         "stages": [asdict(stage) for stage in report.pipeline.stages],
         "bottleneck": report.pipeline.bottleneck.name,
         "peak_reserved_bytes": report.pipeline.peak_reserved_bytes,
-        "peak_rss_bytes": peak_rss_bytes(),
+        # In kibibytes, but for macOS.
+        "peak_rss_bytes": peak_rss if sys.platform == "darwin" else peak_rss * 1024,
     }

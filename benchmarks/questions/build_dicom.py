@@ -10,10 +10,6 @@ from __future__ import annotations
 
 import importlib
 import locale
-import shutil
-import statistics
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,60 +17,28 @@ from typing import Any
 import numpy as np
 
 from benchmarks.harness.asking import Asked, Scan
-from benchmarks.harness.measuring import Facts, measured, rounds, seconds_of, with_ratio
+from benchmarks.harness.measuring import Facts
 from benchmarks.peers import old_way
 from benchmarks.questions import build
-from ctgpu.machine import usable_cores
 
 ALONE, PER_CORE = "SimpleITK, one thread", "SimpleITK, one process per core"
 
 
 def answer(asked: Asked) -> Facts:
     """Run every contender, one after the other."""
-    scan, cores = asked.scan((48, 40, 30)), usable_cores()
-    # Of one run of ctgpu, and of one run of the old way in each of its processes.
-    ours_made, old_made = (2, 1) if asked.quick else (8, 2)
-    spawned = partial(ProcessPoolExecutor, mp_context=build.SPAWN)
-    with asked.folder() as folder, spawned(cores) as old_pool:
-        series = [write_series(folder / "pacs" / str(n), scan, n) for n in range(ours_made)]
-
-        def old(processes: int) -> None:
-            jobs = [(series[:old_made], folder / f"old-{n}") for n in range(processes)]
-            for future in [old_pool.submit(by_simpleitk, *job) for job in jobs]:
-                future.result()
-
-        def ours() -> Facts:
-            with spawned(1) as pool:
-                source = {"source": folder / "pacs"}
-                report = pool.submit(build.run_ctgpu, folder / "out", source).result()
-            shutil.rmtree(folder / "out")
-            return report
-
-        runs: dict[str, Callable[[], Any]] = {
-            ALONE: partial(seconds_of, partial(old, 1)),
-            PER_CORE: partial(seconds_of, partial(old, cores)),
-            "ctgpu": ours,
+    scan, how = asked.scan((48, 40, 30)), build.settings(asked)
+    with asked.folder() as folder:
+        numbers = range(how["samples_per_run"])
+        series = [write_series(folder / "pacs" / str(n), scan, n) for n in numbers]
+        old = partial(by_simpleitk, series[: how["old_samples_per_process"]])
+        facts = build.race(asked, folder, (ALONE, PER_CORE), old, {"source": folder / "pacs"})
+        return {
+            "data": f"{scan.about}, as uncompressed DICOM",
+            **how,
+            "series_files": scan.voxels.shape[2],
+            "series_bytes": sum(path.stat().st_size for path in series[0].iterdir()),
+            **facts,
         }
-        kept = rounds(runs, asked.repeats, warm_ups=0 if asked.quick else 1)
-        series_bytes = sum(path.stat().st_size for path in series[0].iterdir())
-    reports = kept["ctgpu"]
-    taken = kept | {"ctgpu": [report["wall_s"] for report in reports]}
-    contenders: dict[str, Facts] = {
-        name: {"rate": measured([made / seconds for seconds in taken[name]], "samples/s")}
-        for name, made in zip(runs, (old_made, cores * old_made, ours_made), strict=True)
-    }
-    return {
-        "data": f"{scan.about}, as uncompressed DICOM",
-        "cores": cores,
-        "samples_per_run": ours_made,
-        "old_samples_per_process": old_made,
-        "series_files": scan.voxels.shape[2],
-        "series_bytes": series_bytes,
-        "cache": "warm: every file was read before the first run",
-        "contenders": with_ratio(contenders, "ctgpu_over_this", "ctgpu", "rate"),
-        "stages": build.stage_times(reports),
-        "bottleneck": statistics.mode(report["bottleneck"] for report in reports),
-    }
 
 
 def write_series(folder: Path, scan: Scan, number: int) -> Path:
@@ -125,4 +89,3 @@ def by_simpleitk(series: list[Path], folder: Path) -> None:
             voxels = itk.GetArrayFromImage(image).transpose(2, 1, 0)
             volume = old_way.preprocess(voxels, image.GetSpacing())
             old_way.write(sink, path.name, volume, np.zeros(18, np.float32), "")
-    shutil.rmtree(folder)

@@ -215,7 +215,8 @@ def roofline(nvrtc: Nvrtc, key: KernelKey, numbers: Mapping[str, Any], spec: Spe
     the kernel; each scheduler issues one a clock at best.
     """
     compiled = compiled_of(nvrtc, key)
-    in_ptx = len(re.findall(r"^\s*(?:@!?%p\d+\s+)?[a-z][\w.]*\s.*;\s*$", _body(compiled.ptx), re.M))
+    _, _, body = compiled.ptx.partition(f".entry {KERNEL_NAME}")[2].partition("{")
+    in_ptx = len(re.findall(r"^\s*(?:@!?%p\d+\s+)?[a-z][\w.]*\s.*;\s*$", body, re.M))
     counts, counted_blocks = run_on_cpu(compiled.ptx, key)
     issued = counts.warps.total() / counted_blocks
     machine_code = round(issued * numbers["instructions"]["runs"][0] / in_ptx)
@@ -240,7 +241,3 @@ def roofline(nvrtc: Nvrtc, key: KernelKey, numbers: Mapping[str, Any], spec: Spe
         "occupancy": resident * THREADS // _WARP / _MOST_WARPS,
         "bounds": bounds_of(blocks, machine_code, moved),
     }
-
-
-def _body(ptx: str) -> str:
-    return ptx[ptx.index("{", ptx.index(f".entry {KERNEL_NAME}")) :]

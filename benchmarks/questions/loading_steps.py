@@ -2,8 +2,7 @@
 
 Every round runs the old way and ctgpu, from raw and from preprocessed tars, and then both with a
 consumer attached; so every ratio is one of neighbours in the same run.  Both ways may use all
-usable cores.  The tars are in the page cache.  The consumer is a training step on the GPU, which
-has not run on a device yet, or a fixed wait where there is none.
+usable cores.  The tars are in the page cache.
 """
 
 from __future__ import annotations

@@ -14,14 +14,15 @@ Runs are interleaved; files are warm.  Contenders that are not installed are lef
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ctgpu
 from benchmarks.harness.asking import Asked, Question, Scan
-from benchmarks.harness.measuring import Facts, measured, rated, rounds, timed, with_ratio
+from benchmarks.harness.measuring import Facts, Run, measured, rated, rounds, timed, with_ratio
 from benchmarks.peers.raw_loaders import OPENERS, READ_NPZ
 from benchmarks.questions.build import FORMATS, REPO_ID, make_source, serve
 from ctgpu.loading import RawDataset, VolumeDataset, make_loader
@@ -65,21 +66,20 @@ def of_format(asked: Asked, scan: Scan, volume_format: str) -> Facts:
                 SHARDS: make_loader(VolumeDataset(folder / "shards", verify="off")),
             }
             opened, not_run = peers(files, scan, volume_format)
-            epochs = {name: partial(epoch, one) for name, one in (loaders | opened).items()}
+            loaders |= opened
+            # Every batch, none kept.
+            epochs: dict[str, Run] = {n: partial(deque, of, maxlen=0) for n, of in loaders.items()}
             contenders = rated(epochs, samples, asked.repeats)
+            memory = {"limit_bytes": default_memory_limit_bytes(), "peak_bytes": raw.peak_bytes}
+            # From a folder that nothing is known of.
+            first = {OURS: lambda: next(iter(make_loader(RawDataset(source, device="cpu"))))}
+            both = {name: loaders[name] for name in (OURS, SHARDS)}
             return {
-                "memory": {
-                    "limit_bytes": default_memory_limit_bytes(),
-                    "peak_bytes": raw.peak_bytes,
-                },
+                "memory": memory,
                 "contenders": with_ratio(contenders, "ctgpu_over_this", OURS, "rate"),
                 "not_run": not_run,
-                "first_batch": timed({OURS: partial(first_batch, source)}, asked.repeats),
-                "simulated_consumer": waits(
-                    {name: loaders[name] for name in (OURS, SHARDS)},
-                    asked.options.step_ms / 1e3,
-                    asked.repeats,
-                ),
+                "first_batch": timed(first, asked.repeats),
+                "simulated_consumer": waits(both, asked.options.step_ms / 1e3, asked.repeats),
             }
 
 
@@ -100,33 +100,18 @@ def peers(
     return opened, not_run
 
 
-def epoch(loader: Iterable[Any]) -> None:
-    """All batches of one."""
-    for _ in loader:
-        pass
-
-
-def first_batch(source: Path) -> None:
-    """From a folder to a batch."""
-    next(iter(make_loader(RawDataset(source, device="cpu"))))
-
-
 def waits(loaders: dict[str, Iterable[Any]], step_s: float, repeats: int) -> Facts:
     """The share of its time that a consumer waits which takes so long for each batch."""
 
     def share(loader: Iterable[Any]) -> float:
-        waited_s, began_s, asked_s = 0.0, time.perf_counter(), None
+        waited_s = []
+        since_s = began_s = time.perf_counter()
         for _ in loader:
-            now_s = time.perf_counter()
-            # For the first batch anyone waits.
-            if asked_s is not None:
-                waited_s += now_s - asked_s
-            else:
-                began_s = now_s
+            waited_s.append(time.perf_counter() - since_s)
             time.sleep(step_s)
-            asked_s = time.perf_counter()
-        return 100 * waited_s / (time.perf_counter() - began_s)
+            since_s = time.perf_counter()
+        first_s, *others_s = waited_s  # for the first batch anyone waits
+        return 100 * sum(others_s) / (since_s - began_s - first_s)
 
-    runs: dict[str, Callable[[], float]] = {n: partial(share, of) for n, of in loaders.items()}
-    taken = rounds(runs, repeats)
+    taken = rounds({name: partial(share, of) for name, of in loaders.items()}, repeats)
     return {name: {"waited": measured(shares, "% of time")} for name, shares in taken.items()}

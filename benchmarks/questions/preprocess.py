@@ -7,13 +7,15 @@ medians of interleaved runs.  Peers that are not installed are left out and name
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 
 import ctgpu
-from benchmarks.harness.asking import REAL_CT_SPACING_MM, Question
+from benchmarks.harness.asking import REAL_CT_NAME, REAL_CT_SPACING_MM, Asked, Question
 from benchmarks.harness.measuring import (
     Array,
     Facts,
@@ -25,13 +27,17 @@ from benchmarks.harness.measuring import (
 )
 from benchmarks.harness.one_volume import covering_spacing_mm, moved_bytes, needed, ours
 from benchmarks.peers import old_way
-from benchmarks.peers.monai_pipeline import PIPELINES, beside
-from benchmarks.peers.volumes import PEERS, torch_written_well
+from benchmarks.peers.volumes import PEERS, PIPELINES, torch_written_well
 from ctgpu import _native
 from ctgpu.buffers import allocate_pages
 from ctgpu.machine import usable_cores
 from ctgpu.spec import Layout, Spec
+from ctgpu.testing.ctrate import Volume, lay_out_ct_rate
 from ctgpu.volume.geometry import VolumePlan, plan_volume
+from ctgpu.volume.label_volume import LabelVolume
+from ctgpu.volume.mask_gather import gather_mask
+from ctgpu.volume.prepare import PreparedVolume
+from ctgpu.volume.raw import RawVolume, Rescale
 
 FLOOR, COPY, OLD, TORCH = "floor", "memcpy", "numpy + torch steps", "torch written well"
 LAYOUTS: tuple[Layout, ...] = ("HWD", "DHW")
@@ -47,13 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return asked.publish(beside(asked, asked.options.preset))
     scan, repeats = asked.scan((96, 90, 40)), asked.repeats
     voxels = scan.voxels
-    about = (
-        f"; in-plane spacing of the header, slice spacing set to {REAL_CT_SPACING_MM[2]} mm so "
-        "that all slices matter"
-    )
     return asked.publish(
         {
-            "data": scan.about + about,
+            "data": f"{scan.about}; in-plane spacing of the header, slice spacing set to "
+            f"{REAL_CT_SPACING_MM[2]} mm so that all slices matter",
             "source": {"shape_hwd": voxels.shape, "dtype": str(voxels.dtype), "order": "Fortran"},
             "spacing_mm": REAL_CT_SPACING_MM,
             "spec": Spec().to_dict(),
@@ -63,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             **contenders(voxels, repeats),
             "roofline": {"uncropped": against_floor(voxels, 2 * repeats)},
             "first_call": first_call(voxels, repeats),
+            "masks": masks(voxels, repeats),
             "threads": thread_scaling(voxels, repeats),
         }
     )
@@ -97,8 +101,7 @@ def contenders(voxels: Array, repeats: int) -> Facts:
     best = f"ctgpu {_native.cpu_variant('')}"
     with_bandwidth(with_ratio(facts, "this_over_ctgpu", best), moved)
     by_time = dict(sorted(facts.items(), key=lambda item: item[1]["time"]["median"]))
-    told = {"bytes_moved": moved, "ctgpu": best}
-    return told | {"contenders": by_time, "left_out": left_out}
+    return {"bytes_moved": moved, "ctgpu": best, "contenders": by_time, "left_out": left_out}
 
 
 def floor(voxels: Array, plan: VolumePlan) -> Run:
@@ -157,19 +160,31 @@ def first_call(voxels: Array, repeats: int) -> Facts:
         out = np.ndarray(plan.spec.stored_shape, np.float16, buffer=memory.data)
         ours(voxels, plan, out)()
 
-    def whole(spec: Spec) -> object:
-        place = (voxels, REAL_CT_SPACING_MM, spec, "cpu")
-        return ctgpu.preprocess(*place, intensity="hu", threads=1)
-
+    whole = partial(ctgpu.preprocess, voxels, REAL_CT_SPACING_MM, intensity="hu", threads=1)
     facts: Facts = {}
     for layout in LAYOUTS:
         plan = plan_volume(voxels.shape, REAL_CT_SPACING_MM, Spec(layout=layout))
         runs: dict[str, Run] = {
             "memory used again": ours(voxels, plan),
             "fresh memory": partial(into_fresh, plan),
-            "ctgpu.preprocess": partial(whole, plan.spec),
+            "ctgpu.preprocess": partial(whole, spec=plan.spec, device="cpu"),
         }
         facts[layout] = with_ratio(timed(runs, repeats), "this_over_used_again", next(iter(runs)))
+    return facts
+
+
+def masks(voxels: Array, repeats: int) -> Facts:
+    """A mask of the same voxels, taken to the same grid, beside the volume; one thread."""
+    facts: Facts = {}
+    for layout in LAYOUTS:
+        plan = plan_volume(voxels.shape, REAL_CT_SPACING_MM, Spec(layout=layout))
+        runs: dict[str, Run] = {"the volume": ours(voxels, plan)}
+        for dtype in (np.uint8, np.uint16):
+            labels = LabelVolume((voxels > -300).astype(dtype, order="K"))
+            prepared = PreparedVolume(RawVolume(voxels), Rescale(), plan, "argument", mask=labels)
+            out = in_pages(plan.spec.stored_shape, dtype)
+            runs[f"its mask, {np.dtype(dtype)}"] = partial(gather_mask, prepared, out)
+        facts[layout] = with_ratio(timed(runs, repeats), "this_over_the_volume", "the volume")
     return facts
 
 
@@ -179,3 +194,39 @@ def thread_scaling(voxels: Array, repeats: int) -> Facts:
     counts = sorted({1, *(2**n for n in range(1, cores.bit_length())), cores})
     runs = {str(threads): ours(voxels, plan, threads=threads) for threads in counts}
     return with_ratio(timed(runs, repeats), "one_thread_over_this", "1")
+
+
+def beside(asked: Asked, preset: str) -> Facts:
+    """Time of a preset and its project's own pipeline, one thread each, and how far they differ."""
+    warnings.simplefilter("ignore")  # of torch and MONAI, about each other
+    try:
+        monai = importlib.import_module("monai.transforms")
+    except ImportError as error:
+        raise SystemExit(f"--preset {preset} needs MONAI: {error}; pip install monai") from error
+    importlib.import_module("torch").set_num_threads(1)
+    spec = Spec.preset(preset)
+    pipeline = PIPELINES[preset](monai, spec)
+    with asked.folder() as folder:
+        path = asked.options.data / REAL_CT_NAME
+        if asked.quick:
+            scan = asked.scan((48, 40, 30))
+            of_scan = {"valid_1_a_1": Volume(scan.voxels, scan.spacing_mm)}
+            [path] = lay_out_ct_rate(folder, of_scan).values()
+        out = np.empty(spec.stored_shape, np.float16)
+        mine = partial(ctgpu.preprocess, path, spec=spec, device="cpu", threads=1, out=out)
+        theirs = partial(pipeline, {"image": str(path)})
+        first = f"ctgpu --preset {preset}"
+        runs: dict[str, Run] = {first: mine, f"MONAI as in {preset}": theirs}
+        made = theirs()["image"].numpy()[0]
+        mine()
+        apart = np.abs(out.astype(np.float32) - made) / spec.scale_offset[0]
+        return {
+            "data": "synthetic phantom" if asked.quick else f"{REAL_CT_NAME}, the file as it is",
+            "preset": preset,
+            "spec": spec.to_dict(),
+            "monai": importlib.import_module("monai").__version__,
+            "repeats": asked.repeats,
+            "cache": "warm: the file in the page cache, one run of each before those that count",
+            "contenders": with_ratio(timed(runs, asked.repeats), "this_over_ctgpu", first),
+            "apart_hu": {"mean": float(apart.mean()), "largest": float(apart.max())},
+        }

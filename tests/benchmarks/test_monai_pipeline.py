@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.harness.asking import RESULTS
-from benchmarks.peers.monai_pipeline import PIPELINES
+from benchmarks.peers.volumes import PIPELINES
 from benchmarks.questions import preprocess
 from ctgpu.spec import Spec
 

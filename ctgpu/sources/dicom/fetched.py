@@ -95,7 +95,7 @@ def _read(path: Path, out: Bytes) -> OSError | None:
     try:
         read_unchanged_into(path, out)
     except FileChanged as error:
-        return FileChanged(error.errno, error.strerror)
+        return FileChanged(error.errno, reason_of(error))
     except OSError as error:
         return OSError(error.errno, reason_of(error))
     return None
