@@ -63,6 +63,8 @@ class WriteThrough:
         self._shard_of = {ref.key: n for n in range(plan.shards) for ref in plan.samples_of(n)}
         self._stopped = False
         self._lock = threading.Lock()
+        self._room = threading.Lock()
+        self._being_put = 0
         for index in range(plan.shards):  # what processes left that have ended
             self._seal_if_complete(index)
         if self._staged.folder.exists() or not (folder / MANIFEST_NAME).exists():
@@ -87,8 +89,12 @@ class WriteThrough:
                 self._staged.put_failure(
                     LedgerEntry(ref.key, ref.path, result.stage, error, str(result))
                 )
-            elif self._has_room(index):
-                self._staged.put(result)
+            elif self._takes_room(index):
+                try:
+                    self._staged.put(result)
+                finally:
+                    with self._room:
+                        self._being_put -= 1
             if self._seal_if_complete(index):
                 self._finish_if_complete()
         except OSError as error:
@@ -96,7 +102,7 @@ class WriteThrough:
         except StorageError as error:
             self._stop(str(error))
 
-    def _has_room(self, index: int) -> bool:
+    def _takes_room(self, index: int) -> bool:
         """Whether there is room for this sample, and then for its shard beside its samples."""
         free_bytes = free_space_bytes(self._folder)
         needed_bytes = self._plan.spec.size_bytes * (1 + len(self._plan.samples_of(index)))
@@ -106,19 +112,22 @@ class WriteThrough:
                 f"{needed_bytes / 1e9:.1f}"
             )
             return False
-        if self._limit_bytes is not None and self._taken_bytes + needed_bytes > self._limit_bytes:
-            self._stop(
-                f"{self._folder} has {self._taken_bytes / 1e9:.1f} GB of volumes, and write_limit "
-                f"is {self._limit_bytes / 1e9:.1f} with room for the shard that is next"
-            )
-            return False
-        return True
+        with self._room:
+            taken_bytes = 0 if self._limit_bytes is None else self._taken_bytes
+            if self._limit_bytes is None or taken_bytes + needed_bytes <= self._limit_bytes:
+                self._being_put += 1
+                return True
+        self._stop(
+            f"{self._folder} has {taken_bytes / 1e9:.1f} GB of volumes, and write_limit is "
+            f"{self._limit_bytes / 1e9:.1f} with room for the shard that is next"
+        )
+        return False
 
     @property
     def _taken_bytes(self) -> int:
-        """Volumes in shards and those that wait, whoever wrote them."""
+        """Volumes in shards and those that wait, whoever wrote them, or are about to here."""
         stored = sum(len(self._plan.samples_of(n)) for n in committed_shards(self._folder))
-        return self._plan.spec.size_bytes * (stored + self._staged.count())
+        return self._plan.spec.size_bytes * (stored + self._staged.count() + self._being_put)
 
     def _stop(self, reason: str) -> None:
         with self._lock:

@@ -144,7 +144,7 @@ def test_a_limit_ends_the_writing_and_no_training(
 ) -> None:
     folder, size = tmp_path / "kept", OPTIONS["spec"].size_bytes
     # Of eight samples in shards of three: one shard, and room to make it of what waits.
-    data = writing(good_source, folder, write_limit=6 * size)
+    data = writing(good_source, folder, write_limit=6 * size, num_threads=1)
     with caplog.at_level(logging.WARNING, "ctgpu"):
         for ours, theirs in zip(make_loader(data, 2), make_loader(good_shards, 2), strict=True):
             assert same(ours, theirs)
