@@ -1,7 +1,7 @@
 """Writes what documents say about performance, and its pictures, from ``benchmarks/results/``.
 
-``python benchmarks/report.py`` rewrites the README's section and ``docs/performance.md``; a test
-fails where they and the results differ.
+``python benchmarks/report.py`` rewrites ``docs/performance.md`` and sections of the README and of
+``docs/online.md``; a test fails where they and the results differ.
 """
 
 from __future__ import annotations
@@ -17,10 +17,13 @@ from benchmarks.publishing import bars
 from benchmarks.publishing.tables import rendered
 
 README = REPOSITORY / "README.md"
+ONLINE = REPOSITORY / "docs" / "online.md"
 PAGE = REPOSITORY / "docs" / "performance.md"
 BEGIN = "<!-- performance: made by `python benchmarks/report.py` -->\n"
 END = "<!-- /performance -->\n"
 
+#: Documents with a section of figures, and its template.
+SECTIONS = {README: "readme", ONLINE: "online"}
 #: Pictures in `docs/performance/`, and the results that they show.
 PICTURES = {
     "stages.png": "build",
@@ -31,15 +34,17 @@ PICTURES = {
 
 #: What the documents are made of, and of what else where it was measured.
 NAMES = ("build", "preprocess", "loading", "distribute", "reliability", "project")
-WHERE_MEASURED = ("build_dicom", "gpu", "online", "preprocess_merlin")
+WHERE_MEASURED = ("build_dicom", "gpu", "online", "online_beside_build", "preprocess_merlin")
 
 Result = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite both, and draw their pictures."""
+    """Rewrite them, and draw their pictures."""
     results = load_all(RESULTS)
-    README.write_text(with_section(README.read_text(encoding="utf-8"), results), encoding="utf-8")
+    for document in SECTIONS:
+        text = document.read_text(encoding="utf-8")
+        document.write_text(with_section(text, results, document), encoding="utf-8")
     PAGE.write_text(page(results), encoding="utf-8")
     for picture, name in PICTURES.items():
         bars.draw(results[name], PAGE.with_suffix("") / picture)
@@ -59,16 +64,16 @@ def load_all(folder: Path) -> dict[str, Result]:
     return results
 
 
-def with_section(readme: str, results: Mapping[str, Result]) -> str:
-    """`readme` with the section that the results give."""
-    before, _, rest = readme.partition(BEGIN)
+def with_section(text: str, results: Mapping[str, Result], document: Path = README) -> str:
+    """A document's text with the section that the results give."""
+    before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return before + BEGIN + section(results) + END + after
+    return before + BEGIN + section(results, document) + END + after
 
 
-def section(results: Mapping[str, Result]) -> str:
-    """The README's section."""
-    return rendered("readme", results)
+def section(results: Mapping[str, Result], document: Path = README) -> str:
+    """What stands in it."""
+    return rendered(SECTIONS[document], results)
 
 
 def page(results: Mapping[str, Result]) -> str:

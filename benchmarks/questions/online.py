@@ -24,6 +24,7 @@ import ctgpu
 from benchmarks.harness.asking import Asked, Question, Scan
 from benchmarks.harness.measuring import Facts, Run, measured, rated, rounds, timed, with_ratio
 from benchmarks.peers.raw_loaders import OPENERS, READ_NPZ
+from benchmarks.questions import beside_build
 from benchmarks.questions.build import FORMATS, REPO_ID, make_source, serve
 from ctgpu.loading import RawDataset, VolumeDataset, make_loader
 from ctgpu.machine import default_memory_limit_bytes, usable_cores
@@ -36,8 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     question = Question("online", __doc__, repeats=5)
     question.add_argument("--step-ms", type=float, default=379.0, help="the simulated step")
     question.add_argument("--samples", type=int, default=8, help="of an epoch")
+    question.add_argument(
+        "--beside-a-build", action="store_true", help="only a first epoch, while shards appear"
+    )
     asked = question.asked(arguments, repeats=1, samples=2, step_ms=20.0)
     scan = asked.scan((48, 40, 30))
+    if asked.options.beside_a_build:
+        asked.name = "online_beside_build"
+        return asked.publish(beside_build.answer(asked, scan))
     return asked.publish(
         {
             "data": f"{scan.about}, called {scan.spacing_mm} mm",

@@ -65,8 +65,8 @@ def settle(request: Request, folder: Path | None) -> Settled:
         made.source.close()
         raise UsageError(
             "series of DICOM are called by keys that a data set's folder keeps, and there is none: "
-            "begin one with `ctgpu build --limit` or `ctgpu build`, and name it with shards or "
-            "plan; or call them by their UIDs with keep_uids=True"
+            "begin one with `ctgpu build --shards 0-0`, which makes its first shard, and name it "
+            "with shards or plan; or call them by their UIDs with keep_uids=True"
         )
     return Settled(made.plan, made.source, device)
 

@@ -12,12 +12,14 @@ from benchmarks.publishing import report
 pytest.importorskip("jinja2", reason="jinja2 (extra bench) is not installed")
 
 
-def test_the_readme_and_the_page_are_those_of_the_results() -> None:
+def test_the_sections_and_the_page_are_those_of_the_results() -> None:
     results = report.load_all(report.RESULTS)
-    readme = report.README.read_text(encoding="utf-8")
-    assert report.BEGIN in readme
-    assert report.END in readme
-    assert report.with_section(readme, results) == readme
+    for document in report.SECTIONS:
+        text = document.read_text(encoding="utf-8")
+        assert report.BEGIN in text
+        assert report.END in text
+        assert report.with_section(text, results, document) == text
+        assert len(report.section(results, document).splitlines()) > 5
     assert report.PAGE.read_text(encoding="utf-8") == report.page(results)
 
 
