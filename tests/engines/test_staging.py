@@ -9,31 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctgpu.buffers import Bytes, allocate_pinned
 from ctgpu.engines.cupy_runtime import upload
 from ctgpu.engines.staging import Staging
 from support.emulated_cupy import EmulatedCupy
+from support.pinning import Pinning
 
 VOXELS = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
-
-
-class Pinning:
-    """Pinned memory of the emulated device."""
-
-    def __init__(self, cupy: EmulatedCupy) -> None:
-        self._runtime = cupy.cuda.runtime
-        self.addresses: set[int] = set()
-
-    def allocate(self, size_bytes: int) -> Bytes:
-        def register(address: int, pinned_bytes: int) -> None:
-            self._runtime.hostRegister(address, pinned_bytes, 1)
-            self.addresses.add(address)
-
-        def unregister(address: int) -> None:
-            self._runtime.hostUnregister(address)
-            self.addresses.remove(address)
-
-        return allocate_pinned(size_bytes, register, unregister)
 
 
 @pytest.fixture
