@@ -38,7 +38,8 @@ ctgpu::Dtype parse_dtype(const std::string &name) {
 }
 
 ctgpu::Stored parse_stored(const std::string &name) {
-    constexpr const char *names[] = {"float16", "bfloat16", "int16", "uint8"};
+    constexpr const char *names[] = {"float16", "bfloat16",       "int16",
+                                     "uint8",   "float16_grid10", "float16_grid11"};
     for (int n = 0; n < static_cast<int>(std::size(names)); ++n)
         if (name == names[n])
             return static_cast<ctgpu::Stored>(n);

@@ -12,7 +12,11 @@
 //   8. out  = stored(fma(v, scale, offset))              round to nearest even
 //
 //   lerp(a, b, w) = fma(w, b - a, a)
-//   stored is float16 or bfloat16; or int16 or uint8, which end at their least and largest value
+//   stored is float16 or bfloat16; or int16 or uint8, which end at their least and largest value;
+//   or, where the spec has a precision of 2^-g, float16 of the nearest multiple of that:
+//
+//     r   = rint(fma(v, scale, offset) * 2^g)            of two whole numbers as near the even one
+//     out = float16(fma(r, 2^-g, +0))                    the fma is exact, and never gives -0
 //
 // Every fma is written as one and contraction is off in all compilers, so that scalar, SIMD and
 // CUDA code give the same bits.  Reordering any of this changes every shard ever written: it needs
@@ -32,8 +36,8 @@
 
 namespace ctgpu {
 
-// What the voxels of the output are.
-enum class Stored { float16, bfloat16, int16, uint8 };
+// What the voxels of the output are; float16_grid10 and 11 with g = 10 and 11.
+enum class Stored { float16, bfloat16, int16, uint8, float16_grid10, float16_grid11 };
 
 // What is done to every voxel of one volume.
 struct Intensity {
@@ -99,6 +103,20 @@ CTGPU_INLINE int nearest(float v) {
 #else
 CTGPU_INLINE int nearest(float v) { return static_cast<int>(__builtin_nearbyintf(v)); }
 #endif
+
+// The nearest multiple of 2^-G, of two the even one.  Products by a power of two are exact; one
+// that is infinite stays so, as x would in float16.
+template <int G>
+CTGPU_INLINE float on_grid(float x) {
+    constexpr float UNITS = 1 << G, UNIT = 1.0f / UNITS;
+#ifdef __CUDACC__
+    float whole;
+    asm("cvt.rni.f32.f32 %0, %1;" : "=f"(whole) : "f"(fused(x, UNITS, 0.0f)));
+#else
+    const float whole = __builtin_nearbyintf(x * UNITS);
+#endif
+    return fused(whole, UNIT, 0.0f);
+}
 
 // Of no NaN, which no engine sees.
 CTGPU_INLINE unsigned short to_bfloat(float value) {

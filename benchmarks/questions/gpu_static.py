@@ -33,7 +33,8 @@ from ctgpu.engines.nvrtc import (
     kernel_source,
 )
 from ctgpu.machine import usable_cores
-from ctgpu.spec import Dtype, Spec
+from ctgpu.spec import Spec
+from ctgpu.volume.stored import Stored
 
 # Of tests/, which the script has made known.
 from support.kernel_counts import (
@@ -107,12 +108,12 @@ def main(asked: Asked) -> int:
 
 
 def variants() -> list[KernelKey]:
-    """Every kernel to float16, and the usual ones to each other type."""
+    """Every kernel to float16, and the usual ones to whatever else is stored."""
     fields = VOXEL_TYPES, (False, True), (0, 1, 2), (2, 1), (False, True), (True, False)
     keys = itertools.starmap(KernelKey, itertools.product(*fields))
     # A byte has no other byte order.
     to_float16 = [key for key in keys if not (key.swap and key.voxel[1:] == "1")]
-    others = itertools.product(get_args(Dtype)[1:], (USUAL, USUAL_DHW))
+    others = itertools.product(get_args(Stored)[1:], (USUAL, USUAL_DHW))
     return to_float16 + [replace(usual, stored=stored) for stored, usual in others]
 
 

@@ -77,8 +77,9 @@ def convert_tars(call: _ConvertCall) -> BuildReport:
 
     Raw volumes (``bin`` with ``json``, ``npz``, ``nii.gz``) are preprocessed.  Shards that were
     preprocessed already are adopted: shapes are checked, metadata completed, volumes left as they
-    are; those that the old builder cropped in the wrong axis order are reported as failures.  The
-    split is only recorded, by default as the manifest beside the tars says.
+    are, or rounded to the precision that is asked for; those that the old builder cropped in the
+    wrong axis order are reported as failures.  The split is only recorded, by default as the
+    manifest beside the tars says.
 
     Returns
     -------
@@ -164,8 +165,15 @@ def _require_adoptable(tar: Path, spec: Spec) -> None:
             f"{tar} holds {masked.key}.seg, a mask beside a preprocessed volume, and a conversion "
             "carries no masks: copy the folder as it is, or build from the originals"
         )
+    if stated is not None and (stated.precision_step or 0.0) > (spec.precision_step or 0.0):
+        raise UsageError(
+            f"the tars hold volumes of precision {stated.precision}, as is stated in {tar.parent}, "
+            f"and {spec.precision} is asked for, which they cannot become again: give "
+            f"--precision {stated.precision}"
+        )
     for what, one in (("is asked for", spec), (f"is stated in {tar.parent}", stated)):
-        if one is not None and not one.is_first_version:
+        # A precision they are rounded to; all else would have to be in them already.
+        if one is not None and not replace(one, precision="exact").is_first_version:
             raise UsageError(
                 f"the tars hold preprocessed volumes, which are adopted as they are: float16, a "
                 f"window mapped to [-1, 1]; {_what_is_new(one)} {what}: convert their originals"
@@ -175,7 +183,7 @@ def _require_adoptable(tar: Path, spec: Spec) -> None:
 def _what_is_new(spec: Spec) -> str:
     """What a spec says beyond the first format, such as ``dtype 'int16'``."""
     default, values = CT_RATE.to_dict(), spec.to_dict()
-    new = [f"{n} {v!r}" for n, v in values.items() if n not in default]
+    new = [f"{n} {v!r}" for n, v in values.items() if n not in default and n != "precision"]
     return ", ".join(new) or "hu_window None"
 
 

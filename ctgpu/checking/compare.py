@@ -38,7 +38,8 @@ class Comparison:
         Name of the tar that holds it.
     max_ulp, mean_ulp : float
         Distance of its voxels from the reference, in units in the last place of the stored type,
-        which are 1 for int16 and uint8; NaN where they cannot be compared.
+        which are 1 for int16 and uint8, or in steps of a precision, where these are larger; NaN
+        where they cannot be compared.
     differing_share : float
         Share of voxels that are not the same number; NaN likewise.
     faults : tuple of str

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ctgpu.spec import Dtype, Spec
+from ctgpu.spec import Dtype, Precision, Spec
 
 #: The contract's bounds against the reference: ulp anywhere, and share of voxels that differ.
 MAX_ULP = 1
@@ -59,6 +59,9 @@ def measure(
 ) -> tuple[tuple[float, float, float], bool]:
     """Largest and mean distance and share of differing voxels; whether all bounds hold.
 
+    Of a contract with a precision the distance of its numbers is in steps of that, where these are
+    larger than an ulp; numbers that are none of its are as many ulp apart as they are.
+
     The largest distance is of voxels that are further apart than float32 itself is off: near 0 a
     float16 or bfloat16 is so fine that any rounding is many of them.
 
@@ -75,6 +78,8 @@ def measure(
     for start in range(0, flat.size, _SLAB_VOXELS):
         part = slice(start, start + _SLAB_VOXELS)
         distance = ulp_distance(flat[part], wanted[part], spec.dtype)
+        if spec.precision_step is not None:
+            distance = _in_steps(distance, flat[part], wanted[part], spec.precision_step)
         total += int(distance.sum(dtype=np.int64))
         differing += int(np.count_nonzero(distance))
         differs = np.flatnonzero(distance)
@@ -88,6 +93,23 @@ def measure(
     else:
         few = counted <= max(1, flat.size * MAX_DIFFERING_SHARE_ELSEWHERE)
     return (float(largest), total / flat.size, differing / flat.size), largest <= MAX_ULP and few
+
+
+def _in_steps(
+    distance_ulp: npt.NDArray[np.int32], made: Numbers, reference: Numbers, step: float
+) -> npt.NDArray[np.int32]:
+    """Distances between multiples of a step in steps, where float16 is finer than these."""
+    numbers = made.astype(np.float32)
+    steps = np.ceil(np.abs(numbers - reference.astype(np.float32)) / step)
+    return np.where(
+        _are_multiples(numbers, step), np.fmin(steps, distance_ulp), distance_ulp
+    ).astype(np.int32)
+
+
+def _are_multiples(numbers: Numbers, step: float) -> npt.NDArray[np.bool_]:
+    units = numbers.astype(np.float32) / np.float32(step)
+    multiples: npt.NDArray[np.bool_] = np.rint(units) == units
+    return multiples
 
 
 def likely_cause(made: Numbers, reference: Numbers, spec: Spec) -> str:
@@ -105,8 +127,7 @@ def likely_cause(made: Numbers, reference: Numbers, spec: Spec) -> str:
 
     def looked_at(volume: Numbers) -> npt.NDArray[np.float64]:
         """Every so many voxels, the ends of the output as -1 and 1."""
-        step = max(1, int((volume.size / _LOOKED_AT_VOXELS) ** (1 / 3)))
-        return (volume[::step, ::step, ::step].astype(np.float64) - middle) / half
+        return (_part_of(volume).astype(np.float64) - middle) / half
 
     wanted = looked_at(reference)
     for axes, flips, turned in _turned(made):
@@ -130,7 +151,27 @@ def likely_cause(made: Numbers, reference: Numbers, spec: Spec) -> str:
             f"its values are {slope:.3f} times the reference's and {offset:+.3f}, as of another HU "
             "window or of a rescale too many or too few"
         )
+    precision, wanted_precision = _precision_of(made), _precision_of(reference)
+    if spec.dtype == "float16" and precision != wanted_precision:
+        return f"its precision is {precision}, and that of the reference {wanted_precision}"
     return "it lies elsewhere, as of another spacing, crop, orientation or sampling position"
+
+
+def _part_of(volume: Numbers) -> Numbers:
+    """Every so many voxels."""
+    step = max(1, int((volume.size / _LOOKED_AT_VOXELS) ** (1 / 3)))
+    return volume[::step, ::step, ::step]
+
+
+def _precision_of(volume: Numbers) -> Precision:
+    """The coarsest that all its numbers have."""
+    part = _part_of(volume)
+    known: tuple[Precision, ...] = get_args(Precision)
+    for precision in known:
+        step = Spec(precision=precision).precision_step
+        if step is not None and _are_multiples(part, step).all():
+            return precision
+    return "exact"
 
 
 def _ends(spec: Spec, reference: Numbers) -> tuple[float, float]:

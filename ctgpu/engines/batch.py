@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from ctgpu.engines.base import Job
 from ctgpu.errors import DeviceError
-from ctgpu.spec import Dtype
+from ctgpu.spec import Spec
 from ctgpu.volume.geometry import AxisPlan
-from ctgpu.volume.stored import numpy_dtype
+from ctgpu.volume.stored import Stored, numpy_dtype, on_grid, stored_as
 
 # As in tile.h.
 THREADS = 320
@@ -72,7 +72,7 @@ class KernelKey:
     rescales, clips_before : bool
         Steps of ``preprocess_math.h`` that are done.
     stored : str
-        Type of the output, as ``Spec.dtype``.
+        What the voxels of the output are, as :func:`ctgpu.volume.stored.stored_as` says.
     """
 
     voxel: str
@@ -81,7 +81,7 @@ class KernelKey:
     out: int
     rescales: bool
     clips_before: bool
-    stored: Dtype = "float16"
+    stored: Stored = "float16"
 
     @property
     def defines(self) -> tuple[str, ...]:
@@ -287,7 +287,7 @@ class Piece:
             out=_D if spec.layout == "HWD" else _W,
             rescales=not self.job.rescale.is_identity,
             clips_before=spec.clip == "before",
-            stored=spec.dtype,
+            stored=stored_as(spec),
         )
 
 
@@ -431,25 +431,27 @@ def _describe(volume: Any, placed: Placed) -> None:
     volume["rescales"] = not job.rescale.is_identity
     volume["clips_before"] = spec.clip == "before"
     volume["tile_h"] = placed.piece.axes[_H].tile_rows
-    volume["pad_bits"] = stored_bits(values.pad, spec.dtype)
+    volume["pad_bits"] = stored_bits(values.pad, spec)
 
 
-def stored_bits(value: float, dtype: Dtype) -> int:
+def stored_bits(value: float, spec: Spec) -> int:
     """A number as the kernel would store it, by step 8 of ``preprocess_math.h``.
 
     Parameters
     ----------
     value : float
         Not rounded yet; no NaN.
-    dtype : str
-        As ``Spec.dtype``.
+    spec : Spec
+        The contract: as what it is stored.
 
     Returns
     -------
     int
         The bits, as an unsigned number.
     """
-    number = np.float32(value)
+    number, dtype = np.float32(value), spec.dtype
+    if spec.precision_step is not None:
+        number = np.float32(on_grid(np.array([number]), spec.precision_step)[0])
     if dtype == "bfloat16":
         bits = int(number.view(np.uint32))
         return bits + 0x7FFF + (bits >> 16 & 1) >> 16

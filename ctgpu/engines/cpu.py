@@ -16,7 +16,7 @@ import numpy as np
 from ctgpu.engines.base import Engine, Job
 from ctgpu.errors import DeviceError, UsageError, shortage
 from ctgpu.machine import usable_cores
-from ctgpu.volume.stored import numpy_dtype
+from ctgpu.volume.stored import numpy_dtype, stored_as
 
 #: Environment variable that forces one variant: scalar, avx2, avx512 or neon.
 VARIANT_VARIABLE = "CTGPU_CPU"
@@ -158,7 +158,7 @@ def preprocess(native: ModuleType, job: Job, *, variant: str, threads: int) -> N
         ),
         pad=values.pad,
         layout=spec.layout,
-        stored=spec.dtype,
+        stored=stored_as(spec),
         out=job.out.view(f"u{job.out.itemsize}"),
         variant=variant,
         threads=threads,

@@ -12,7 +12,7 @@ from ctgpu.engines.base import Engine, Job
 from ctgpu.errors import DeviceError, shortage
 from ctgpu.installation import install_command
 from ctgpu.machine import usable_cores
-from ctgpu.spec import Dtype
+from ctgpu.spec import Spec
 from ctgpu.threads import require_threads
 from ctgpu.volume.geometry import VolumePlan
 
@@ -81,7 +81,7 @@ class ReferenceEngine(Engine):
         result[placed] = x
         if spec.layout == "DHW":
             result = result.permute(2, 0, 1)
-        job.out[...] = _stored(torch, result, spec.dtype)
+        job.out[...] = _stored(torch, result, spec)
 
     def _resample(self, x: Any, plan: VolumePlan) -> Any:
         """The whole volume resized and the part of it that is kept."""
@@ -121,8 +121,11 @@ class ReferenceEngine(Engine):
         return x
 
 
-def _stored(torch: Any, values: Any, dtype: Dtype) -> npt.NDArray[Any]:
-    """float32 rounded to the type that is stored."""
+def _stored(torch: Any, values: Any, spec: Spec) -> npt.NDArray[Any]:
+    """float32 rounded to what is stored."""
+    dtype = spec.dtype
+    if spec.precision_step is not None:
+        values = (values / spec.precision_step).round() * spec.precision_step + 0.0
     if dtype == "float16":
         return np.asarray(values.to(torch.float16).numpy())
     if dtype == "bfloat16":

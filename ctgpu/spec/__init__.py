@@ -9,6 +9,7 @@ from ctgpu.spec.contract import (
     Intensity,
     Layout,
     Normalise,
+    Precision,
     Spec,
     is_orientation,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "Intensity",
     "Layout",
     "Normalise",
+    "Precision",
     "Spec",
     "is_orientation",
 ]

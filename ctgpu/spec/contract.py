@@ -24,6 +24,7 @@ Fit = Literal["spacing", "stretch", "contain"]
 Crop = Literal["centre", "foreground", "body", "mask"]
 Normalise = Literal["window", "percentiles", "minmax", "zscore"]
 Dtype = Literal["float16", "bfloat16", "int16", "uint8"]
+Precision = Literal["exact", "2^-10", "2^-11"]
 
 #: Changes whenever the same input would give other bits; enters every fingerprint.
 ARITHMETIC_VERSION = 1
@@ -33,6 +34,7 @@ STORED = "stored"
 
 _DEFAULT_RANGE = (-1.0, 1.0)
 _ITEM_BYTES: Mapping[Dtype, int] = {"float16": 2, "bfloat16": 2, "int16": 2, "uint8": 1}
+_STEPS: Mapping[Precision, float] = {"2^-10": 2.0**-10, "2^-11": 2.0**-11}
 # What the first format had; everything else is written only where it is not at its default.
 _FIRST_FIELDS = frozenset(
     {"target_spacing_mm", "shape_hwd", "hu_window", "pad_value", "layout", "intensity", "clip"}
@@ -91,6 +93,10 @@ class Spec:
     dtype : {"float16", "bfloat16", "int16", "uint8"}
         What is stored: values of `output_range`; or as ``int16`` HU, rounded; or as ``uint8`` the
         `output_range` as 0 to 255, rounded.
+    precision : {"exact", "2^-10", "2^-11"}
+        Values and padding are rounded to multiples of it, on the scale of the output, before they
+        become float16: fewer numbers, which compress better.  ``"exact"`` rounds to none.  See
+        :attr:`precision_error_hu`.
     crop : {"centre", "foreground", "body", "mask"}
         Which box of the scan's voxels the volume is made of: all of them, those around what is
         above `foreground_hu`, those around the patient without the table, or those around the
@@ -173,6 +179,11 @@ class Spec:
     )
     dtype: Dtype = option(
         "float16", help="float16, bfloat16, int16 (HU) or uint8. (default: float16)"
+    )
+    precision: Precision = option(
+        "exact",
+        help="exact; or round float16 values to multiples of 2^-10 or 2^-11, which is up to 0.49 "
+        "or 0.24 HU of the default window, to compress better. (default: exact)",
     )
     crop: Crop = option(
         "centre",
@@ -260,6 +271,23 @@ class Spec:
         if self.stores_hu:
             return None if self.hu_window is None else float(round(self.hu_window[0]))
         return None if self.normalise == "zscore" else self._standardised(self.output_range[0])
+
+    @property
+    def precision_step(self) -> float | None:
+        """How far apart the numbers of a :attr:`precision` are; None for ``"exact"``."""
+        return _STEPS.get(self.precision)
+
+    @property
+    def precision_error_hu(self) -> float | None:
+        """By how many HU :attr:`precision` changes a value at most, beside float16's own rounding.
+
+        Half a step: 0.49 HU for 2^-10 of the default window.  None where each volume decides.
+        """
+        if self.precision_step is None:
+            return 0.0
+        if self.normalise != "window":
+            return None
+        return self.precision_step / 2 / self.scale_offset[0]
 
     def encoded(self, value: float) -> float:
         """The number that is stored for a value of the scale of :attr:`pad_value`, unrounded."""
@@ -411,6 +439,7 @@ _WORDS = {
     "fit": Fit,
     "normalise": Normalise,
     "dtype": Dtype,
+    "precision": Precision,
     "crop": Crop,
 }
 

@@ -21,6 +21,12 @@ _LIMITS = {
     "bfloat16": (-65504.0, 65504.0),
     "int16": (-32768.0, 32767.0),
 }
+# Why what is stored takes no precision.
+_OWN_STEPS = {
+    "bfloat16": "bfloat16 has 8 significant bits, and from 0.25 on coarser steps itself",
+    "int16": "int16 has steps of its own, of 1 HU",
+    "uint8": "uint8 has steps of its own, a 255th of the output range",
+}
 # Of an output range, relative to its ends where these are above 1.
 _NARROWEST_RANGE = 1e-3
 
@@ -37,6 +43,7 @@ def check_spec(spec: Spec) -> None:
     _check_crop(spec)
     _check_window(spec)
     _check_normalise(spec)
+    _check_precision(spec)
     _check_range(spec)
     _check_padding(spec)
 
@@ -126,6 +133,11 @@ def _check_normalise(spec: Spec) -> None:
             raise _contradiction(spec, one, other, why)
     if spec.normalise == "zscore" and spec.dtype == "uint8":
         raise _contradiction(spec, "dtype", "normalise", "a z-score has no ends to be 0 and 255")
+
+
+def _check_precision(spec: Spec) -> None:
+    if spec.precision != "exact" and spec.dtype != "float16":
+        raise _contradiction(spec, "precision", "dtype", _OWN_STEPS[spec.dtype])
 
 
 def _check_range(spec: Spec) -> None:

@@ -19,9 +19,21 @@ def in_words(spec: Spec) -> str:
         boxes[spec.crop],
         _sizes(spec),
         values,
-        f"{spec.dtype}{axes}",
+        f"{spec.dtype}{_precision(spec)}{axes}",
     ]
     return "; ".join(filter(None, parts))
+
+
+def _precision(spec: Spec) -> str:
+    if spec.precision_step is None:
+        return ""
+    error_hu = spec.precision_error_hu
+    off = (
+        "how far off in HU each volume decides"
+        if error_hu is None
+        else f"up to {error_hu:.2g} HU off"
+    )
+    return f" in steps of {spec.precision} ({off})"
 
 
 def _sizes(spec: Spec) -> str:

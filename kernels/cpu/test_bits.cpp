@@ -135,7 +135,7 @@ Case random_case(Random &random) {
         c.intensity.clip_hi = std::numeric_limits<float>::infinity();
     }
     c.pad = -1;
-    c.stored = static_cast<Stored>(random.below(4));
+    c.stored = static_cast<Stored>(random.below(6));
     if (c.stored == Stored::int16 || c.stored == Stored::uint8) {
         // Beyond both ends too.
         c.intensity.scale = c.stored == Stored::int16 ? 50.0f : 0.2f;

@@ -50,6 +50,14 @@ inline Vec lerp(Vec a, Vec b, Vec w) {
 // in the scalar code.
 inline Vec clip(Vec v, Vec lo, Vec hi) { return {_mm256_min_ps(hi.v, _mm256_max_ps(lo.v, v.v))}; }
 
+template <int G>
+Vec on_grid(Vec x) {
+    constexpr float UNITS = 1 << G;
+    const __m256 scaled = _mm256_mul_ps(x.v, _mm256_set1_ps(UNITS));
+    const __m256 whole = _mm256_round_ps(scaled, _MM_FROUND_TO_NEAREST_INT);
+    return fma({whole}, Vec::all(1 / UNITS), Vec::all(0));
+}
+
 inline __m128i low_half(__m256i x) { return _mm256_castsi256_si128(x); }
 inline __m128i high_half(__m256i x) { return _mm256_extracti128_si256(x, 1); }
 

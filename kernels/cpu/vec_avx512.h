@@ -51,6 +51,13 @@ inline Vec lerp(Vec a, Vec b, Vec w) {
 // in the scalar code.
 inline Vec clip(Vec v, Vec lo, Vec hi) { return {_mm512_min_ps(hi.v, _mm512_max_ps(lo.v, v.v))}; }
 
+// Rounded to so many binary places by one instruction; the sum makes -0 a +0.
+template <int G>
+Vec on_grid(Vec x) {
+    const __m512 rounded = _mm512_roundscale_ps(x.v, G << 4 | _MM_FROUND_TO_NEAREST_INT);
+    return {_mm512_add_ps(rounded, _mm512_setzero_ps())};
+}
+
 inline __m256i to_half(Vec x) { return _mm512_cvtps_ph(x.v, _MM_FROUND_TO_NEAREST_INT); }
 inline __m256i to_bfloat(Vec x) {
     const __m512i bits = _mm512_castps_si512(x.v);

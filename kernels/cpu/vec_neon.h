@@ -54,6 +54,13 @@ inline Vec clip(Vec v, Vec lo, Vec hi) {
     return {vbslq_f32(vcgtq_f32(x, hi.v), hi.v, x)};
 }
 
+template <int G>
+Vec on_grid(Vec x) {
+    constexpr float UNITS = 1 << G;
+    const float32x4_t whole = vrndnq_f32(vmulq_n_f32(x.v, UNITS));
+    return fma({whole}, Vec::all(1 / UNITS), Vec::all(0));
+}
+
 inline uint16x4_t to_half(Vec x) { return vreinterpret_u16_f16(vcvt_f16_f32(x.v)); }
 inline uint16x4_t to_bfloat(Vec x) {
     const uint32x4_t bits = vreinterpretq_u32_f32(x.v);

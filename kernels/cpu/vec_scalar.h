@@ -31,6 +31,11 @@ inline Vec fma(Vec a, Vec b, Vec c) { return {fused(a.v, b.v, c.v)}; }
 inline Vec clip(Vec v, Vec lo, Vec hi) { return {ctgpu::clip(v.v, lo.v, hi.v)}; }
 inline Vec lerp(Vec a, Vec b, Vec w) { return {ctgpu::lerp(a.v, b.v, w.v)}; }
 
+template <int G>
+Vec on_grid(Vec x) {
+    return {ctgpu::on_grid<G>(x.v)};
+}
+
 // Rounded to what is stored.
 inline std::uint16_t to_half(Vec x) { return ctgpu::to_half(x.v); }
 inline std::uint16_t to_bfloat(Vec x) { return ctgpu::to_bfloat(x.v); }

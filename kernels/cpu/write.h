@@ -7,7 +7,7 @@ namespace ctgpu {
 namespace CTGPU_VARIANT {
 namespace {
 
-using ctgpu::to_bfloat, ctgpu::to_half, ctgpu::to_int16, ctgpu::to_uint8;
+using ctgpu::on_grid, ctgpu::to_bfloat, ctgpu::to_half, ctgpu::to_int16, ctgpu::to_uint8;
 
 // A float or a vector, rounded.
 template <Stored stored, class Number>
@@ -18,8 +18,12 @@ auto round_to(Number number) {
         return to_bfloat(number);
     else if constexpr (stored == Stored::int16)
         return to_int16(number);
-    else
+    else if constexpr (stored == Stored::uint8)
         return to_uint8(number);
+    else if constexpr (stored == Stored::float16_grid10)
+        return to_half(on_grid<10>(number));
+    else
+        return to_half(on_grid<11>(number));
 }
 
 template <Stored stored>
@@ -37,6 +41,10 @@ void with_stored(Stored stored, const Of &of) {
         return of.template operator()<Stored::int16>();
     case Stored::uint8:
         return of.template operator()<Stored::uint8>();
+    case Stored::float16_grid10:
+        return of.template operator()<Stored::float16_grid10>();
+    case Stored::float16_grid11:
+        return of.template operator()<Stored::float16_grid11>();
     }
 }
 

@@ -23,6 +23,10 @@ void write(const Tile &tile, Stored stored, int thread, const float *shared) {
         return tile.template write<Stored::int16>(thread, shared);
     case Stored::uint8:
         return tile.template write<Stored::uint8>(thread, shared);
+    case Stored::float16_grid10:
+        return tile.template write<Stored::float16_grid10>(thread, shared);
+    case Stored::float16_grid11:
+        return tile.template write<Stored::float16_grid11>(thread, shared);
     }
 }
 

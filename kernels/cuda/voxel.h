@@ -169,6 +169,19 @@ struct Output<Stored::float16> : TwoBytes {
     static CTGPU_DEVICE unsigned int word(const float *v) { return two_halves(v[0], v[1]); }
 };
 
+template <int G>
+struct GridOutput : TwoBytes {
+    static CTGPU_DEVICE unsigned int word(const float *v) {
+        return two_halves(on_grid<G>(v[0]), on_grid<G>(v[1]));
+    }
+};
+
+template <>
+struct Output<Stored::float16_grid10> : GridOutput<10> {};
+
+template <>
+struct Output<Stored::float16_grid11> : GridOutput<11> {};
+
 template <>
 struct Output<Stored::bfloat16> : TwoBytes {
     static CTGPU_DEVICE unsigned int word(const float *v) {

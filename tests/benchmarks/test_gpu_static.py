@@ -25,7 +25,8 @@ from benchmarks.questions import gpu as run_gpu
 from benchmarks.questions import gpu_static
 from ctgpu.engines.batch import KernelKey
 from ctgpu.machine import usable_cores
-from ctgpu.spec import Dtype, Spec
+from ctgpu.spec import Spec
+from ctgpu.volume.stored import Stored
 from support import kernel_counts
 from support.nvrtc import Nvrtc, in_wheels
 
@@ -55,6 +56,8 @@ def test_every_variant_has_a_name_of_its_own() -> None:
         "bfloat16": 2,
         "int16": 2,
         "uint8": 2,
+        "float16_grid10": 2,
+        "float16_grid11": 2,
     }
     assert gpu_static.name_of(USUAL) == "i2, H to D, clips before"
     assert gpu_static.name_of(replace(USUAL, stored="uint8")) == (
@@ -163,7 +166,7 @@ RECOUNTED = (
     gpu_static.USUAL_DHW,
     KernelKey("u1", swap=False, fast=2, out=2, rescales=True, clips_before=False),
     KernelKey("f8", swap=True, fast=1, out=1, rescales=False, clips_before=True),
-    *(replace(gpu_static.USUAL_DHW, stored=stored) for stored in get_args(Dtype)[1:]),
+    *(replace(gpu_static.USUAL_DHW, stored=stored) for stored in get_args(Stored)[1:]),
 )
 AGAIN = "run python benchmarks/run_gpu.py --static, and hold docs/gpu.md against it"
 
@@ -346,14 +349,15 @@ def sentences(result: dict[str, Any]) -> list[str]:
     def thousands(number: float) -> str:
         return f"{number / 1000:.1f}"
 
-    def instructions_to(stored: Dtype) -> str:
+    def instructions_to(stored: Stored) -> str:
         hwd, dhw = (
             value(
                 result["variants"][gpu_static.name_of(replace(key, stored=stored))], "instructions"
             )
             for key in (USUAL, gpu_static.USUAL_DHW)
         )
-        return f"{hwd:,} to {stored} (DHW {dhw:,})"
+        in_words = stored.replace("_grid", " in steps of 2^-")
+        return f"{hwd:,} to {in_words} (DHW {dhw:,})"
 
     registers = all_of("registers")
     (most, _), (fewer, those) = registers.most_common()
@@ -387,7 +391,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
         f"{min(instructions):,} to {max(instructions):,} instructions. {stores[0]} kernels spill "
         f"nothing; the others store {min(spilled)} to {max(spilled)} bytes a thread",
         f"The usual one, int16 to HWD, spills {value(usual, 'spill stores')}",
-        f"Usual kernels have {', '.join(map(instructions_to, get_args(Dtype)))}",
+        f"Usual kernels have {', '.join(map(instructions_to, get_args(Stored)))}",
         f"{thousands(ptx)} thousand PTX instructions a block ({thousands(ptx_dhw)} for DHW), about "
         f"{thousands(hwd['instructions_of_a_block'])} thousand of machine code "
         f"({thousands(dhw['instructions_of_a_block'])})",

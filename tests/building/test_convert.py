@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,6 +297,26 @@ def test_volumes_that_a_writer_gzipped_once_more_are_read(
     ctgpu.build(tmp_path / "b", source=tmp_path / "source", spec=SPEC, device="cpu")
     built, converted = read_samples(tmp_path / "b"), read_samples(tmp_path / "out")
     assert {k: s.volume for k, s in converted.items()} == {k: s.volume for k, s in built.items()}
+
+
+def test_preprocessed_shards_are_rounded_to_a_precision_and_never_called_finer(
+    tmp_path: Path, raw: Path
+) -> None:
+    coarse = replace(SPEC, precision="2^-10")
+    convert(raw, tmp_path / "exact")
+    convert(raw, tmp_path / "coarse", spec=coarse)
+    convert(tmp_path / "exact", tmp_path / "rounded", spec=coarse)
+    exact, made = read_samples(tmp_path / "exact"), read_samples(tmp_path / "rounded")
+    assert list(made) == list(exact)
+    for key, sample in made.items():
+        numbers = exact[key].array.astype(np.float32)
+        assert np.array_equal(sample.array, np.rint(numbers * 1024) / 1024)
+    for finer in (SPEC, replace(SPEC, precision="2^-11")):
+        with pytest.raises(UsageError, match=r"precision 2\^-10.*give --precision 2\^-10"):
+            convert(tmp_path / "coarse", tmp_path / "finer", spec=finer)
+    convert(tmp_path / "coarse", tmp_path / "again", spec=coarse)
+    before, after = read_samples(tmp_path / "coarse"), read_samples(tmp_path / "again")
+    assert {k: s.volume for k, s in after.items()} == {k: s.volume for k, s in before.items()}
 
 
 def test_preprocessed_shards_with_masks_are_not_adopted_without_them(

@@ -45,6 +45,8 @@ CONTRACTS = {
     "all HU": replace(SPEC, hu_window=None, dtype="int16"),
     "uint8": replace(SPEC, dtype="uint8", hu_window=(-1350, 150)),
     "bfloat16": replace(SPEC, dtype="bfloat16", layout="DHW"),
+    "2^-10": replace(SPEC, precision="2^-10", layout="DHW"),
+    "2^-11 of a z-score": replace(SPEC, precision="2^-11", normalise="zscore"),
 }
 
 
@@ -139,6 +141,16 @@ def test_the_affine_of_a_sample_leads_where_the_output_leads(
         ("percentiles", {"percentiles": (5, 95)}, "another HU window"),
         ("zscore", {"hu_window": (-500, 500)}, "another HU window"),
         ("uint8", {"pad_value": 1.0}, "of its voxels differ"),
+        (
+            "2^-10",
+            {"precision": "exact"},
+            "its precision is 2^-10, and that of the reference exact",
+        ),
+        (
+            "2^-10",
+            {"precision": "2^-11"},
+            "its precision is 2^-10, and that of the reference 2^-11",
+        ),
     ],
     ids=str,
 )

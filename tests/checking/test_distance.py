@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
 from ctgpu.checking.distance import likely_cause, measure, ulp_distance
-from ctgpu.spec import Dtype, Spec
+from ctgpu.spec import Dtype, Precision, Spec
 
 
 def test_ulp_distance_counts_across_zero() -> None:
@@ -49,6 +51,46 @@ def test_what_float32_is_off_near_zero_is_no_difference() -> None:
     assert not measure(made, reference, Spec())[1]
     made[0, 0, 0] = np.nan
     assert not measure(made, reference, Spec(output_range=(0, 1)))[1]
+
+
+@pytest.mark.parametrize("precision", ["2^-10", "2^-11"])
+def test_of_a_precision_one_step_is_one_however_fine_float16_is_there(precision: Precision) -> None:
+    spec = Spec(precision=precision)
+    step = spec.precision_step
+    assert step is not None
+    numbers = np.random.default_rng(2).integers(-400, 400, (10, 20, 50))
+    reference = (numbers * step).astype(np.float16)
+    for count, steps, within in ((100, 1, True), (101, -1, False), (1, 2, False)):
+        made = reference.copy()
+        made.reshape(-1)[:count] += np.float16(steps * step)
+        (largest, _, share), holds = measure(made, reference, spec)
+        assert (largest, holds) == (abs(steps), within)
+        assert share == pytest.approx(count / 1e4)
+    # Above 1 float16 has the larger steps, or as large ones.
+    made, above = np.full((2, 3, 4), 1 + 2.0**-10, np.float16), np.ones((2, 3, 4), np.float16)
+    assert measure(made, above, spec)[0] == (1, 1, 1)
+    # What is no multiple, or no number, is as far off as it is.
+    for wrong in (reference[0, 0, 0] + np.float16(step / 2), np.nan):
+        made = reference.copy()
+        made[0, 0, 0] = wrong
+        assert not measure(made, reference, spec)[1]
+
+
+@pytest.mark.parametrize("precision", ["exact", "2^-10", "2^-11"])
+def test_another_precision_is_named(precision: Precision) -> None:
+    values = np.random.default_rng(3).uniform(-1, 1, (12, 13, 14)).astype(np.float32)
+    of = {
+        name: np.round(values / step) * step if step else values
+        for name in get_args(Precision)
+        for step in [Spec(precision=name).precision_step]
+    }
+    for other in set(of) - {precision}:
+        made, reference = of[other].astype(np.float16), of[precision].astype(np.float16)
+        wanted = Spec(precision=precision)
+        assert not measure(made, reference, wanted)[1]
+        assert likely_cause(made, reference, wanted) == (
+            f"its precision is {other}, and that of the reference {precision}"
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import numpy as np
 
 from ctgpu.engines import Job
 from ctgpu.engines.batch import KernelKey
-from ctgpu.spec import Dtype, Spec
+from ctgpu.spec import Spec
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
 from ctgpu.volume.statistics import statistics_of
-from ctgpu.volume.stored import numpy_dtype
+from ctgpu.volume.stored import Stored, numpy_dtype, stored_as
 from support.compiling import compiled
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels" / "cuda"
@@ -69,23 +69,26 @@ def expected(job: Job) -> np.ndarray:
     out = np.full(spec.shape_hwd, np.float32(values.pad))
     valid = tuple(slice(a.pad_before, a.pad_before + a.n_valid) for a in job.plan.axes)
     out[valid] = fma(x, np.float32(values.scale), np.float32(values.offset))
-    made = rounded(out, spec.dtype)
+    made = rounded(out, stored_as(spec))
     return made if spec.layout == "HWD" else made.transpose(2, 0, 1)
 
 
-def rounded(numbers: np.ndarray, dtype: Dtype) -> np.ndarray:
+def rounded(numbers: np.ndarray, stored: Stored) -> np.ndarray:
     """float32 numbers as they are stored; for bfloat16 the bits."""
-    if dtype == "float16":
+    if stored.startswith("float16_grid"):
+        units = np.float32(2 ** int(stored.removeprefix("float16_grid")))
+        numbers = np.rint(numbers * units) / units + np.float32(0)
+    if stored.startswith("float16"):
         return numbers.astype(np.float16)
-    if dtype == "bfloat16":
+    if stored == "bfloat16":
         # In float64 the eight digits that are kept, and of subnormals fewer, are whole numbers.
         exponent = np.maximum(np.frexp(numbers)[1], -125) - 8
         kept = np.ldexp(np.rint(np.ldexp(numbers.astype(np.float64), -exponent)), exponent)
         bits = kept.astype(np.float32).view(np.uint32)
         assert not (bits & 0xFFFF).any()
         return (bits >> 16).astype(np.uint16)
-    ends = np.iinfo(dtype)
-    return np.rint(np.clip(numbers.astype(np.float64), ends.min, ends.max)).astype(dtype)
+    ends = np.iinfo(stored)
+    return np.rint(np.clip(numbers.astype(np.float64), ends.min, ends.max)).astype(stored)
 
 
 def assert_same_bits(made: np.ndarray, wanted: np.ndarray) -> None:
@@ -114,7 +117,7 @@ def launch(
 ) -> None:
     """What a launch does, over the volumes described at `address`."""
     kind, size_bytes = ctypes.c_char(key.voxel[0].encode()), int(key.voxel[1:])
-    flags = key.swap, key.fast, key.out, get_args(Dtype).index(key.stored), backwards
+    flags = key.swap, key.fast, key.out, get_args(Stored).index(key.stored), backwards
     assert library.ctgpu_emulate(ctypes.c_void_p(address), count, kind, size_bytes, *flags) == 0
 
 
@@ -124,6 +127,13 @@ def launch(
 CONTRACTS: dict[str, dict[str, Any]] = {
     "float16": {},
     "float16, by the z-score": {"hu_window": None, "normalise": "zscore"},
+    "float16 in steps of 2^-10": {"precision": "2^-10", "pad_value": 0.1},
+    "float16 in steps of 2^-11, up to 5": {"precision": "2^-11", "output_range": (-3.0, 5.0)},
+    "float16 in steps of 2^-10, by the z-score": {
+        "precision": "2^-10",
+        "hu_window": None,
+        "normalise": "zscore",
+    },
     "bfloat16": {"dtype": "bfloat16", "output_range": (0.0, 1.0), "hu_window": (-150.0, 250.0)},
     "int16": {"dtype": "int16"},
     "int16 without a window": {"dtype": "int16", "hu_window": None},
@@ -135,6 +145,12 @@ CONTRACTS: dict[str, dict[str, Any]] = {
         "percentiles": (20.0, 80.0),
     },
 }
+
+
+def fields_of(stored: Stored) -> dict[str, Any]:
+    """The fields of a contract with which this is stored."""
+    dtype, on_grid, places = stored.partition("_grid")
+    return {"dtype": dtype, "precision": f"2^-{places}" if on_grid else "exact"}
 
 
 def job(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ctgpu.engines import Engine, Job
 from ctgpu.errors import IntensityError
-from ctgpu.spec import Dtype, Layout, Normalise, Spec
+from ctgpu.spec import Dtype, Layout, Normalise, Precision, Spec
 from ctgpu.volume.geometry import VolumePlan, plan_volume
 from ctgpu.volume.orientation import AS_STORED, Reorientation
 from ctgpu.volume.raw import Rescale
@@ -142,6 +142,7 @@ def specs(draw: st.DrawFn) -> Spec:
         shape_hwd=tuple(draw(st.tuples(*[st.integers(1, 48)] * 3))),
         layout=one_of(*get_args(Layout)),
         dtype=dtype,
+        precision=one_of(*get_args(Precision)) if dtype == "float16" else "exact",
         hu_window=window,
         clip=one_of("before", "after") if clips else "before",
         grid=grid,
@@ -193,8 +194,10 @@ def check_against_reference(
     dtype: Dtype = "float16",
     absolute: float = 2.4e-7,
     differing: float | None = None,
+    step: float | None = None,
 ) -> None:
-    """At most one place of the stored type or `absolute` anywhere, and few voxels that differ."""
+    """At most one place of the stored type, one step of its precision or `absolute` anywhere, and
+    few voxels that differ."""
     assert got.shape == wanted.shape
     assert got.dtype == wanted.dtype == numpy_dtype(dtype)
     limit = max(1, got.size / 1000) if differing is None else differing
@@ -204,6 +207,9 @@ def check_against_reference(
     numbers, got, wanted = numbers[other].astype(np.float64), got[other], wanted[other]
     distance = np.abs(places(got) - places(wanted))
     apart = np.abs(numbers - numbers_of(wanted, dtype))
+    if step is not None:
+        assert not np.fmod(numbers, step).any()
+        absolute = max(absolute, step)
     assert not ((distance > 1) & (apart > absolute)).any()
     assert np.count_nonzero(distance) <= limit
 
@@ -246,6 +252,7 @@ def allowed_difference(job: Job) -> dict[str, Any]:
     size = job.out.size
     return {
         "dtype": spec.dtype,
+        "step": spec.precision_step,
         "absolute": absolute,
         "differing": size if many else 4 * copies + size / 500,
     }

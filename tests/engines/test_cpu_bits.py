@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 import pytest
+from cuda_host import expected, fields_of, rounded
 from engine_cases import DTYPES, jobs, make_job, poisoned, random_voxels
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 from ctgpu import _native
 from ctgpu.engines import Job
 from ctgpu.engines.cpu import preprocess
-from ctgpu.spec import Dtype, Spec
+from ctgpu.spec import Layout, Precision, Spec
+from ctgpu.volume.stored import Stored, stored_as
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -116,22 +118,45 @@ def whole_test_values() -> npt.NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("variant", _native.cpu_variants())
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int16", "uint8"])
-def test_rounds_to_the_nearest_and_of_two_to_the_even(dtype: Any, variant: str) -> None:
+@pytest.mark.parametrize("stored", get_args(Stored))
+def test_rounds_to_the_nearest_and_of_two_to_the_even(stored: Stored, variant: str) -> None:
     values = whole_test_values()
-    if dtype == "bfloat16":
+    if stored == "bfloat16":
         torch = pytest.importorskip("torch")
         wanted = torch.from_numpy(values).to(torch.bfloat16).view(torch.int16).numpy()
-    elif dtype == "float16":
-        with np.errstate(over="ignore"):
-            wanted = values.astype(np.float16)
     else:
-        ends = np.iinfo(dtype)
-        wanted = np.clip(np.rint(values.astype(np.float64)), ends.min, ends.max).astype(dtype)
+        with np.errstate(over="ignore"):
+            wanted = rounded(values, stored)
     wanted = wanted.view(f"u{wanted.itemsize}")
     got = np.empty_like(wanted)
-    _native.round_to(dtype, values, got, variant)
+    _native.round_to(stored, values, got, variant)
     assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+@pytest.mark.parametrize("precision", ["2^-10", "2^-11"])
+@pytest.mark.parametrize(
+    "contract", [{}, {"output_range": (-3.0, 5.0)}, {"standardise": (0.1, 0.3)}]
+)
+def test_a_precision_is_that_of_numpy(
+    contract: dict[str, Any], precision: Precision, layout: Layout
+) -> None:
+    """Every variant, against one NumPy operation after the other: noise that is clipped at both
+    ends, padded on two axes; and again made of what it gave."""
+    voxels = random_voxels(3, (37, 29, 41), "int16")
+    spec = Spec(shape_hwd=(72, 24, 45), layout=layout, precision=precision, **contract)
+    job = make_job(voxels, (1.0, 0.8, 1.7), spec)
+    wanted, step = expected(job), spec.precision_step
+    assert not np.fmod(wanted.astype(np.float32), step).any()
+    assert not np.signbit(wanted[wanted == 0]).any()
+    for variant in _native.cpu_variants():
+        found = bits_of(job, variant, 2)
+        assert np.array_equal(found, wanted.view(np.uint16)), variant
+        again = np.empty_like(found)
+        stored = stored_as(spec)
+        numbers = found.view(np.float16).astype(np.float32).ravel()
+        _native.round_to(stored, numbers, again.reshape(-1), variant)
+        assert np.array_equal(again, found)
 
 
 def test_refuses_memory_of_another_size() -> None:
@@ -193,7 +218,7 @@ def write_case(path: Path, job: Job) -> None:
             DTYPES.index(voxels.dtype.newbyteorder("=").name),
             not voxels.dtype.isnative,
             spec.layout == "DHW",
-            get_args(Dtype).index(spec.dtype),
+            get_args(Stored).index(stored_as(spec)),
             not job.rescale.is_identity,
             spec.clip == "before",
             *voxels.strides,
@@ -227,7 +252,7 @@ def test_neon_gives_the_same_bits(neon_test_bits: list[str], tmp_path: Path) -> 
             shape_hwd=(out[0], out[1], out[2]),
             layout=("HWD", "DHW")[number % 2],
             clip=("before", "after")[number // 2 % 2],
-            dtype=get_args(Dtype)[number // 3 % 4],
+            **fields_of(get_args(Stored)[number // 3 % 6]),
         )
         voxels = random_voxels(number, shape, DTYPES[number % len(DTYPES)])
         voxels = in_memory_order(voxels, ("HWD", "DWH", "DHW")[number // 4 % 3])

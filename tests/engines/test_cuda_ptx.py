@@ -15,7 +15,7 @@ from typing import Any, get_args
 import engine_cases
 import numpy as np
 import pytest
-from cuda_host import CONTRACTS, assert_same_bits, expected, job, spec, twin_of
+from cuda_host import CONTRACTS, assert_same_bits, expected, fields_of, job, spec, twin_of
 from hypothesis import given, settings
 
 from ctgpu.engines import Job, nvrtc, open_engine
@@ -32,9 +32,10 @@ from ctgpu.engines.batch import (
     readable,
 )
 from ctgpu.engines.nvrtc import KERNEL_NAME, kernel_options, kernel_source
-from ctgpu.spec import Dtype, Spec
+from ctgpu.spec import Spec
 from ctgpu.testing.voxels import random_voxels
 from ctgpu.volume.raw import Rescale
+from ctgpu.volume.stored import Stored, stored_as
 from support.nvrtc import CUPY_OPTIONS, Nvrtc
 from support.ptx import Buffer, Counts, Kernel, KernelFault
 
@@ -133,8 +134,7 @@ def jobs_for(
                 out,
                 "HWD" if key.out == 2 else "DHW",
                 clip="before" if key.clips_before else "after",
-                dtype=key.stored,
-                **others,
+                **(fields_of(key.stored) | others),
             ),
             spacing_mm,
             rescale if key.rescales else Rescale(),
@@ -149,7 +149,7 @@ def all_keys() -> list[KernelKey]:
     return [
         KernelKey(voxel, swap, fast, out, rescales, clips_before, stored)
         for stored, voxel, swap, fast, out, rescales, clips_before in itertools.product(
-            get_args(Dtype),
+            get_args(Stored),
             VOXEL_TYPES,
             (False, True),
             (0, 1, 2),
@@ -191,7 +191,7 @@ def test_the_usual_kernels_give_exact_arithmetic(key: KernelKey) -> None:
     check(jobs)
 
 
-def usual_of(out: int, stored: Dtype = "float16") -> KernelKey:
+def usual_of(out: int, stored: Stored = "float16") -> KernelKey:
     return KernelKey("i2", False, 0, out, rescales=False, clips_before=True, stored=stored)
 
 
@@ -199,17 +199,17 @@ def usual_of(out: int, stored: Dtype = "float16") -> KernelKey:
 @pytest.mark.parametrize("out", [1, 2])
 def test_every_contract_is_exact(out: int, contract: str) -> None:
     """With infinite limits, padding within the range, and numbers beyond the type."""
-    others = dict(CONTRACTS[contract])
-    stored = others.pop("dtype", "float16")
+    others = CONTRACTS[contract]
+    stored = stored_as(Spec(**others))
     key = KernelKey("i2", False, 0, out, rescales=True, clips_before=True, stored=stored)
     jobs = jobs_for(key, Rescale(30.5, -9000.0, "header"), **others)
     assert run(jobs)[0] == {key}
     check(jobs)
 
 
-@pytest.mark.parametrize("stored", get_args(Dtype))
+@pytest.mark.parametrize("stored", get_args(Stored))
 @pytest.mark.parametrize("out", [1, 2])
-def test_the_oldest_gpu_and_the_older_nvrtc_give_the_same(out: int, stored: Dtype) -> None:
+def test_the_oldest_gpu_and_the_older_nvrtc_give_the_same(out: int, stored: Stored) -> None:
     key = usual_of(out, stored)
     jobs = jobs_for(key)
     assert run(jobs, TARGETS[1])[0] == {key}

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import engine_cases
 import nibabel
@@ -23,6 +23,7 @@ from cuda_host import (
     blank,
     build,
     expected,
+    fields_of,
     fma,
     job,
     launch,
@@ -48,6 +49,7 @@ from ctgpu.engines.batch import (
 from ctgpu.spec import Dtype, Spec
 from ctgpu.testing.voxels import DTYPES, MEMORY_ORDERS, random_voxels
 from ctgpu.volume.raw import Rescale
+from ctgpu.volume.stored import Stored
 from support.compiling import REPOSITORY, compiler
 
 # The kernel is compiled for the host first.
@@ -144,8 +146,12 @@ def test_every_type_of_the_output(emulation: ctypes.CDLL, contract: str, layout:
         ((80, 9, 70), (33, 13, 27), (0.48, 1.7, 0.3), Rescale(30.5, -9000.0, "header")),
     )
     for clip in ("before", "after"):
-        if clip == "after" and contract in ("float16, by the z-score", "int16 without a window"):
-            continue  # nothing is clipped
+        fields = CONTRACTS[contract]
+        unclipped = (
+            "hu_window" in fields and "percentiles" not in fields and not fields["hu_window"]
+        )
+        if clip == "after" and unclipped:
+            continue
         for n, (source, out, spacing_mm, rescale) in enumerate(cases):
             voxels = random_voxels(n, source, "<i2", MEMORY_ORDERS[n])
             chosen = spec(out, layout, clip=clip, **CONTRACTS[contract])
@@ -155,13 +161,14 @@ def test_every_type_of_the_output(emulation: ctypes.CDLL, contract: str, layout:
             assert_same_bits(again.out, made.out)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int16", "uint8"])
-def test_padding_is_rounded_as_every_voxel(dtype: Dtype) -> None:
+@pytest.mark.parametrize("stored", get_args(Stored))
+def test_padding_is_rounded_as_every_voxel(stored: Stored) -> None:
     values = [0.0, -0.0, 0.1, -1.0, 0.5, 1.5, 2.5, -2.5, 254.5, 300.0, 4e4, -4e4, 7e4, 1e-41]
     values += [1 + 2.0**-8, 1 + 3 * 2.0**-8, 1 + 2.0**-11, 1 + 3 * 2.0**-11, -3e38]
-    made = [stored_bits(value, dtype) for value in values]
+    values += [2.0**-11, -(2.0**-11), 3 * 2.0**-11, -1e-9, 2047.9998, 2.0**-12, -5 * 2.0**-12]
+    made = [stored_bits(value, Spec(**fields_of(stored))) for value in values]
     with np.errstate(over="ignore"):
-        wanted = rounded(np.float32(values), dtype)
+        wanted = rounded(np.float32(values), stored)
     assert made == wanted.view(f"u{wanted.dtype.itemsize}").tolist()
 
 
@@ -215,6 +222,8 @@ def test_random_volumes(emulation: ctypes.CDLL, data: st.DataObject) -> None:
                     {"pad_value": -1.0},
                     {"pad_value": 0.1},
                     {"pad_value": -0.0},
+                    {"precision": "2^-10", "pad_value": -0.0},
+                    {"precision": "2^-11", "standardise": (0.1, 0.3)},
                     {"dtype": "bfloat16", "standardise": (0.1, 0.3)},
                     {"dtype": "int16"},
                     {"dtype": "uint8", "output_range": (0.0, 1.0)},

@@ -16,7 +16,7 @@ from ctgpu.engines import nvrtc as nvrtc_module
 from ctgpu.engines.batch import KernelKey
 from ctgpu.engines.nvrtc import KERNEL_NAME, kernel_folder, kernel_options, kernel_source
 from ctgpu.errors import DeviceError
-from ctgpu.spec import Dtype
+from ctgpu.volume.stored import Stored
 from support.nvrtc import CUPY_OPTIONS, Nvrtc
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
@@ -41,7 +41,7 @@ def all_kernels() -> list[KernelKey]:
             out=out,
             rescales=n % 3 > 0,
             clips_before=n % 5 > 0,
-            stored=get_args(Dtype)[n % 7 % 4],
+            stored=get_args(Stored)[n % 7 % 6],
         )
         for n, (dtype, (fast, out)) in enumerate(
             zip(dtypes * 2, itertools.islice(itertools.cycle(axes), 2 * len(dtypes)), strict=True)
@@ -50,10 +50,10 @@ def all_kernels() -> list[KernelKey]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stored", get_args(Dtype))
+@pytest.mark.parametrize("stored", get_args(Stored))
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_nvrtc_compiles_for_every_architecture(
-    nvrtc: Nvrtc, architecture: int, stored: Dtype
+    nvrtc: Nvrtc, architecture: int, stored: Stored
 ) -> None:
     options = kernel_options(replace(USUAL, stored=stored))
     ptx = nvrtc.compile(kernel_source(), (f"-arch=compute_{architecture}", *options, *CUPY_OPTIONS))

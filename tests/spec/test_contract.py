@@ -31,6 +31,7 @@ OTHERS = {
     "standardise": (0.45, 0.22),
     "normalise": "minmax",
     "dtype": "int16",
+    "precision": "2^-10",
     "crop": "body",
 }
 FIRST = {name: OTHERS[name] for name in list(OTHERS)[:7]}
@@ -133,6 +134,34 @@ def test_what_is_stored_for_a_value_of_the_output():
     assert [byte.encoded(value) for value in (-3, 2, 7)] == [0, 127.5, 255]
 
 
+def test_fingerprints_of_before_there_was_a_precision_stay():
+    assert Spec().fingerprint("ctgpu") == "8500d85b66dfe09a"
+    assert "precision" not in Spec(output_range=(0, 1), precision="exact").to_dict()
+    prints = {Spec(precision=p).fingerprint("ctgpu") for p in ("exact", "2^-10", "2^-11")}
+    assert len(prints) == 3
+
+
+@pytest.mark.parametrize(
+    ("fields", "error_hu"),
+    [
+        ({"precision": "2^-10"}, 1000 / 2048),
+        ({"precision": "2^-11"}, 1000 / 4096),
+        ({"precision": "2^-10", "output_range": (0, 1)}, 2000 / 2048),
+        ({"precision": "2^-11", "hu_window": (-160, 240)}, 200 / 4096),
+        ({"precision": "2^-10", "standardise": (0.1, 0.5)}, 500 / 2048),
+        ({"precision": "2^-10", "normalise": "zscore"}, None),
+        ({"precision": "2^-10", "normalise": "minmax"}, None),
+        ({}, 0),
+        ({"normalise": "zscore"}, 0),
+        ({"dtype": "int16"}, 0),
+    ],
+)
+def test_what_a_precision_loses_is_half_a_step_in_hu(fields, error_hu):
+    spec = Spec(**fields)
+    assert spec.precision_error_hu == (None if error_hu is None else pytest.approx(error_hu))
+    assert spec.precision_step == {"2^-10": 1 / 1024, "2^-11": 1 / 2048}.get(spec.precision)
+
+
 def test_numpy_and_lists_spell_the_same_spec():
     spelled = Spec(
         target_spacing_mm=np.array([0.75, 0.75, 1.5]),
@@ -207,6 +236,8 @@ def specs(draw: st.DrawFn) -> Spec:
         fields["pad_value"] = draw(
             st.integers(low, high) if dtype == "int16" else st.floats(low, high)
         )
+    if dtype == "float16":
+        fields["precision"] = draw(st.sampled_from(["exact", "2^-10", "2^-11"]))
     fields["shape_hwd"] = draw(st.tuples(*[st.integers(1, 65535)] * 3))
     fields["layout"] = draw(st.sampled_from(["HWD", "DHW"]))
     fields["orientation"] = draw(st.sampled_from(["stored", "LPS", "RAS", "SPL", "ial"]))
@@ -275,6 +306,9 @@ def test_unknown_fields_are_refused():
         ("normalise", None),
         ("dtype", "float32"),
         ("dtype", np.float16),
+        ("precision", "2^-12"),
+        ("precision", 2**-10),
+        ("precision", None),
         ("output_range", None),
         ("output_range", (1, 0)),
         ("output_range", (0, 0)),

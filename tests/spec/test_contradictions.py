@@ -45,6 +45,9 @@ CONTRADICTIONS: list[dict[str, Any]] = [
     {"pad_value": 0.5, "dtype": "int16"},
     {"pad_value": -2, "dtype": "uint8"},
     {"pad_value": 2, "dtype": "uint8", "output_range": (0, 1)},
+    {"precision": "2^-10", "dtype": "bfloat16"},
+    {"precision": "2^-11", "dtype": "int16"},
+    {"precision": "2^-10", "dtype": "uint8"},
     {"foreground_hu": -400, "crop": "centre"},
     {"foreground_hu": -400, "crop": "mask"},
     {"margin_mm": 10, "crop": "centre"},
@@ -73,6 +76,8 @@ def test_unusual_specs_that_say_something():
     Spec(hu_window=None, dtype="int16", pad_value=-1024)
     Spec(output_range=(-65504, 65504))
     Spec(fit="stretch", pad_value=3)
+    Spec(precision="2^-10", normalise="zscore", pad_value=0.3)
+    Spec(precision="2^-11", output_range=(0, 255), standardise=(100, 60))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +96,15 @@ def test_unusual_specs_that_say_something():
             {"dtype": "uint8", "pad_value": 2},
             "pad_value is 2.0 and dtype is 'uint8', which holds from -1 to 1, the ends of "
             "output_range",
+        ),
+        (
+            {"precision": "2^-10", "dtype": "int16"},
+            "precision is '2^-10' and dtype is 'int16': int16 has steps of its own, of 1 HU",
+        ),
+        (
+            {"precision": "2^-11", "dtype": "bfloat16"},
+            "precision is '2^-11' and dtype is 'bfloat16': bfloat16 has 8 significant bits, and "
+            "from 0.25 on coarser steps itself",
         ),
         (
             {"output_range": (0, 1), "standardise": (0.5, 1e-6)},

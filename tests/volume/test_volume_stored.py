@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ctgpu.spec import Dtype, Spec
-from ctgpu.volume.stored import numbers_of, numpy_dtype, tensor_of
+from ctgpu.volume.stored import Stored, numbers_of, numpy_dtype, on_grid, stored_as, tensor_of
 
 DTYPES = get_args(Dtype)
 
@@ -34,6 +34,23 @@ def test_every_code_is_the_number_that_torch_takes_it_for(dtype: Dtype) -> None:
     known = ~np.isnan(numbers)
     assert np.array_equal(np.signbit(numbers[known]), np.signbit(theirs[known]))
     assert tensor.data_ptr() == codes.ctypes.data  # no copy
+
+
+def test_what_is_stored_is_a_type_or_float16_of_a_precision() -> None:
+    specs = [Spec(dtype=dtype) for dtype in DTYPES]
+    specs += [Spec(precision="2^-10"), Spec(precision="2^-11")]
+    assert tuple(map(stored_as, specs)) == get_args(Stored)
+
+
+@pytest.mark.parametrize("step", [2.0**-10, 2.0**-11])
+def test_multiples_are_the_nearest_and_of_two_the_even(step: float) -> None:
+    units = np.float32([-1.5, -0.5, -0.49, -0.0, 0.5, 1.5, 2.5, 2.51, 1e6 + 0.5, 2.0**25 + 4])
+    found = on_grid(units * np.float32(step), step)
+    assert found.dtype == np.float32
+    assert (found / step).tolist() == [-2, 0, 0, 0, 0, 2, 2, 3, 1e6, 2.0**25 + 4]
+    assert np.signbit(found).tolist() == [True] + [False] * 9
+    assert np.array_equal(on_grid(found, step), found)
+    assert on_grid(np.float32([3e38, -3e38]), step).tolist() == [np.inf, -np.inf]
 
 
 def test_what_bfloat16_holds_is_the_upper_half_of_a_float32() -> None:
