@@ -76,6 +76,36 @@ def gather_labels(
     variant: str,
 ) -> None: ...
 
+class CtzFault(ValueError):
+    """A tile of a ``.ctz`` is damaged."""
+
+def ctz_encode(
+    *,
+    voxels: npt.NDArray[Any],
+    kind: str,
+    coding: str,
+    grid: int | None,
+    table: npt.NDArray[np.uint32],
+    out: npt.NDArray[np.uint8],
+    variant: str,
+) -> tuple[int, tuple[int, int, int], int]: ...
+def ctz_decode(
+    *,
+    kind: str,
+    coding: str,
+    grid: int,
+    weights: Sequence[int],
+    first: int,
+    shape_dhw: Sequence[int],
+    numbers: npt.NDArray[np.int64],
+    table: npt.NDArray[np.uint32],
+    data: npt.NDArray[np.uint8],
+    start_dhw: Sequence[int],
+    out: npt.NDArray[Any],
+    variant: str,
+) -> None: ...
+def ctz_variants() -> list[str]: ...
+
 # Only where CMake found libdeflate.
 def gzip_into(data: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None: ...
 def deflate_into(data: npt.NDArray[np.uint8], out: npt.NDArray[np.uint8]) -> None: ...

@@ -1,5 +1,6 @@
 // The compiled module: ctgpu._native.
 
+#include "codec.h"
 #include "cpu/floor.h"
 #include "cpu/preprocess.h"
 #include "foreground.h"
@@ -163,6 +164,7 @@ NB_MODULE(_native, m) {
     m.def("touch_memory", &touch_memory, nb::kw_only(), "source"_a, "planes"_a, "plane_stride"_a,
           "rows"_a, "row_stride"_a, "run_bytes"_a, "out"_a,
           "For benchmarks: writes `out` and reads runs of the source, once each.");
+    bind_codec(m);
     bind_foreground(m);
     bind_histogram(m);
     bind_inflate(m);
