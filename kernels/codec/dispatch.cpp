@@ -20,6 +20,7 @@ CTGPU_DECLARE_VARIANT(scalar)
 #if defined(__x86_64__)
 CTGPU_DECLARE_VARIANT(avx2)
 CTGPU_DECLARE_VARIANT(avx512)
+CTGPU_DECLARE_VARIANT(avx512fp16)
 #endif
 
 namespace {
@@ -29,15 +30,24 @@ struct Candidate {
     bool (*usable)();
 };
 
-const Candidate candidates[] = {
 #if defined(__x86_64__)
-    {{"avx512", scalar::decode_tile, avx512::encode_tile, avx512::measure_tile, avx512::turn},
-     [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
-                __builtin_cpu_supports("bmi2");
-     }},
+bool has_avx512() {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+           __builtin_cpu_supports("bmi2");
+}
+#endif
+
+const Candidate candidates[] = {
+#if defined(CTGPU_AVX512FP16)
+    {{"avx512fp16", avx512fp16::decode_tile, avx512::encode_tile, avx512::measure_tile,
+      avx512::turn},
+     [] { return has_avx512() && __builtin_cpu_supports("avx512fp16"); }},
+#endif
+#if defined(__x86_64__)
+    {{"avx512", avx512::decode_tile, avx512::encode_tile, avx512::measure_tile, avx512::turn},
+     has_avx512},
     {{"avx2", scalar::decode_tile, avx2::encode_tile, avx2::measure_tile, avx2::turn},
      [] {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
@@ -71,7 +81,7 @@ const Variant &find_variant(const std::string &name) {
             return *variant;
         names += names.empty() ? variant->name : std::string(", ") + variant->name;
     }
-    for (const char *known : {"scalar", "avx2", "avx512", "neon"})
+    for (const char *known : {"scalar", "avx2", "avx512", "avx512fp16", "neon"})
         if (name == known)
             throw std::runtime_error("this CPU cannot run the codec's variant " + name +
                                      "; it can run " + names);

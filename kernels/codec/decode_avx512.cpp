@@ -1,0 +1,3 @@
+// Compiled with the flags of its instructions, see CMakeLists.txt.
+#define CTGPU_VARIANT avx512
+#include "codec/decode_avx512.h"
