@@ -1,8 +1,7 @@
 // Which variants of the codec were compiled in, and which of them this CPU can run.
 
 #include "codec/codec.h"
-
-#include <stdexcept>
+#include "variants.h"
 
 namespace ctgpu::codec {
 
@@ -25,11 +24,6 @@ CTGPU_DECLARE_VARIANT(avx512fp16)
 
 namespace {
 
-struct Candidate {
-    Variant variant;
-    bool (*usable)();
-};
-
 #if defined(__x86_64__)
 bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
@@ -39,54 +33,46 @@ bool has_avx512() {
 }
 #endif
 
-const Candidate candidates[] = {
+#if defined(__x86_64__)
+const Variant avx512_variant{"avx512", avx512::decode_tile, avx512::encode_tile,
+                             avx512::measure_tile, avx512::turn};
+const Variant avx2_variant{"avx2", scalar::decode_tile, avx2::encode_tile, avx2::measure_tile,
+                           avx2::turn};
+#elif defined(__aarch64__)
+const Variant neon_variant{"neon", scalar::decode_tile, scalar::encode_tile, scalar::measure_tile,
+                           scalar::turn};
+#endif
 #if defined(CTGPU_AVX512FP16)
-    {{"avx512fp16", avx512fp16::decode_tile, avx512::encode_tile, avx512::measure_tile,
-      avx512::turn},
-     [] { return has_avx512() && __builtin_cpu_supports("avx512fp16"); }},
+const Variant avx512fp16_variant{"avx512fp16", avx512fp16::decode_tile, avx512::encode_tile,
+                                 avx512::measure_tile, avx512::turn};
+#endif
+const Variant scalar_variant{"scalar", scalar::decode_tile, scalar::encode_tile,
+                             scalar::measure_tile, scalar::turn};
+
+const Candidate<Variant> candidates[] = {
+#if defined(CTGPU_AVX512FP16)
+    {&avx512fp16_variant, [] { return has_avx512() && __builtin_cpu_supports("avx512fp16"); }},
 #endif
 #if defined(__x86_64__)
-    {{"avx512", avx512::decode_tile, avx512::encode_tile, avx512::measure_tile, avx512::turn},
-     has_avx512},
-    {{"avx2", scalar::decode_tile, avx2::encode_tile, avx2::measure_tile, avx2::turn},
+    {&avx512_variant, has_avx512},
+    {&avx2_variant,
      [] {
          return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
                 __builtin_cpu_supports("f16c");
      }},
 #elif defined(__aarch64__)
-    {{"neon", scalar::decode_tile, scalar::encode_tile, scalar::measure_tile, scalar::turn},
-     [] { return true; }},
+    {&neon_variant, [] { return true; }},
 #endif
-    {{"scalar", scalar::decode_tile, scalar::encode_tile, scalar::measure_tile, scalar::turn},
-     [] { return true; }},
+    {&scalar_variant, [] { return true; }},
 };
 
 }  // namespace
 
-std::vector<const Variant *> usable_variants() {
-    std::vector<const Variant *> usable;
-    for (const Candidate &candidate : candidates)
-        if (candidate.usable())
-            usable.push_back(&candidate.variant);
-    return usable;
-}
+std::vector<const Variant *> usable_variants() { return usable_of(candidates); }
 
 const Variant &find_variant(const std::string &name) {
-    const std::vector<const Variant *> usable = usable_variants();
-    if (name.empty())
-        return *usable.front();
-    std::string names;
-    for (const Variant *variant : usable) {
-        if (name == variant->name)
-            return *variant;
-        names += names.empty() ? variant->name : std::string(", ") + variant->name;
-    }
-    for (const char *known : {"scalar", "avx2", "avx512", "avx512fp16", "neon"})
-        if (name == known)
-            throw std::runtime_error("this CPU cannot run the codec's variant " + name +
-                                     "; it can run " + names);
-    throw std::invalid_argument("the codec has no variant '" + name + "'; this CPU can run " +
-                                names);
+    return variant_named(name, usable_variants(),
+                         {"scalar", "avx2", "avx512", "avx512fp16", "neon"}, " of the codec");
 }
 
 }  // namespace ctgpu::codec

@@ -1,8 +1,7 @@
 // Which variants were compiled in, and which of them this CPU can run.
 
 #include "cpu/preprocess.h"
-
-#include <stdexcept>
+#include "variants.h"
 
 namespace ctgpu {
 
@@ -15,12 +14,7 @@ extern const Variant neon_variant;
 
 namespace {
 
-struct Candidate {
-    const Variant *variant;
-    bool (*usable)();
-};
-
-const Candidate candidates[] = {
+const Candidate<Variant> candidates[] = {
 #if defined(__x86_64__)
     {&avx512_variant,
      [] {
@@ -40,29 +34,10 @@ const Candidate candidates[] = {
 
 }  // namespace
 
-std::vector<const Variant *> usable_variants() {
-    std::vector<const Variant *> usable;
-    for (const Candidate &candidate : candidates)
-        if (candidate.usable())
-            usable.push_back(candidate.variant);
-    return usable;
-}
+std::vector<const Variant *> usable_variants() { return usable_of(candidates); }
 
 const Variant &find_variant(const std::string &name) {
-    const std::vector<const Variant *> usable = usable_variants();
-    if (name.empty())
-        return *usable.front();
-    std::string names;
-    for (const Variant *variant : usable) {
-        if (name == variant->name)
-            return *variant;
-        names += names.empty() ? variant->name : std::string(", ") + variant->name;
-    }
-    for (const char *known : {"scalar", "avx2", "avx512", "neon"})
-        if (name == known)
-            throw std::runtime_error("this CPU cannot run the variant " + name + "; it can run " +
-                                     names);
-    throw std::invalid_argument("there is no variant '" + name + "'; this CPU can run " + names);
+    return variant_named(name, usable_variants(), {"scalar", "avx2", "avx512", "neon"}, "");
 }
 
 }  // namespace ctgpu
