@@ -1,5 +1,4 @@
-// What the decoders with vector instructions share: where the parts of a tile are, and what must
-// hold of them.
+// What the decoders share: where the parts of a tile are, and what must hold of them.
 
 #ifndef CTGPU_CODEC_DECODE_H
 #define CTGPU_CODEC_DECODE_H
@@ -11,6 +10,9 @@
 #include <cstring>
 
 namespace ctgpu::codec {
+// Each decoder has its own, compiled with its flags: a linker that chose one for all of them might
+// take that of a CPU with more instructions.
+namespace {
 
 // Rows between two looks at how far the parts were read: their codes fit a word, and what they can
 // take of a part fits SLACK_BYTES.
@@ -27,14 +29,14 @@ constexpr bool has_quotients(Coding coding, int code) {
 }
 
 // Bytes of the packed bits of a group, by its code.
-inline std::array<std::uint8_t, 16> group_bytes(Coding coding, int lanes) {
+std::array<std::uint8_t, 16> group_bytes(Coding coding, int lanes) {
     std::array<std::uint8_t, 16> bytes;
     for (int code = 0; code < 16; ++code)
         bytes[code] = static_cast<std::uint8_t>((lanes * width_of(coding, code) + 7) / 8);
     return bytes;
 }
 
-inline std::uint64_t load_word(const std::uint8_t *at) {
+std::uint64_t load_word(const std::uint8_t *at) {
     std::uint64_t word;
     std::memcpy(&word, at, sizeof word);
     return word;
@@ -52,11 +54,16 @@ struct BitPart {
     }
 };
 
+// Whether a tile is long enough for the parts that it states.
+bool holds_parts(const TileShape &shape, const Parts &parts) {
+    return parts.size >= shape.code_bytes() + parts.packed + std::size_t{parts.quotients};
+}
+
 struct TileParts {
     const std::uint8_t *codes, *packed;
     BitPart quotients, significands;
 
-    // Those of a tile that is long enough for them.
+    // Those of a tile that holds them.
     TileParts(const TileShape &shape, const Parts &parts, const std::uint8_t *data)
         : codes(data), packed(data + shape.code_bytes()),
           quotients{packed + parts.packed, parts.quotients},
@@ -92,6 +99,7 @@ struct Progress {
     }
 };
 
+}  // namespace
 }  // namespace ctgpu::codec
 
 #endif

@@ -317,7 +317,7 @@ Fault decode(const Stream &stream, const TileShape &shape, const TileParts &part
 
 Fault decode_tile(const Stream &stream, const TileShape &shape, const Parts &parts,
                   const std::uint8_t *data, const Target &target) {
-    if (parts.size < shape.code_bytes() + parts.packed + std::size_t{parts.quotients})
+    if (!holds_parts(shape, parts))
         return Fault::size;
     if (sum_packed(shape, stream.coding, data) != parts.packed)
         return Fault::packed;

@@ -1,49 +1,30 @@
 // A tile decoded voxel by voxel: for processors without the instructions of the other variants, and
 // what those are held against.
 
-#include "codec/codec.h"
-
-#include <algorithm>
-#include <cstring>
-#include <numeric>
+#include "codec/decode.h"
 
 namespace ctgpu::codec::scalar {
 namespace {
 
-std::uint64_t load_word(const std::uint8_t *at) {
-    std::uint64_t word;
-    std::memcpy(&word, at, sizeof word);
-    return word;
-}
-
 // Bits of a part, from the lowest of its first byte on; up to QUOTIENT_BITS at once.
 class Bits {
   public:
-    explicit Bits(const std::uint8_t *begin) : begin_(begin) {}
+    explicit Bits(const BitPart &part) : part_(part) {}
 
-    std::uint64_t ahead() const { return load_word(begin_ + (at_ >> 3)) >> (at_ & 7); }
+    std::uint64_t ahead() const { return load_word(part_.begin + (at_ >> 3)) >> (at_ & 7); }
     void skip(std::size_t bits) { at_ += bits; }
     unsigned take(int bits) {
         const auto value = static_cast<unsigned>(ahead() & ((std::uint64_t{1} << bits) - 1));
         at_ += static_cast<std::size_t>(bits);
         return value;
     }
-    bool within(std::size_t bytes) const { return at_ <= 8 * bytes; }
-    // That it ends in the last of so many bytes, whose other bits are 0.
-    bool ends_at(std::size_t bytes) const {
-        return (at_ + 7) / 8 == bytes && (at_ % 8 == 0 || begin_[at_ >> 3] >> (at_ & 7) == 0);
-    }
+    bool within() const { return part_.holds(at_); }
+    bool ends() const { return part_.ends_after(at_); }
 
   private:
-    const std::uint8_t *begin_;
+    const BitPart part_;
     std::size_t at_ = 0;
 };
-
-int width_of(Coding coding, int code) {
-    if (coding == Coding::pack)
-        return code == PACK_WIDE ? 16 : code;
-    return code == RICE_ZERO ? 0 : code == RICE_WIDE ? 16 : code;
-}
 
 int code_of(const std::uint8_t *codes, std::size_t group) {
     return codes[group / 2] >> (4 * (group & 1)) & 15;
@@ -92,27 +73,26 @@ class Voxels {
 };
 
 // What the codes say of the bytes of the packed bits.
-std::size_t packed_bytes(Coding coding, const TileShape &shape, const std::uint8_t *codes) {
-    std::size_t bytes = 0;
+std::size_t packed_bytes(const std::array<std::uint8_t, 16> &bytes, const TileShape &shape,
+                         const std::uint8_t *codes) {
+    std::size_t sum = 0;
     for (std::size_t group = 0; group < shape.groups(); ++group)
-        bytes += static_cast<std::size_t>(
-            (shape.lanes * width_of(coding, code_of(codes, group)) + 7) / 8);
-    return bytes;
+        sum += bytes[code_of(codes, group)];
+    return sum;
 }
 
 }  // namespace
 
 Fault decode_tile(const Stream &stream, const TileShape &shape, const Parts &parts,
                   const std::uint8_t *data, const Target &target) {
-    const std::size_t stated = shape.code_bytes() + parts.packed + std::size_t{parts.quotients};
-    if (parts.size < stated)
+    if (!holds_parts(shape, parts))
         return Fault::size;
-    const std::uint8_t *const codes = data;
-    if (packed_bytes(stream.coding, shape, codes) != parts.packed)
+    const std::array<std::uint8_t, 16> bytes_of = group_bytes(stream.coding, shape.lanes);
+    if (packed_bytes(bytes_of, shape, data) != parts.packed)
         return Fault::packed;
-    const std::uint8_t *packed = codes + shape.code_bytes();
-    const std::size_t significand_bytes = parts.size - stated;
-    Bits quotients(packed + parts.packed), significands(packed + parts.packed + parts.quotients);
+    const TileParts at(shape, parts, data);
+    const std::uint8_t *packed = at.packed;
+    Bits quotients(at.quotients), significands(at.significands);
     const Voxels voxels(stream);
     const int bytes = voxel_bytes(stream.kind);
     // k of the plane before, below the row at hand; above it, of this one.
@@ -121,14 +101,14 @@ Fault decode_tile(const Stream &stream, const TileShape &shape, const Parts &par
         // b of the row before, which is c.
         std::int16_t before[LANES]{};
         for (int r = 0; r < shape.rows; ++r) {
-            const int code = code_of(codes, static_cast<std::size_t>(p) * shape.rows + r);
+            const int code = code_of(at.codes, static_cast<std::size_t>(p) * shape.rows + r);
             const int width = width_of(stream.coding, code);
             std::uint16_t z[LANES];
-            Bits bits(packed);
+            Bits bits({packed, bytes_of[code]});
             for (int n = 0; n < shape.lanes; ++n)
                 z[n] = static_cast<std::uint16_t>(bits.take(width));
-            packed += (shape.lanes * width + 7) / 8;
-            if (stream.coding == Coding::rice && code < RICE_WIDE) {
+            packed += bytes_of[code];
+            if (has_quotients(stream.coding, code)) {
                 std::uint64_t ahead = quotients.ahead();
                 int length = 0;
                 for (int n = 0; n < shape.lanes; ++n) {
@@ -140,7 +120,7 @@ Fault decode_tile(const Stream &stream, const TileShape &shape, const Parts &par
                     z[n] = static_cast<std::uint16_t>(z[n] + (zeros << width));
                 }
                 quotients.skip(static_cast<std::size_t>(length));
-                if (length > QUOTIENT_BITS || !quotients.within(parts.quotients))
+                if (length > QUOTIENT_BITS || !quotients.within())
                     return Fault::quotients;
             }
             std::int16_t *const row = &plane[static_cast<std::size_t>(r) * LANES];
@@ -164,15 +144,15 @@ Fault decode_tile(const Stream &stream, const TileShape &shape, const Parts &par
                 const std::uint16_t voxel = voxels.of(row[n], significands);
                 std::memcpy(out + n * bytes, &voxel, static_cast<std::size_t>(bytes));
             }
-            if (!significands.within(significand_bytes))
+            if (!significands.within())
                 return Fault::significands;
         }
     }
     if (target.planes < shape.planes)
         return Fault::none;
-    if (!quotients.ends_at(parts.quotients))
+    if (!quotients.ends())
         return Fault::quotients;
-    return significands.ends_at(significand_bytes) ? Fault::none : Fault::significands;
+    return significands.ends() ? Fault::none : Fault::significands;
 }
 
 }  // namespace ctgpu::codec::scalar
