@@ -151,9 +151,10 @@ def likely_cause(made: Numbers, reference: Numbers, spec: Spec) -> str:
             f"its values are {slope:.3f} times the reference's and {offset:+.3f}, as of another HU "
             "window or of a rescale too many or too few"
         )
-    precision, wanted_precision = _precision_of(made), _precision_of(reference)
-    if spec.dtype == "float16" and precision != wanted_precision:
-        return f"its precision is {precision}, and that of the reference {wanted_precision}"
+    if spec.dtype == "float16":
+        precision, wanted_precision = _precision_of(made), _precision_of(reference)
+        if precision != wanted_precision:
+            return f"its precision is {precision}, and that of the reference {wanted_precision}"
     return "it lies elsewhere, as of another spacing, crop, orientation or sampling position"
 
 

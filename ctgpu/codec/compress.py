@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ctgpu import _native
 from ctgpu.buffers import Bytes
 from ctgpu.codec.ctz import Coding, Head, Kind, Shape, empty_table, head_bytes
 from ctgpu.spec import Layout, Spec
-
-_GRID = re.compile(r"2\^-([0-9]+)")
 
 
 def compressed_limit_bytes(shape_dhw: Shape, voxel_bytes: int) -> int:
@@ -27,8 +24,8 @@ def kind_of(spec: Spec) -> tuple[Kind, int | None]:
     """How volumes of a contract are taken: their kind, and the grid that they are on, if any."""
     if spec.dtype == "uint8" or spec.dtype == "int16":
         return spec.dtype, 0
-    if (grid := _GRID.fullmatch(spec.precision)) is not None:
-        return "grid", int(grid[1])
+    if spec.precision_step is not None:
+        return "grid", round(-math.log2(spec.precision_step))
     return spec.dtype, None
 
 
@@ -69,6 +66,8 @@ def compress(
     int
         Bytes of the `.ctz`, from the beginning of `out`.
     """
+    from ctgpu import _native
+
     dhw = stored if layout == "DHW" else stored.transpose(2, 0, 1)
     shape_dhw: Shape = dhw.shape
     voxels = dhw.view(np.uint8 if dhw.itemsize == 1 else np.uint16)

@@ -9,11 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from ctgpu import _native
 from ctgpu.buffers import Bytes
 from ctgpu.codec.ctz import LANES, PLANES, SLACK_BYTES, CtzError, Head, Shape
-
-Numbers = npt.NDArray[np.int64]
 
 
 def tiles_of(head: Head, start_dhw: Shape, shape_dhw: Shape) -> list[range]:
@@ -79,6 +76,8 @@ def decompress(
     CtzError
         If a tile is damaged.
     """
+    from ctgpu import _native
+
     numbers = np.concatenate([np.arange(run.start, run.stop) for run in runs])
     table = head.table[numbers]
     ends = np.cumsum(table["size"], dtype=np.int64)
