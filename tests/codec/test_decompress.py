@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -116,6 +117,19 @@ def test_without_checksums_every_variant_finds_the_same_damage(kind: Kind, codin
         assert len(set(outcomes)) == 1
         found += outcomes[0].startswith(b"its tile")
     assert found > 0
+
+
+def test_residuals_wrap_around_at_16_bits() -> None:
+    shape: Shape = (1, 16, 1)
+    head = head_of(compressed(np.zeros(shape, np.uint16), "int16", "rice"), shape)
+    # One group of code 13 with the bits 6 and a quotient of 12, then groups of nothing.
+    tile = b"\xfd" + 7 * b"\xff" + b"\x06\x00" + b"\x00\x10"
+    table = np.array([(len(tile), 2, 2, 0, xxhash.xxh3_64_intdigest(tile))], head.table.dtype)
+    member = dataclasses.replace(head, table=table).to_bytes() + tile
+    wanted = np.full(shape, ((12 << 13 | 6) & 0xFFFF) >> 1, np.uint16)
+    assert (plain_ctz.decode(member) == wanted).all()
+    for variant in _native.ctz_variants():
+        assert (box_of(member, shape, variant=variant) == wanted).all()
 
 
 def test_a_wrong_checksum_names_the_tile() -> None:
