@@ -1,6 +1,7 @@
 // Which variants of the codec were compiled in, and which of them this CPU can run.
 
 #include "codec/codec.h"
+#include "cpu_features.h"
 #include "variants.h"
 
 namespace ctgpu::codec {
@@ -51,15 +52,12 @@ const Variant scalar_variant{"scalar", scalar::decode_tile, scalar::encode_tile,
 
 const Candidate<Variant> candidates[] = {
 #if defined(CTGPU_AVX512FP16)
-    {&avx512fp16_variant, [] { return has_avx512() && __builtin_cpu_supports("avx512fp16"); }},
+    {&avx512fp16_variant, [] { return has_avx512() && has_avx512fp16(); }},
 #endif
 #if defined(__x86_64__)
     {&avx512_variant, has_avx512},
     {&avx2_variant,
-     [] {
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
-                __builtin_cpu_supports("f16c");
-     }},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") && has_f16c(); }},
 #elif defined(__aarch64__)
     {&neon_variant, [] { return true; }},
 #endif

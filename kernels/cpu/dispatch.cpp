@@ -1,6 +1,7 @@
 // Which variants were compiled in, and which of them this CPU can run.
 
 #include "cpu/preprocess.h"
+#include "cpu_features.h"
 #include "variants.h"
 
 namespace ctgpu {
@@ -22,10 +23,7 @@ const Candidate<Variant> candidates[] = {
                 __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
      }},
     {&avx2_variant,
-     [] {
-         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                __builtin_cpu_supports("f16c");
-     }},
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }},
 #elif defined(__aarch64__)
     {&neon_variant, [] { return true; }},
 #endif
