@@ -21,6 +21,8 @@ CTGPU_DECLARE_VARIANT(scalar)
 CTGPU_DECLARE_VARIANT(avx2)
 CTGPU_DECLARE_VARIANT(avx512)
 CTGPU_DECLARE_VARIANT(avx512fp16)
+#elif defined(__aarch64__)
+CTGPU_DECLARE_VARIANT(neon)
 #endif
 
 namespace {
@@ -37,10 +39,10 @@ bool has_avx512() {
 #if defined(__x86_64__)
 const Variant avx512_variant{"avx512", avx512::decode_tile, avx512::encode_tile,
                              avx512::measure_tile, avx512::turn};
-const Variant avx2_variant{"avx2", scalar::decode_tile, avx2::encode_tile, avx2::measure_tile,
+const Variant avx2_variant{"avx2", avx2::decode_tile, avx2::encode_tile, avx2::measure_tile,
                            avx2::turn};
 #elif defined(__aarch64__)
-const Variant neon_variant{"neon", scalar::decode_tile, scalar::encode_tile, scalar::measure_tile,
+const Variant neon_variant{"neon", neon::decode_tile, scalar::encode_tile, scalar::measure_tile,
                            scalar::turn};
 #endif
 #if defined(CTGPU_AVX512FP16)

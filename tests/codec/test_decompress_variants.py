@@ -141,6 +141,30 @@ def test_every_grid_is_read(kind: Kind, grids: tuple[int, ...], variant: str) ->
         np.testing.assert_array_equal(out.view("u2"), voxels.view("u2"))
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize(
+    ("kind", "grid", "tiny", "odd"),
+    [("float16", -1, 0x4000, (0x4400, 0x4600)), ("bfloat16", 0, 0x3F80, (0x3F80, 0x4000))],
+)
+def test_as_many_significand_bits_as_vectors_take(
+    kind: Kind, grid: int, tiny: int, odd: tuple[int, int], coding: Coding, variant: str
+) -> None:
+    # Tiny numbers of 14 bits all over, and some of an odd count, after which others begin anywhere.
+    shape_dhw: Shape = (8, 40, 45)
+    rng = np.random.default_rng(5)
+    voxels = rng.integers(1, tiny, shape_dhw).astype(np.uint16)
+    voxels[:, :, ::11] = rng.integers(*odd, voxels[:, :, ::11].shape)
+    voxels[:, 20:22] = 0
+    head, data = member(
+        voxels.view(np.float16) if kind == "float16" else voxels, kind, coding, grid
+    )
+    assert not head.table["raw"].any()
+    out = decoded(head, data, variant, np.uint16)
+    assert out is not None
+    np.testing.assert_array_equal(out, voxels)
+
+
 @pytest.mark.parametrize("variant", [name for name in VARIANTS if name != "scalar"])
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("kind", KINDS)
