@@ -11,6 +11,17 @@ FUZZ_SECONDS ?= 3600
 PYTEST = $(BIN)/python -m pytest --durations=10 --dist loadfile --no-loadscope-reorder \
   -n $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 FUZZ = -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20
+# Where tests/fuzz/test_fuzz_ctz.py builds it too.
+FUZZ_CTZ = cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DCTGPU_PYTHON=OFF -DCTGPU_FUZZ=ON \
+  -DCTGPU_SANITIZE=ON && cmake --build build/fuzz --parallel --target fuzz_ctz
+# Of static programs AddressSanitizer makes none.
+ARM = command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null
+SANITIZE_ARM = cmake -S . -B build/sanitize-arm -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
+  -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_EXE_LINKER_FLAGS=-static \
+  -DCMAKE_CXX_FLAGS="-fsanitize=undefined -fno-sanitize-recover=all" -DCTGPU_PYTHON=OFF \
+  -DCTGPU_TESTS=ON && cmake --build build/sanitize-arm --parallel --target test_ctz
+# Folders with C++.
+CPP = kernels tests/fuzz tests/support
 # Else every process would compile the modules, and every worker rewrite the tests, in every run.
 unexport PYTHONDONTWRITEBYTECODE
 NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
@@ -38,7 +49,7 @@ test-hostile: $(VENV)/.developer  ## some of them with an environment set to do 
 lint: $(VENV)/.developer layers  ## ruff, clang-format, and that imports point one way
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(find kernels tests/support -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format --dry-run --Werror $$(find $(CPP) -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 # -S: to the finder of an editable installation the whole checkout is the package.
 layers: $(VENV)/.developer  ## that imports point one way
@@ -50,20 +61,27 @@ types: $(VENV)/.developer  ## mypy, strict
 format: $(VENV)/.developer  ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(find kernels tests/support -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+	$(BIN)/clang-format -i $$(find $(CPP) -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 bench: $(VENV)/.developer  ## every benchmark at tiny size, on one page
 	$(BIN)/python -m benchmarks
 
-sanitize:  ## the C++ engine under AddressSanitizer and UBSan, on random volumes
+sanitize:  ## the C++ engine and the codec under AddressSanitizer and UBSan, on random volumes
 	cmake -S . -B build/sanitize -DCTGPU_PYTHON=OFF -DCTGPU_TESTS=ON -DCTGPU_SANITIZE=ON
 	cmake --build build/sanitize --parallel
 	build/sanitize/test_bits --random 300 1
+	build/sanitize/test_ctz --random 1000 1
+	@{ $(ARM); } || echo "sanitize: there is no g++ or qemu-user for Arm, so that is left out"
+	! { $(ARM); } || { $(SANITIZE_ARM) && qemu-aarch64 build/sanitize-arm/test_ctz --random 300 1; }
 
-fuzz: $(VENV)/.developer  ## coverage-guided fuzzing of decoders and tar reader, FUZZ_SECONDS each
-	mkdir -p build/fuzz-decode build/fuzz-tar
+fuzz: $(VENV)/.developer  ## coverage-guided fuzzing of decoders, tar reader and codec, FUZZ_SECONDS each
+	mkdir -p build/fuzz-decode build/fuzz-tar build/fuzz-members build/fuzz-ctz
 	$(BIN)/python tests/fuzz/fuzz_decode.py build/fuzz-decode $(FUZZ) -artifact_prefix=build/fuzz-decode/
 	$(BIN)/python tests/fuzz/fuzz_tar.py build/fuzz-tar $(FUZZ) -artifact_prefix=build/fuzz-tar/
+	$(BIN)/python tests/fuzz/fuzz_ctz.py build/fuzz-members $(FUZZ) -artifact_prefix=build/fuzz-members/
+	@command -v clang++ >/dev/null || echo "fuzz: there is no clang++, so the C++ of the codec is left out"
+	! command -v clang++ >/dev/null || { $(FUZZ_CTZ) && \
+	  build/fuzz/fuzz_ctz build/fuzz-ctz $(FUZZ) -max_len=2048 -len_control=0 -artifact_prefix=build/fuzz-ctz/; }
 
 gpu-pack:  ## with internet: wheels and real CT that a bare GPU machine lacks, into .gpu-check/
 	$(PYTHON) tests/gpu/pack.py --real-ct $(REAL_CT)

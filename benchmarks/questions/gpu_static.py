@@ -14,16 +14,27 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import re
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 from benchmarks.harness.asking import Asked
+from benchmarks.harness.kernels import (
+    ARCHITECTURE,
+    DEVICES,
+    MOST_WARPS,
+    SCHEDULERS,
+    WARP,
+    blocks_of_a_multiprocessor,
+    compiled_kernel,
+    counts_of,
+    ptx_instructions,
+)
 from benchmarks.harness.measuring import Facts, counted
+from benchmarks.questions import gpu_static_ctz
 from ctgpu.engines.batch import THREADS, VOXEL_TYPES, KernelKey
 from ctgpu.engines.nvrtc import (
     KERNEL_FILES,
@@ -39,39 +50,15 @@ from ctgpu.volume.stored import Stored
 # Of tests/, which the script has made known.
 from support.kernel_counts import (
     ToolError,
-    disassemble,
     newest_nvrtc,
     nvdisasm_path,
     passes_of,
     run_on_cpu,
 )
-from support.nvrtc import CUPY_OPTIONS, Compiled, CompileError, Nvrtc
+from support.nvrtc import CUPY_OPTIONS, Compiled, Nvrtc
 
-ARCHITECTURE = "sm_90"
 USUAL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
 USUAL_DHW = KernelKey("i2", swap=False, fast=0, out=1, rescales=False, clips_before=True)
-
-
-@dataclass(frozen=True)
-class Device:
-    """What bounds a kernel on a GPU."""
-
-    multiprocessors: int
-    clock_ghz: float  # the highest; under load it may be less
-    copy_gb_per_s: float  # read and written together: assumed, not measured
-
-
-# Of the SXM boards.  Multiprocessors: NVIDIA's data sheets; clock: the one at which the 128 float32
-# lanes of each do the 67 TFLOPS given there.  Copies: an assumption, nine tenths of the 3.35 and
-# 4.8 TB/s given there; ``make gpu-check`` measures it.
-DEVICES = {"H100": Device(132, 1.98, 3000.0), "H200": Device(132, 1.98, 4300.0)}
-# Of a multiprocessor of compute capability 9.0: CUDA C++ Programming Guide, "Compute Capabilities".
-_SCHEDULERS, _WARP = 4, 32
-_REGISTERS, _REGISTER_UNIT, _SHARED_BYTES, _MOST_WARPS = 65536, 256, 228 << 10, 64
-_SHARED_BYTES_OF_SYSTEM = 1024  # of each block
-
-# Opcodes of nvdisasm, by what they do to memory.
-_MEMORY = {"global loads": ("LDG", "LD"), "shared loads": ("LDS",), "shared stores": ("STS",)}
 
 
 def main(asked: Asked) -> int:
@@ -86,6 +73,7 @@ def main(asked: Asked) -> int:
             spec.layout: roofline(nvrtc, key, tables[name_of(key)], spec)
             for key, spec in ((USUAL, Spec()), (USUAL_DHW, Spec(layout="DHW")))
         }
+        decoder = gpu_static_ctz.facts(nvrtc, disassembler, quick=asked.quick)
     except ToolError as error:
         print(f"the kernels cannot be counted: {error}", file=sys.stderr)
         return 3
@@ -95,6 +83,8 @@ def main(asked: Asked) -> int:
                 f"{layout} of 512×512×300 int16 on {device}, an estimate: "
                 f"{bound['issue_us']:.0f} µs to issue, {bound['memory_us']:.0f} µs to move bytes"
             )
+    for line in gpu_static_ctz.lines(decoder):
+        print(line)
     return asked.publish(
         {
             "data": "the kernels of this commit, compiled and not run",
@@ -103,6 +93,7 @@ def main(asked: Asked) -> int:
             "nvrtc": "{}.{}".format(*nvrtc.version()),
             "variants": tables,
             "roofline": model,
+            "decoder": decoder,
         }
     )
 
@@ -153,56 +144,22 @@ def counted_from() -> dict[str, str]:
 
 def compiled_of(nvrtc: Nvrtc, key: KernelKey) -> Compiled:
     """One variant, as CuPy has it compiled, with what ptxas says of it."""
-    try:
-        return nvrtc.build(kernel_source(), (*options_of(key), "--ptxas-options=-v"))
-    except CompileError as error:
-        raise ToolError(f"{name_of(key)} does not compile: {error}") from error
-
-
-_PTXAS = re.compile(
-    r"\d+ bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?"
-    r"Used (\d+) registers.*?(\d+) bytes smem",
-    re.DOTALL,
-)
+    return compiled_kernel(nvrtc, name_of(key), kernel_source(), options_of(key))
 
 
 def count(nvrtc: Nvrtc, disassembler: Path, key: KernelKey) -> Facts:
     """Registers, spills, shared memory and instructions of one variant."""
-    compiled = compiled_of(nvrtc, key)
-    said = _PTXAS.search(compiled.log)
-    if said is None:
-        raise ToolError(f"ptxas says nothing of {name_of(key)}: {compiled.log!r}")
-    opcodes = disassemble(disassembler, compiled.cubin)
-    stores, loads, registers, shared = map(int, said.groups())
-    told = {"spill stores": stores, "spill loads": loads, "shared memory": shared}
-    of_family = {name: sum(opcodes[code] for code in family) for name, family in _MEMORY.items()}
-    instructions = {"instructions": opcodes.total()} | of_family
-    return {
-        "registers": counted(registers, "registers"),
-        **{name: counted(size, "bytes") for name, size in told.items()},
-        **{name: counted(total, "instructions") for name, total in instructions.items()},
-    }
+    return counts_of(disassembler, name_of(key), compiled_of(nvrtc, key))
 
 
 # ---- the roofline ------------------------------------------------------------------------------
-
-
-def blocks_of_a_multiprocessor(registers: int, shared_bytes: int) -> int:
-    """How many blocks a multiprocessor holds at a time."""
-    warps = THREADS // _WARP
-    of_warp = -(-registers * _WARP // _REGISTER_UNIT) * _REGISTER_UNIT
-    return min(
-        _REGISTERS // (of_warp * warps),
-        _SHARED_BYTES // (shared_bytes + _SHARED_BYTES_OF_SYSTEM),
-        _MOST_WARPS // warps,
-    )
 
 
 def bounds_of(blocks: int, instructions: int, moved_bytes: int) -> dict[str, dict[str, float]]:
     """By device, the time to issue so many instructions in each block, and to move the bytes."""
     bounds = {}
     for name, device in DEVICES.items():
-        issued_each_us = device.multiprocessors * _SCHEDULERS * device.clock_ghz * 1e3
+        issued_each_us = device.multiprocessors * SCHEDULERS * device.clock_ghz * 1e3
         issue_us = blocks * instructions / issued_each_us
         memory_us = moved_bytes / device.copy_gb_per_s / 1e3
         bounds[name] = {"issue_us": issue_us, "memory_us": memory_us}
@@ -216,8 +173,7 @@ def roofline(nvrtc: Nvrtc, key: KernelKey, numbers: Mapping[str, Any], spec: Spe
     the kernel; each scheduler issues one a clock at best.
     """
     compiled = compiled_of(nvrtc, key)
-    _, _, body = compiled.ptx.partition(f".entry {KERNEL_NAME}")[2].partition("{")
-    in_ptx = len(re.findall(r"^\s*(?:@!?%p\d+\s+)?[a-z][\w.]*\s.*;\s*$", body, re.M))
+    in_ptx = ptx_instructions(compiled.ptx, KERNEL_NAME)
     counts, counted_blocks = run_on_cpu(compiled.ptx, key)
     issued = counts.warps.total() / counted_blocks
     machine_code = round(issued * numbers["instructions"]["runs"][0] / in_ptx)
@@ -226,7 +182,7 @@ def roofline(nvrtc: Nvrtc, key: KernelKey, numbers: Mapping[str, Any], spec: Spe
     blocks = math.prod(-(-n // tile) for n, tile in tiles)
     moved = 2 * math.prod(source_shape) + spec.size_bytes
     resident = blocks_of_a_multiprocessor(
-        numbers["registers"]["runs"][0], numbers["shared memory"]["runs"][0]
+        numbers["registers"]["runs"][0], numbers["shared memory"]["runs"][0], THREADS
     )
     return {
         "estimate": True,
@@ -239,6 +195,6 @@ def roofline(nvrtc: Nvrtc, key: KernelKey, numbers: Mapping[str, Any], spec: Spe
         "wavefronts_of_a_shared_load": round(passes_of(counts, "ld.shared"), 3),
         "wavefronts_of_a_shared_store": round(passes_of(counts, "st.shared"), 3),
         "blocks_of_a_multiprocessor": resident,
-        "occupancy": resident * THREADS // _WARP / _MOST_WARPS,
+        "occupancy": resident * THREADS // WARP / MOST_WARPS,
         "bounds": bounds_of(blocks, machine_code, moved),
     }

@@ -28,6 +28,7 @@ from ctgpu.engines.batch import (
 from ctgpu.engines.cupy_runtime import (
     LentStream,
     count_devices,
+    cuda_errors,
     import_cupy,
     on_device,
     upload,
@@ -301,25 +302,19 @@ class CudaEngine(Engine):
         """CUDA's errors as one sentence; after one, the context is beyond use."""
         if self._failure is not None:
             raise DeviceError(self._failure)
-        cuda = self._cupy.cuda
-        try:
+        with cuda_errors(
+            self._cupy,
+            kernel="the kernel",
+            otherwise=", or use --device cpu",
+            failed=f"{self.name} failed",
+            way_out="nothing that was committed is lost; run the same command again, with another "
+            "--device if the GPU does not come back",
+            on_failure=self._remember,
+        ):
             yield
-        except cuda.compiler.CompileException as error:
-            reason = next((line for line in str(error).splitlines() if "error" in line), error)
-            raise DeviceError(
-                f"NVRTC cannot compile the kernel for this GPU ({reason}): update "
-                "nvidia-cuda-nvrtc or the driver, or use --device cpu"
-            ) from error
-        except (
-            cuda.runtime.CUDARuntimeError,
-            cuda.driver.CUDADriverError,
-            cuda.nvrtc.NVRTCError,
-        ) as error:
-            self._failure = (
-                f"{self.name} failed ({error}): nothing that was committed is lost; run the same "
-                "command again, with another --device if the GPU does not come back"
-            )
-            raise DeviceError(self._failure) from error
+
+    def _remember(self, failure: str) -> None:
+        self._failure = failure
 
 
 class _Lane:

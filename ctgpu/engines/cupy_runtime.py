@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ctgpu.errors import DeviceError, reason_of
@@ -142,6 +142,65 @@ def _no_kernel_cache(error: OSError) -> DeviceError:
     )
 
 
+def _cuda_errors(cupy: Any) -> tuple[type[Exception], ...]:
+    """What CuPy raises where the driver, the runtime or NVRTC fails."""
+    cuda = cupy.cuda
+    return cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.nvrtc.NVRTCError
+
+
+@contextlib.contextmanager
+def cuda_errors(
+    cupy: Any,
+    *,
+    kernel: str,
+    otherwise: str = "",
+    failed: str,
+    way_out: str,
+    no_memory: str | None = None,
+    on_failure: Callable[[str], None] = lambda sentence: None,
+) -> Iterator[None]:
+    """What CuPy raises while it compiles, queues or waits, as one sentence.
+
+    Parameters
+    ----------
+    cupy : module
+    kernel : str
+        What is compiled, such as ``"the kernel"``.
+    otherwise : str
+        What to do where that is impossible, behind what mends it.
+    failed : str
+        What happened where the device, or the driver, fails.
+    way_out : str
+        And what to do then.
+    no_memory : str, optional
+        The sentence where the device's memory does not suffice; by default that error passes.
+    on_failure : callable
+        Gets the sentence where the device fails, whose context is then beyond use.
+
+    Raises
+    ------
+    DeviceError
+        With that sentence.
+    """
+    cuda = cupy.cuda
+    try:
+        yield
+    except cuda.memory.OutOfMemoryError as error:
+        if no_memory is None:
+            raise
+        raise DeviceError(no_memory) from error
+    except cuda.compiler.CompileException as error:
+        reason = next((line for line in str(error).splitlines() if "error" in line), error)
+        raise DeviceError(
+            f"NVRTC cannot compile {kernel} for this GPU ({reason}): update nvidia-cuda-nvrtc or "
+            f"the driver{otherwise}"
+        ) from error
+    except _cuda_errors(cupy) as error:
+        sentence = f"{failed} ({error}): {way_out}"
+        on_failure(sentence)
+        raise DeviceError(sentence) from error
+
+
 @contextlib.contextmanager
 def compiling(cupy: Any) -> Iterator[None]:
     """What CuPy raises of its own accord while it compiles or loads a kernel, as one sentence.
@@ -153,10 +212,9 @@ def compiling(cupy: Any) -> Iterator[None]:
     DeviceError
         If the cache on disk cannot be written, or CuPy lacks something such as CUDA's headers.
     """
-    cuda = cupy.cuda
     try:
         yield
-    except (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError, cuda.nvrtc.NVRTCError):
+    except _cuda_errors(cupy):
         raise
     except OSError as error:
         raise _no_kernel_cache(error) from error

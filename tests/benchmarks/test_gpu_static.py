@@ -18,12 +18,12 @@ from typing import Any, get_args
 
 import pytest
 
-from benchmarks.harness import compare
+from benchmarks.harness import compare, kernels
 from benchmarks.harness.asking import RESULTS
 from benchmarks.harness.machine import REPOSITORY
 from benchmarks.questions import gpu as run_gpu
 from benchmarks.questions import gpu_static
-from ctgpu.engines.batch import KernelKey
+from ctgpu.engines.batch import THREADS, KernelKey
 from ctgpu.machine import usable_cores
 from ctgpu.spec import Spec
 from ctgpu.volume.stored import Stored
@@ -112,7 +112,7 @@ def test_what_does_not_compile_is_one_sentence(
 def test_occupancy_is_bound_by_what_runs_out_first(
     registers: int, shared_bytes: int, blocks: int
 ) -> None:
-    assert gpu_static.blocks_of_a_multiprocessor(registers, shared_bytes) == blocks
+    assert kernels.blocks_of_a_multiprocessor(registers, shared_bytes, THREADS) == blocks
 
 
 def test_a_missing_tool_is_one_sentence_with_the_way_out(
@@ -378,10 +378,10 @@ def sentences(result: dict[str, Any]) -> list[str]:
         f"| {name} ({device.copy_gb_per_s / 1000} TB/s) "
         f"| {hwd['bounds'][name]['issue_us']:.0f} µs, DHW {dhw['bounds'][name]['issue_us']:.0f} µs "
         f"| {hwd['bounds'][name]['memory_us']:.0f} µs |"
-        for name, device in gpu_static.DEVICES.items()
+        for name, device in kernels.DEVICES.items()
     ]
-    (multiprocessors,) = {device.multiprocessors for device in gpu_static.DEVICES.values()}
-    (clock_ghz,) = {device.clock_ghz for device in gpu_static.DEVICES.values()}
+    (multiprocessors,) = {device.multiprocessors for device in kernels.DEVICES.values()}
+    (clock_ghz,) = {device.clock_ghz for device in kernels.DEVICES.values()}
     return [
         f"all {len(to_float16)} kernels to float16",
         f"With NVRTC {result['nvrtc']} for {result['architecture']}",

@@ -235,3 +235,68 @@ def test_kernels_are_kept_where_cupy_keeps_them(monkeypatch: pytest.MonkeyPatch)
     assert cupy_runtime.kernel_cache_folder() == "/cache"
     monkeypatch.delenv("CUPY_CACHE_DIR")
     assert cupy_runtime.kernel_cache_folder().endswith("/.cupy/kernel_cache")
+
+
+# ---- Errors of CUDA as sentences ---------------------------------------------------------------
+
+
+class CompileException(Exception):
+    pass
+
+
+class OutOfMemoryError(MemoryError):
+    pass
+
+
+class OtherCudaError(RuntimeError):
+    pass
+
+
+def raising(error: Exception, **words: Any) -> None:
+    kinds = {"driver": "CUDADriverError", "nvrtc": "NVRTCError"}
+    modules = {
+        name: types.SimpleNamespace(**{kind: OtherCudaError}) for name, kind in kinds.items()
+    }
+    cuda = types.SimpleNamespace(
+        memory=types.SimpleNamespace(OutOfMemoryError=OutOfMemoryError),
+        compiler=types.SimpleNamespace(CompileException=CompileException),
+        runtime=types.SimpleNamespace(CUDARuntimeError=CUDARuntimeError),
+        **modules,
+    )
+    cupy = types.SimpleNamespace(cuda=cuda)
+    usual = {"kernel": "the kernel", "failed": "cuda:3 failed", "way_out": "start again"}
+    with cupy_runtime.cuda_errors(cupy, **usual | words):
+        raise error
+
+
+@pytest.mark.parametrize("error", [CUDARuntimeError(700), OtherCudaError("cudaError 700")])
+def test_a_device_that_fails_is_told_and_remembered(error: Exception) -> None:
+    remembered: list[str] = []
+    with pytest.raises(DeviceError) as caught:
+        raising(error, on_failure=remembered.append)
+    assert remembered == [str(caught.value)] == ["cuda:3 failed (cudaError 700): start again"]
+    assert caught.value.__cause__ is error
+
+
+def test_what_does_not_compile_is_told_by_its_first_error_and_not_remembered() -> None:
+    remembered: list[str] = []
+    log = CompileException("a note\nkernel.cu(3): error: no such thing\n1 error detected")
+    with pytest.raises(DeviceError) as caught:
+        raising(log, on_failure=remembered.append, otherwise=", or use --device cpu")
+    assert str(caught.value) == (
+        "NVRTC cannot compile the kernel for this GPU (kernel.cu(3): error: no such thing): "
+        "update nvidia-cuda-nvrtc or the driver, or use --device cpu"
+    )
+    assert remembered == []
+
+
+def test_memory_that_does_not_suffice_has_its_sentence_or_passes() -> None:
+    with pytest.raises(DeviceError, match=r"^choose a smaller batch$"):
+        raising(OutOfMemoryError(), no_memory="choose a smaller batch")
+    with pytest.raises(OutOfMemoryError):
+        raising(OutOfMemoryError())
+
+
+def test_errors_of_others_pass() -> None:
+    with pytest.raises(ZeroDivisionError):
+        raising(ZeroDivisionError())

@@ -12,9 +12,20 @@ from typing import get_args
 
 import pytest
 
+from ctgpu.codec.ctz import KINDS, Kind
 from ctgpu.engines import nvrtc as nvrtc_module
 from ctgpu.engines.batch import KernelKey
-from ctgpu.engines.nvrtc import KERNEL_NAME, kernel_folder, kernel_options, kernel_source
+from ctgpu.engines.ctz_on_device import CtzKernel
+from ctgpu.engines.nvrtc import (
+    DECODE_CTZ,
+    KERNEL_NAME,
+    PREPROCESS,
+    Sources,
+    Variant,
+    kernel_folder,
+    kernel_options,
+    kernel_source,
+)
 from ctgpu.errors import DeviceError
 from ctgpu.volume.stored import Stored
 from support.nvrtc import CUPY_OPTIONS, Nvrtc
@@ -74,6 +85,20 @@ def test_nvrtc_compiles_every_kernel_to_exact_arithmetic(nvrtc: Nvrtc, key: Kern
     assert re.search(rf"\bst(?:\.global)?\.v{words}\.u32", ptx)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvrtc_compiles_the_decoder_for_every_architecture_without_spills(
+    nvrtc: Nvrtc, architecture: int, kind: Kind
+) -> None:
+    key = CtzKernel(kind, "rice")
+    options = (f"-arch=sm_{architecture}", *kernel_options(key, DECODE_CTZ), *CUPY_OPTIONS)
+    made = nvrtc.build(kernel_source(DECODE_CTZ), (*options, "--ptxas-options=-v"))
+    assert "warning" not in made.log
+    assert " 0 bytes spill stores, 0 bytes spill loads" in made.log
+    assert f".entry {DECODE_CTZ.kernel}" in made.ptx
+
+
 def test_the_hash_of_the_sources_is_among_the_options() -> None:
     assert any(re.fullmatch(r"-DCTGPU_SOURCES=0x[0-9a-f]{16}", o) for o in kernel_options(USUAL))
 
@@ -96,22 +121,27 @@ def test_nvcc_compiles_for_every_architecture(architecture: int, tmp_path: Path)
     assert " 0 bytes spill stores, 0 bytes spill loads" in ran.stderr
 
 
+@pytest.mark.parametrize(
+    ("sources", "key"),
+    [(PREPROCESS, USUAL), (DECODE_CTZ, CtzKernel("float16", "rice"))],
+    ids=["preprocess", "ctz"],
+)
 def test_the_hash_is_of_every_source_and_the_includes_are_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sources: Sources, key: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashes = set()
-    for changed in (None, *nvrtc_module.KERNEL_FILES):
+    for changed in (None, *sources.files):
         folder = tmp_path / str(changed).replace("/", "_")
-        for name in nvrtc_module.KERNEL_FILES:
+        for name in sources.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(b"changed" if name == changed else b"as it was")
         monkeypatch.setattr(nvrtc_module, "kernel_folder", lambda folder=folder: folder)
         nvrtc_module._hash_of_sources.cache_clear()
-        options = kernel_options(USUAL)
+        options = kernel_options(key, sources)
         assert f"-I{folder / 'cuda'}" in options
         hashes.add(next(option for option in options if "SOURCES" in option))
     nvrtc_module._hash_of_sources.cache_clear()
-    assert len(hashes) == 1 + len(nvrtc_module.KERNEL_FILES)
+    assert len(hashes) == 1 + len(sources.files)
 
 
 def test_sources_that_are_missing_are_one_sentence(

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import atheris
+from instrumented import instrumented
 
-with atheris.instrument_imports(include=["ctgpu", "zipfile", "numpy.lib"]):
+with instrumented("ctgpu", "zipfile", "numpy"):
     from ctgpu.buffers import BufferPool
     from ctgpu.decode import decode, inflated_size
     from ctgpu.decode.dicom_header import read_header

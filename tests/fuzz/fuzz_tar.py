@@ -15,8 +15,9 @@ import tempfile
 from pathlib import Path
 
 import atheris
+from instrumented import instrumented
 
-with atheris.instrument_imports(include=["ctgpu.shards.scan", "ctgpu.shards.tar"]):
+with instrumented("ctgpu"):
     from ctgpu.errors import DecodeError
     from ctgpu.shards.scan import scan_tar
     from ctgpu.shards.tar import BLOCK_BYTES

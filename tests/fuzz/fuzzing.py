@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from support.compiling import REPOSITORY
+
 
 def run_fuzzer(harness: Path, folder: Path, runs: int, max_len: int) -> None:
-    """Run `harness` in `folder`, seeded, and fail on whatever it finds."""
+    """Run `harness`, a script or a program, in `folder`, seeded, and fail on whatever it finds."""
+    called = [sys.executable, str(harness)] if harness.suffix == ".py" else [str(harness)]
     result = subprocess.run(
         [
             # Linux hands the peak of a process's memory down to what it executes, and libFuzzer
             # holds that against its limit: the shell, small itself, forks and so begins again.
-            *("sh", "-c", '"$@"; exit $?', "sh", sys.executable, str(harness)),
-            *("-seed=1", f"-runs={runs}", f"-max_len={max_len}", "-timeout=20"),
+            *("sh", "-c", '"$@"; exit $?', "sh", *called),
+            *("-seed=1", f"-runs={runs}", f"-max_len={max_len}", "-timeout=20", "-len_control=0"),
         ],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(harness.parents[2])},
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=600,
@@ -26,3 +33,21 @@ def run_fuzzer(harness: Path, folder: Path, runs: int, max_len: int) -> None:
     )
     assert result.returncode == 0, result.stderr[-4000:]
     assert f"Done {runs} runs" in result.stderr
+
+
+def built(target: str, build: Path, *definitions: str) -> Path:
+    """A program that CMakeLists.txt has, made in `build` unless it is there and newer."""
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("cmake is not installed")
+    build.mkdir(parents=True, exist_ok=True)
+    with (build / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        configure = [cmake, "-S", str(REPOSITORY), "-B", str(build), "-DCTGPU_PYTHON=OFF"]
+        for command in (
+            [*configure, *(f"-D{definition}" for definition in definitions)],
+            [cmake, "--build", str(build), "--parallel", "--target", target],
+        ):
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, result.stderr[-4000:]
+    return build / target

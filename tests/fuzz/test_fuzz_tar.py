@@ -8,6 +8,7 @@ import pytest
 from fuzzing import run_fuzzer
 
 
+@pytest.mark.slow
 def test_a_short_seeded_run_finds_nothing(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="atheris is not installed")
     run_fuzzer(Path(__file__).with_name("fuzz_tar.py"), tmp_path, 20000, 8192)

@@ -33,10 +33,10 @@ from runner import Found, Runner, Stage, table
 HERE = Path(__file__).resolve().parent
 #: Where a command is cut off after ten minutes, this leaves time to hand the results over.
 DEFAULT_LIMIT_S = 560.0
-#: Under a sanitizer everything takes many times as long: one test for each way through the kernel.
+#: Under a sanitizer everything takes many times as long: one test for each way through a kernel.
 SANITIZED = (
     "every_memory_order or every_type_of_the_output or shapes_that_leave_a_rest "
-    "or batch_of_everything"
+    "or batch_of_everything or (page_says and float16 and rice)"
 )
 #: With these words ncu says that it cannot work on this machine, whatever it was asked.
 PROFILER_REFUSES = (
@@ -174,6 +174,14 @@ def stages(work: Path) -> list[Stage]:
             says=words.of_smoke,
         ),
         Stage(
+            "decoder",
+            script("decoder", saved("decoder")),
+            60,
+            WORKING,
+            saved("decoder"),
+            says=words.of_decoder,
+        ),
+        Stage(
             "benchmark",
             [python, benchmark, "--data", data, "--json", saved("benchmark")],
             170,
@@ -250,7 +258,8 @@ def sanitizer(tool: str, work: Path) -> Stage:
     # CuPy asks for what there may not be and handles the error: that is no finding.
     options = ["--tool", tool, "--report-api-errors", "no"]
     options += ["--error-exitcode", str(SANITIZER_FOUND)]
-    run = pytest(work, tool, "tests/gpu/test_cuda_engine.py", "-k", SANITIZED)
+    files = ("tests/gpu/test_cuda_engine.py", "tests/gpu/test_ctz_decoder.py")
+    run = pytest(work, tool, *files, "-k", SANITIZED)
     return Stage(
         tool,
         [found, *options, *run],

@@ -11,12 +11,18 @@ import types
 from pathlib import Path
 from typing import Any
 
+import decoder
 import end_to_end
 import numpy as np
 import pytest
 import smoke
 import words
 
+from benchmarks.harness import gpu_timing
+from benchmarks.questions import gpu_static_ctz
+from ctgpu.codec import Coding, Head
+from ctgpu.codec.ctz import Kind
+from ctgpu.engines.ctz_on_device import CtzDecoder
 from ctgpu.engines.cuda import CudaEngine
 from ctgpu.spec import Spec
 
@@ -55,6 +61,67 @@ def test_smoke_finds_one_wrong_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     found = smoke.smoke(tmp_path / "smoke.json", (30, 28, 26), SPEC)
     assert [layout["voxels_that_differ"] for layout in found["layouts"].values()] == [1, 1]
     assert "DHW 1 voxels differ" in words.of_smoke(found)
+
+
+@pytest.fixture
+def small_decoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder, "SHAPE", (9, 6, 33))
+    monkeypatch.setattr(decoder, "BOX", ((5, 1, 20), (4, 4, 13)))
+    monkeypatch.setattr(gpu_static_ctz, "VOLUME_DHW", (8, 48, 64))
+    monkeypatch.setattr(gpu_timing, "WARM_UP_S", 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_decoder")
+def test_the_decoder_is_held_against_the_cpus_and_timed(tmp_path: Path) -> None:
+    result = tmp_path / "decoder.json"
+    found = decoder.check(result, 2, 1)
+    assert json.loads(json.dumps(found)) == json.loads(result.read_text())
+    assert len(found["volumes"]) == 5 * 2 * 2
+    assert all(one["same_bits"] and one["tiles"] == 4 for one in found["volumes"].values())
+    # There are some of both forms.
+    assert (
+        0 < sum(one["raw_tiles"] for one in found["volumes"].values()) < 4 * len(found["volumes"])
+    )
+    assert list(found["speed"]) == ["float16, pack", "float16, rice", "grid, pack", "grid, rice"]
+    for of in found["speed"].values():
+        assert not of["damaged"]
+        assert of["shape_dhw"] == (16, 48, 64)
+        assert min(of[f"batch of {n}"]["voxel_gb_per_s"] for n in (1, 4)) > 0
+    assert words.of_decoder(found).startswith("20 of 20 volumes have the same bits; float16, pack ")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("small_decoder")
+def test_a_decoder_with_one_wrong_bit_or_damage_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = decoder.on_gpu
+
+    def wrong(on: CtzDecoder, head: Head, *others: Any) -> np.ndarray:
+        made = right(on, head, *others)
+        if (head.kind, head.coding, head.layout) == ("grid", "rice", "HWD"):
+            made[1, 2, 3] ^= 1
+        return made
+
+    for name in ("KINDS", "TIMED"):
+        monkeypatch.setattr(decoder, name, ("grid",))
+    monkeypatch.setattr(decoder, "on_gpu", wrong)
+    timed = decoder.phantom
+
+    def damaged(kind: Kind, coding: Coding) -> tuple[Head, np.ndarray]:
+        head, tiles = timed(kind, coding)
+        return head, tiles if coding == "pack" else tiles ^ np.uint8(255)
+
+    monkeypatch.setattr(decoder, "phantom", damaged)
+    monkeypatch.setattr(sys, "argv", ["decoder.py", str(tmp_path / "decoder.json")])
+    monkeypatch.setattr(decoder, "SLABS", 1)
+    monkeypatch.setattr(decoder, "REPEATS", 1)
+    assert decoder.main() == 1
+    said = words.of_decoder(json.loads((tmp_path / "decoder.json").read_text()))
+    assert said.startswith("3 of 4 volumes have the same bits; others: grid, rice, HWD; ")
+    assert said.endswith("GB/s, and finds damage")
+    assert said.count("finds damage") == 1
 
 
 @pytest.fixture

@@ -44,6 +44,18 @@ run_smoke = smoke.smoke
 smoke.smoke = lambda result, shape, spec: run_smoke(result, (30, 28, 26), small)
 """
 )
+SMALL_DECODER = """
+import sys
+import decoder
+check_decoder = decoder.check
+decoder.SHAPE, decoder.BOX = (9, 6, 33), ((5, 1, 20), (4, 4, 13))
+decoder.KINDS = decoder.TIMED = ("grid",)
+decoder.check = lambda result, slabs, repeats: check_decoder(result, 1, 1)
+from benchmarks.harness import gpu_timing
+gpu_timing.WARM_UP_S = 0.0
+from benchmarks.questions import gpu_static_ctz
+gpu_static_ctz.VOLUME_DHW = (8, 48, 64)
+"""
 SMALL_END_TO_END = (
     SMALL
     + """
@@ -192,8 +204,8 @@ def assert_each_stage_left_what_was_before_it(written: list[dict[str, Any]]) -> 
 # ---- the runs -----------------------------------------------------------------------------------
 
 NAMES = [
-    *("facts", "install", "doctor", "smoke", "benchmark", "ncu", "tests", "loader tests"),
-    *("end to end", "memcheck", "racecheck", "synccheck"),
+    *("facts", "install", "doctor", "smoke", "decoder", "benchmark", "ncu", "tests"),
+    *("loader tests", "end to end", "memcheck", "racecheck", "synccheck"),
 ]
 ONE_TEST = ("-k", "test_every_memory_order and HWD")
 
@@ -206,6 +218,7 @@ def test_a_stage_that_hangs_fails_or_is_killed_leaves_the_results_before_it(
     status, written, said = run_check(
         300.0,
         smoke=lambda one: small(one, SMALL_SMOKE + WRONG_BIT),
+        decoder=lambda one: small(one, SMALL_DECODER),
         benchmark=lambda one: replace(small(one, hangs, "--quick", "--repeats=1"), most_s=20),
         tests=lambda one: replace(one, command=[*one.command, *ONE_TEST]),
         end_to_end=lambda one: small(one, SMALL_END_TO_END + IS_KILLED),
@@ -218,6 +231,7 @@ def test_a_stage_that_hangs_fails_or_is_killed_leaves_the_results_before_it(
         "install": "passed",
         "doctor": "passed",
         "smoke": "failed",
+        "decoder": "passed",
         "benchmark": "timed out",
         "ncu": "not here",
         "tests": "passed",
@@ -260,6 +274,7 @@ def test_the_check_passes_with_the_stages_that_it_has(
     status, written, said = run_check(
         12_000.0,
         **dict.fromkeys(("doctor", "smoke", "tests", "loader_tests", "end_to_end"), unhurried),
+        decoder=lambda one: replace(small(one, SMALL_DECODER), most_s=3000),
         benchmark=lambda one: unhurried(one, "--quick", "--repeats=2"),
     )
     assert_each_stage_left_what_was_before_it(written)

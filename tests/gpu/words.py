@@ -39,6 +39,19 @@ def of_smoke(found: Found) -> str:
     return "; ".join(words)
 
 
+def of_decoder(found: Found) -> str:
+    """The verdict, and how many bytes of voxels are decoded in a second."""
+    volumes, speed = found["volumes"], found["speed"]
+    differ = [name for name, one in volumes.items() if not one["same_bits"]]
+    words = [f"{len(volumes) - len(differ)} of {len(volumes)} volumes have the same bits"]
+    words += [f"others: {'; '.join(differ)}"] if differ else []
+    for name, of in speed.items():
+        rates = [one["voxel_gb_per_s"] for batch, one in of.items() if batch.startswith("batch")]
+        damaged = ", and finds damage" if of["damaged"] else ""
+        words.append(f"{name} {' and '.join(f'{rate:.0f}' for rate in rates)} GB/s{damaged}")
+    return "; ".join(words)
+
+
 def of_end_to_end(found: Found) -> str:
     """What passed, and what did not, in a few words."""
     failed = [name for name, part in found.items() if not part["passed"]]

@@ -263,6 +263,26 @@ def test_known_bits_of_a_register_stay_known() -> None:
     assert out.array[0] == 0x34
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "add.s32 %r4, %r1, %r3;",
+        "sub.s32 %r4, %r1, %r3;",
+        "mul.lo.s32 %r4, %r1, %r3;",
+        "mad.lo.s32 %r4, %r3, %r3, %r1;",
+        "neg.s32 %r4, %r3;",
+    ],
+)
+def test_unknown_bits_are_carried_up_and_not_down(code: str) -> None:
+    """Of %r3, the lower half is known."""
+    out, given = Buffer.blank(1, np.uint64), Buffer(np.full(4, 0x1235, np.uint64))
+    arguments = [np.uint64(out.address), np.uint64(given.address)]
+    sum_of = f"ld.global.u32 %r1, [%rd2]; shl.b32 %r2, %r5, 16; or.b32 %r3, %r2, %r1; {code}"
+    assembled(f"{sum_of} st.global.u16 [%rd1], %r4;").launch(1, 1, arguments, [out, given])
+    with pytest.raises(KernelFault, match="unwritten store"):
+        assembled(f"{sum_of} st.global.u32 [%rd1], %r4;").launch(1, 1, arguments, [out, given])
+
+
 def test_a_call_of_what_was_not_inlined_is_named() -> None:
     for body in ('if (i > n) printf("%d", i);', "out[i] = helper(i);"):
         with pytest.raises(

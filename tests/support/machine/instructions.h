@@ -34,6 +34,14 @@ struct All {
     u64 operator()(Op op, Bits, Bits, Bits) const { return op.mask(); }
 };
 
+// Where one unknown bit makes those above it unknown: nothing is carried down.
+struct Carried {
+    u64 operator()(Op op, Bits a, Bits b, Bits c) const {
+        const u64 unknown = a.unknown | b.unknown | c.unknown, lowest = unknown & (0 - unknown);
+        return (0 - lowest) & op.mask();
+    }
+};
+
 // A predicate is one bit.
 struct One {
     u64 operator()(Op, Bits, Bits, Bits) const { return 1; }
@@ -197,6 +205,10 @@ using Table = std::map<std::string, Handler>;
         return expression;                                                                         \
     })
 
+#define CTGPU_CARRY(expression)                                                                    \
+    computed([](Op op, u64 a, [[maybe_unused]] u64 b,                                              \
+                [[maybe_unused]] u64 c) -> u64 { return cut(op, expression); },                    \
+             Carried{})
 #define CTGPU_COMPARE(expression)                                                                  \
     computed([](Op op, u64 a, u64 b) -> u64 { return expression; }, One{})
 
@@ -204,10 +216,10 @@ template <bool SIGNED>
 void add_integers(Table &table, const std::string &type) {
     const auto x = [](Op op, u64 a) { return extended<SIGNED>(op.bits, a); };
     using X = decltype(x);
-    table["add" + type] = CTGPU_COMPUTE(cut(op, a + b));
-    table["sub" + type] = CTGPU_COMPUTE(cut(op, a - b));
-    table["mul.lo" + type] = CTGPU_COMPUTE(cut(op, a * b));
-    table["mad.lo" + type] = CTGPU_COMPUTE(cut(op, a * b + c));
+    table["add" + type] = CTGPU_CARRY(a + b);
+    table["sub" + type] = CTGPU_CARRY(a - b);
+    table["mul.lo" + type] = CTGPU_CARRY(a * b);
+    table["mad.lo" + type] = CTGPU_CARRY(a * b + c);
     table["mul.wide" + type] = CTGPU_COMPUTE(
         static_cast<u64>(extended<SIGNED>(op.bits_from, a) * extended<SIGNED>(op.bits_from, b)) &
         op.mask());
@@ -231,7 +243,7 @@ void add_integers(Table &table, const std::string &type) {
     table["rem" + type] = CTGPU_COMPUTE(cut(op, a - Quotient{}(op, a, b) * b));
     table["min" + type] = CTGPU_COMPUTE(X{}(op, a) < X{}(op, b) ? a : b);
     table["max" + type] = CTGPU_COMPUTE(X{}(op, a) > X{}(op, b) ? a : b);
-    table["neg" + type] = CTGPU_COMPUTE(cut(op, 0 - a));
+    table["neg" + type] = CTGPU_CARRY(0 - a);
     table["abs" + type] = CTGPU_COMPUTE(X{}(op, a) < 0 ? cut(op, 0 - a) : a);
     table["shr" + type] = moved<1>([](Op op, u64 a, u64 b) -> u64 {
         const u64 by = b & 0xffffffffu;

@@ -95,6 +95,7 @@ class Block {
             warps_.emplace_back(w, launch.registers);
             warps_.back().memory = &memory_;
         }
+        memory_.clock.one_warp = threads_ <= LANES;
         at_.resize(static_cast<std::size_t>(threads_));
         state_.resize(at_.size());
     }

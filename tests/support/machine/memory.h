@@ -62,10 +62,11 @@ struct Access {
 };
 
 struct Clock {
-    u32 now = 0;          // era
-    u32 block_begin = 0;  // first era of this block: what is older comes from another block
-    u32 barrier = 0;      // first era after the last barrier of the block
-    u32 warp_sync[32];    // first era after the last bar.warp.sync of each warp
+    u32 now = 0;            // era
+    u32 block_begin = 0;    // first era of this block: what is older comes from another block
+    u32 barrier = 0;        // first era after the last barrier of the block
+    u32 warp_sync[32];      // first era after the last bar.warp.sync of each warp
+    bool one_warp = false;  // whether blocks are of one: several threads are all of it then
 
     void begin_block() {
         block_begin = barrier = tick();
@@ -88,7 +89,7 @@ struct Clock {
         if (other == static_cast<u32>(thread + 1))
             return false;
         const bool same_warp =
-            other != SEVERAL && (other - 1) / 32 == static_cast<u32>(thread) / 32;
+            one_warp || (other != SEVERAL && (other - 1) / 32 == static_cast<u32>(thread) / 32);
         return era >= (same_warp ? std::max(barrier, warp_sync[thread / 32]) : barrier);
     }
 
