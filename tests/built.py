@@ -1,4 +1,4 @@
-"""Reading a built data set back, for tests."""
+"""Reading a built data set back, for tests: what is compressed comes as what it stands for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from ctgpu.codec.ctz import SLACK_BYTES
+from ctgpu.codec.whole import decompress_whole, head_of
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Sample:
 
 
 def read_samples(folder: Path) -> dict[str, Sample]:
-    """Every sample of a folder by key, read with nothing but ``tarfile``."""
+    """Every sample of a folder by key, read with nothing but ``tarfile`` and the codec."""
     members: dict[str, dict[str, bytes]] = {}
     for path in sorted(folder.glob("shard-*.tar")):
         with tarfile.open(path) as archive:
@@ -38,7 +41,10 @@ def read_samples(folder: Path) -> dict[str, Sample]:
                 key, _, extension = info.name.partition(".")
                 file = archive.extractfile(info)
                 assert isinstance(file, io.BufferedReader)
-                members.setdefault(key, {})[extension] = file.read()
+                content = file.read()
+                if extension in ("ctz", "segz"):
+                    extension, content = {"ctz": "bin", "segz": "seg"}[extension], decoded(content)
+                members.setdefault(key, {})[extension] = content
     return {
         key: Sample(
             parts["bin"],
@@ -49,6 +55,17 @@ def read_samples(folder: Path) -> dict[str, Sample]:
         )
         for key, parts in members.items()
     }
+
+
+def decoded(member: bytes) -> bytes:
+    """What a ``.ctz`` stands for, in the layout that it states."""
+    room = np.frombuffer(member + bytes(SLACK_BYTES), np.uint8)
+    head = head_of(room[: len(member)])
+    depth, height, width = head.shape_dhw
+    shape = head.shape_dhw if head.layout == "DHW" else (height, width, depth)
+    out = np.empty(shape, f"<u{head.voxel_bytes}")
+    decompress_whole(room, len(member), out, head.layout)
+    return out.tobytes()
 
 
 def tar_bytes(folder: Path) -> dict[str, bytes]:

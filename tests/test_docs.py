@@ -252,6 +252,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     old = {"bin": sample.volume, "json": b'{"preprocessed": true}', "cls": bytes(72)}
     write_tar(root / "old/preprocessed/shard-000000.tar", {STUDY: old})
     convert_tars(root / "old/raw", root / "shards/converted", device="cpu")
+    convert_tars(root / "shards/valid", root / "shards/rice", compress="rice")
     with LocalHub(root / "CT-RATE", "ibrahimhamamci/CT-RATE", token="hf_docs") as hub:
         (root / "endpoint").write_text(hub.url)
         yield root

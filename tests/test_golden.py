@@ -15,8 +15,10 @@ from built import read_samples, tar_bytes
 from ctgpu.building.convert import convert_tars
 from ctgpu.checking.verify import verify_folder
 from ctgpu.loading import VolumeDataset, make_loader
+from ctgpu.shards.folder import summaries
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import ShardRecord, checksum
+from support import plain_ctz
 
 GOLDEN = Path(__file__).parent / "golden"
 #: What says what only the second version of the format can say.
@@ -25,8 +27,10 @@ SECOND = "version-2"
 THIRD = "version-3"
 #: What has masks, which take the fourth version of plans and the third of records.
 FOURTH = "version-4"
+#: What is compressed, which takes the fifth version of plans and the fourth of records.
+FIFTH = "version-5"
 WRITERS = sorted(
-    {path.name for path in GOLDEN.iterdir() if path.is_dir()} - {SECOND, THIRD, FOURTH}
+    {path.name for path in GOLDEN.iterdir() if path.is_dir()} - {SECOND, THIRD, FOURTH, FIFTH}
 )
 
 
@@ -60,6 +64,13 @@ def assert_samples(folder: Path, wanted: dict[str, Any]) -> None:
         assert checksum(sample.labels.tobytes()) == wanted[key]["cls"]
         assert checksum(sample.text.encode()) == wanted[key]["txt"]
         assert holds(sample.metadata, wanted[key]["json"])
+
+
+def assert_loaded(sample: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Volume and mask of a dataset (C, D, H, W) are those that were stored as H, W, D."""
+    for member, name in (("bin", "volume"), ("seg", "mask")):
+        (stored,) = sample[name].transpose(0, 2, 3, 1)
+        assert checksum(stored.tobytes()) == wanted[member]
 
 
 @pytest.mark.parametrize("name", ["ct-rate", "plain", "converted"])
@@ -211,3 +222,78 @@ def test_a_folder_with_masks_is_gone_on_with(tmp_path: Path) -> None:
     assert dataset.mask_labels == {"body": 1, "bone": 300}
     assert sorted(np.unique(dataset["a"]["mask"])) == [0, 1, 300]
     assert sorted(np.unique(dataset["d"]["mask"])) == [0, 1]  # it has no file for the other
+
+
+@pytest.fixture
+def fifth(tmp_path: Path) -> Path:
+    """A copy of what was written of the fifth version."""
+    return Path(shutil.copytree(GOLDEN / FIFTH, tmp_path / "golden"))
+
+
+def test_a_compressed_folder_is_gone_on_with(fifth: Path) -> None:
+    folder, before = fifth / "rice", tar_bytes(fifth / "rice")
+    assert list(before) == ["shard-000000.tar"]
+    plan = (folder / "plan.json").read_bytes()
+    written: list[str] = []
+
+    def watch(event: object) -> None:
+        if isinstance(event, ctgpu.building.events.SampleWritten):
+            written.append(event.key)
+
+    report = ctgpu.build(folder, source=fifth / "source", device="cpu", watch=watch)
+    assert (report.exit_code, report.manifest["compression"]) == (0, "rice")
+    assert written == ["d"]  # the others are in the finished shard, and in the other's partial
+    assert {n: b for n, b in tar_bytes(folder).items() if n in before} == before
+    assert (folder / "plan.json").read_bytes() == plan == Plan.load(folder).to_json()
+    assert verify_folder(folder).findings == []
+    wanted = expected(fifth)["rice"]
+    dataset = VolumeDataset(folder)
+    for name in wanted:
+        assert_loaded(dataset[name], wanted[name])
+        assert dataset.metadata(name) == wanted[name]["json"]
+
+
+@pytest.mark.parametrize(("name", "coding", "kind"), [("rice", 1, 3), ("pack", 0, 2)])
+def test_a_compressed_volume_is_what_its_page_says(
+    fifth: Path, name: str, coding: int, kind: int
+) -> None:
+    record = ShardRecord.load(fifth / name / "shard-000000.json")
+    tar = (fifth / name / "shard-000000.tar").read_bytes()
+    for entry in record.samples:
+        wanted = expected(fifth)[name][entry.key]
+        assert list(entry.members) == ["ctz", "segz", "cls", "txt", "json"]
+        for extension, holds_what, of_kind in (("ctz", "bin", kind), ("segz", "seg", 0)):
+            offset, size = entry.members[extension].offset, entry.members[extension].size_bytes
+            member = tar[offset : offset + size]
+            assert (member[:4], member[4], member[5]) == (b"CTZ\1", of_kind, coding)
+            stored = plain_ctz.decode(member).transpose(1, 2, 0)  # to H, W, D
+            assert checksum(stored.tobytes()) == wanted[holds_what]
+
+
+@pytest.mark.parametrize(("name", "other"), [("rice", "pack"), ("pack", "rice")])
+def test_a_compressed_folder_is_recoded(fifth: Path, name: str, other: str) -> None:
+    before = tar_bytes(fifth / name)
+    wanted = expected(fifth)[name]
+    raw, back = fifth / "raw", fifth / "back"
+    convert_tars(fifth / name, raw, compress="none")
+    stored = read_samples(raw)
+    assert_samples(raw, {key: wanted[key] for key in stored})
+    assert len(stored) == sum(s.num_samples for s in summaries(fifth / name))
+    convert_tars(raw, fifth / "other", compress=other)
+    assert Plan.load(fifth / "other").compression == other
+    convert_tars(fifth / "other", back, compress=name)
+    assert tar_bytes(back) == before
+    assert (back / "plan.json").read_bytes() == (fifth / name / "plan.json").read_bytes()
+
+
+def test_a_finished_compressed_folder_has_its_bytes(fifth: Path) -> None:
+    folder = fifth / "pack"
+    assert verify_folder(folder).findings == []
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert ctgpu.build(folder, source=fifth / "source", device="cpu").written == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    record = ShardRecord.load(folder / "shard-000000.json")
+    assert record.to_json() == before["shard-000000.json"]
+    assert json.loads(before["manifest.json"])["manifest_format"] == "ctgpu-manifest-4"
+    (wanted,) = expected(fifth)["pack"].values()
+    assert_loaded(VolumeDataset(folder)[0], wanted)

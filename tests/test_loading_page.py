@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import ctgpu
+from ctgpu.codec.ctz import LANES, PLANES
 from ctgpu.errors import UsageError
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.compressed_folders import compress_folder
 from support.masks import LABELS, mask_of, with_masks
 from support.phantoms import chest, study_ids
 
@@ -173,3 +175,29 @@ def test_its_pipeline_of_monai_makes_batches(shards: Path) -> None:
     assert names["batch"]["image"].dtype == torch.float32
     assert names["batch"]["label"].shape == (1, 18)
     assert len(names["patches"]) == 3
+
+
+def test_its_compressed_shards_are_the_same_batches(shards: Path) -> None:
+    from ctgpu.loading import VolumeDataset, make_loader
+
+    small = compress_folder(shards, shards.parent / "small", "rice")
+    for batch, raw in zip(make_loader(small, 2), make_loader(shards, 2), strict=True):
+        assert torch.equal(batch["volume"], raw["volume"])
+        assert batch["volume"].is_contiguous()
+        assert not raw["volume"].is_contiguous()
+    assert len(VolumeDataset([shards, small])) == 10
+
+
+def test_its_boxes_meet_as_many_tiles_as_it_says() -> None:
+    (stated,) = re.findall(
+        r"a box of (\d+)³ meets at most (\d+) of the (\d+) tiles of ([\d ×]+)", PAGE
+    )
+    box, most, all_tiles = map(int, stated[:3])
+    h, w, d = map(int, stated[3].split("×"))
+    assert (h, w, d) == Spec().shape_hwd
+    assert -(-d // PLANES) * -(-w // LANES) == all_tiles
+    met = [
+        max((start + box - 1) // tile - start // tile + 1 for start in range(size - box + 1))
+        for size, tile in ((d, PLANES), (w, LANES))
+    ]
+    assert met[0] * met[1] == most

@@ -17,6 +17,8 @@ from ctgpu.loading import VolumeDataset
 from ctgpu.shards.manifest import write_manifest
 
 GOLDEN = Path(__file__).parent / "golden/1ecd6b5/plain"
+#: A folder whose files are all of the newest version.
+NEWEST = Path(__file__).parent / "golden/version-5"
 
 Change = Callable[[str], str]
 
@@ -146,3 +148,45 @@ def test_a_manifest_of_another_writer_may_say_what_it_likes(old: Path) -> None:
     path.write_text(json.dumps({"format": 3, "version": 7, "manifest_format": "other-3"}))
     write_manifest(old / "shards")
     assert json.loads(path.read_bytes())["format"] == "webdataset"
+
+
+@pytest.fixture
+def compressed(tmp_path: Path) -> Path:
+    """A finished folder of the newest version, and the source of it."""
+    shutil.copytree(NEWEST / "source", tmp_path / "new/source")
+    shutil.copytree(NEWEST / "pack", tmp_path / "new/shards")
+    return tmp_path / "new"
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "load"])
+def test_a_ctgpu_without_compression_leaves_such_a_folder_alone(
+    compressed: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {"plan": 4, "shard": 3, "manifest": 3}
+    monkeypatch.setattr("ctgpu.shards.versions._NEWEST", before)
+    files = r"plan\.json|manifest\.json|shard-000000\.json"
+    if command == "load":
+        assert_left_alone(compressed, files, lambda: VolumeDataset(compressed / "shards"))
+    else:
+        assert_left_alone(compressed, files, lambda: run(COMMANDS[command], compressed))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "newest"),
+    [
+        ("plan.json", "plan", 5),
+        ("shard-000000.json", "shard", 4),
+        ("manifest.json", "manifest", 4),
+    ],
+)
+def test_the_version_after_the_newest_is_named(
+    compressed: Path, name: str, kind: str, newest: int
+) -> None:
+    known, unknown = f"ctgpu-{kind}-{newest}", f"ctgpu-{kind}-{newest + 1}"
+    rewrite(compressed / "shards", name, lambda text: text.replace(known, unknown))
+    with pytest.raises(NewerFormatError) as caught:
+        run(COMMANDS["verify"], compressed)
+    assert str(caught.value).endswith(
+        f"{name} was written by a newer ctgpu; update ctgpu to go on with it "
+        f"(its format is {unknown}, and {known} is known)"
+    )

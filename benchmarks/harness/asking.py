@@ -119,15 +119,22 @@ class Asked:
         return 0
 
 
-def load_real_ct(folder: Path) -> Array:
-    """The scan of the measured job: int16 HU, its own slices repeated, ordered as NIfTI has it."""
-    path = Path(folder) / REAL_CT_NAME
+def load_scan(folder: Path, name: str) -> Scan:
+    """A real scan as its file has it, at its own spacing: HU, ordered as NIfTI has it."""
+    path = Path(folder) / name
     if not path.is_file():
-        raise SystemExit(f"{path} is not there; pass --data FOLDER with {REAL_CT_NAME}, or --quick")
+        raise SystemExit(f"{path} is not there; pass --data FOLDER with {name}, or --quick")
     import nibabel
 
     loaded: Any = nibabel.load(path)
-    image = np.asanyarray(loaded.dataobj)
+    h, w, d = map(float, loaded.header.get_zooms())
+    voxels, mm = np.asanyarray(loaded.dataobj), f"{h:.4g}×{w:.4g}×{d:.4g} mm"
+    return Scan(voxels, (h, w, d), f"{name}, {'×'.join(map(str, voxels.shape))} of {mm}")
+
+
+def load_real_ct(folder: Path) -> Array:
+    """The scan of the measured job: int16 HU, its own slices repeated, ordered as NIfTI has it."""
+    image = load_scan(folder, REAL_CT_NAME).voxels
     volume = in_pages((*image.shape[:2], REAL_CT_SLICES), np.int16, order="F")
     volume[...] = image[:, :, np.arange(REAL_CT_SLICES) % image.shape[2]]
     return volume

@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 _RECORDED = (
     *("ctgpu", "numpy", "torch", "nibabel", "isal", "deflate", "zlib-ng", "webdataset"),
     *("huggingface_hub", "scipy", "SimpleITK", "torchio", "monai", "nvidia-dali-cuda120"),
-    *("litdata", "ray"),
+    *("litdata", "ray", "blosc2", "zstandard"),
 )
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import psutil
 import torch
 import webdataset
+import xxhash
 
 from benchmarks.harness.measuring import Array, in_pages
 from benchmarks.peers import old_way
@@ -48,6 +49,16 @@ def tars_of(dataset: VolumeDataset) -> list[Path]:
 def volumes_of(dataset: VolumeDataset) -> list[tuple[Path, Member]]:
     """The tar of every volume, and its place and checksum, as the records have them."""
     return [(s.path, entry.members["bin"]) for s in dataset.shards for entry in s.samples]
+
+
+def check(name: str, reader: Reader, dataset: VolumeDataset) -> None:
+    """Run one epoch and hold every volume against the records of raw shards."""
+    found = sorted(
+        xxhash.xxh3_128_hexdigest(np.ascontiguousarray(reader.payload(delivery)).data)
+        for delivery in reader.epoch()
+    )
+    if found != sorted(member.xxh3_128 for _, member in volumes_of(dataset)):
+        raise SystemExit(f"{name} does not deliver what is in the shards")
 
 
 def ours(

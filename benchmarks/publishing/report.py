@@ -34,7 +34,10 @@ PICTURES = {
 
 #: What the documents are made of, and of what else where it was measured.
 NAMES = ("build", "preprocess", "loading", "distribute", "reliability", "project")
-WHERE_MEASURED = ("build_dicom", "gpu", "online", "online_beside_build", "preprocess_merlin")
+WHERE_MEASURED = (
+    *("build_dicom", "codec", "gpu", "online"),
+    *("online_beside_build", "preprocess_merlin"),
+)
 
 Result = Mapping[str, Any]
 

@@ -2,14 +2,16 @@
 
 A local Hub in a process of its own serves full-size scans.  The same files go through the old way
 (one thread: ``hf_hub_download``, nibabel or ``np.load``, numpy and torch steps, ``TarWriter``), the
-old way as one process per core, and ``ctgpu.build`` with download and payload checksums on.  Runs
-are interleaved; files are warm; nothing is downloaded from anywhere.
+old way as one process per core, and ``ctgpu.build`` with download and payload checksums on; then
+``ctgpu.build`` from a local folder with each ``--compress``, also onto a slow disk (simulated: each
+write waits its turn).  Runs are interleaved; files are warm; nothing is downloaded from anywhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import math
 import multiprocessing
 import resource
 import shutil
@@ -29,14 +31,20 @@ import numpy as np
 import ctgpu
 from benchmarks.harness.asking import Asked, Question, Scan
 from benchmarks.harness.measuring import Facts, measured, rounds, seconds_of, with_ratio
+from benchmarks.harness.storage import throttled
 from benchmarks.peers import old_way
+from ctgpu.building.calibration import WAYS
 from ctgpu.machine import usable_cores
+from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import Volume, lay_out_ct_rate, write_tables
 from ctgpu.volume.raw import Spacing
 
 REPO_ID = "local/ct-rate"
 FORMATS = (".nii.gz", ".npz")
 MEMORY_LIMIT_BYTES = 2_000_000_000
+#: Disks that compressed shards are written to, and to how many bytes a second they are held.
+DISKS = {"disk, as it is": math.inf, "simulated, 0.1 GB/s": 0.1e9}
+SPAWN = multiprocessing.get_context("spawn")
 ALONE, PER_CORE = "old, one thread", "old, one process per core"
 
 
@@ -60,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             **settings(asked),
             "memory_limit_bytes": MEMORY_LIMIT_BYTES,
             "formats": {name: of_format(asked, scan, name) for name in FORMATS},
+            "compressed": compressed(asked, scan),
         }
     )
 
@@ -93,8 +102,7 @@ def race(
     asked: Asked, folder: Path, names: tuple[str, str], old: Callable[[Path], None], source: Facts
 ) -> Facts:
     """`old` into a folder, in one process and in one per core, and ctgpu's build, in turns."""
-    how, context = settings(asked), multiprocessing.get_context("spawn")
-    spawned = partial(ProcessPoolExecutor, mp_context=context)
+    how = settings(asked)
 
     def by_old(processes: int) -> float:
         places = [folder / f"old-{n}" for n in range(processes)]
@@ -103,16 +111,11 @@ def race(
             shutil.rmtree(place)
         return seconds
 
-    def ours() -> Facts:
-        with spawned(1) as alone:
-            report = alone.submit(run_ctgpu, folder / "out", source).result()
-        shutil.rmtree(folder / "out")
-        return report
-
     processes = dict(zip(names, (1, how["cores"]), strict=True))
     runs: dict[str, Callable[[], Any]] = {n: partial(by_old, of) for n, of in processes.items()}
-    with spawned(how["cores"]) as pool:
-        kept = rounds(runs | {"ctgpu": ours}, asked.repeats, warm_ups=0 if asked.quick else 1)
+    runs["ctgpu"] = partial(one_build, folder / "out", source)
+    with ProcessPoolExecutor(how["cores"], SPAWN) as pool:
+        kept = rounds(runs, asked.repeats, warm_ups=0 if asked.quick else 1)
     reports = kept["ctgpu"]
     seconds = kept | {"ctgpu": [report["wall_s"] for report in reports]}
     made = {name: of * how["old_samples_per_process"] for name, of in processes.items()}
@@ -128,6 +131,34 @@ def race(
         "peak_reserved": measured([r["peak_reserved_bytes"] for r in reports], "bytes"),
         "peak_rss": measured([r["peak_rss_bytes"] for r in reports], "bytes"),
     }
+
+
+def compressed(asked: Asked, scan: Scan) -> Facts:
+    """What ``--compress`` costs a build of `FORMATS[0]`, and what it gains on a slow disk."""
+    samples = settings(asked)["samples_per_run"]
+    with asked.folder() as folder:
+        out, spec = folder / "out", Spec(shape_hwd=(96, 80, 48)) if asked.quick else Spec()
+        how = {"source": folder / "source", "spec": spec}
+        make_source(folder / "source", scan, FORMATS[0], samples)
+        runs = {
+            f"{disk}, {way}": partial(one_build, out, how | {"compress": way}, rate)
+            for disk, rate in DISKS.items()
+            for way in WAYS
+        }
+        taken = rounds(runs, max(1, asked.repeats // 2), warm_ups=0)
+    found: Facts = {}
+    for disk in DISKS:
+        facts: dict[str, Facts] = {}
+        for way in WAYS:
+            reports = taken[f"{disk}, {way}"]
+            facts[f"ctgpu, {way}"] = {
+                "rate": measured([samples / of["wall_s"] for of in reports], "samples/s"),
+                "cpu_per_sample": measured([of["cpu_s"] / samples for of in reports], "s"),
+            }
+        with_ratio(facts, "rate_over_none", "ctgpu, none", "rate")
+        with_ratio(facts, "cpu_over_none", "ctgpu, none", "cpu_per_sample")
+        found[disk] = {"contenders": facts}
+    return found
 
 
 def stage_times(reports: Sequence[Facts]) -> Facts:
@@ -194,16 +225,26 @@ def run_old_way(url: str, paths: Sequence[str], spacing_mm: Spacing, folder: Pat
             local.unlink()
 
 
-def run_ctgpu(out: Path, source: Facts) -> Facts:
-    """One build, and what it cost."""
-    began = time.perf_counter()
-    report = ctgpu.build(out, **source, device="cpu", memory_limit_bytes=MEMORY_LIMIT_BYTES)
-    wall_s = time.perf_counter() - began
+def one_build(out: Path, source: Facts, disk_bytes_per_s: float = math.inf) -> Facts:
+    """:func:`run_ctgpu` in a process of its own; what it built is removed."""
+    with ProcessPoolExecutor(1, SPAWN) as alone:
+        report = alone.submit(run_ctgpu, out, source, disk_bytes_per_s).result()
+    shutil.rmtree(out)
+    return report
+
+
+def run_ctgpu(out: Path, source: Facts, disk_bytes_per_s: float) -> Facts:
+    """One build onto a disk of such a rate, and what it cost."""
+    began, began_cpu = time.perf_counter(), time.process_time()
+    with throttled("pwrite", disk_bytes_per_s):
+        report = ctgpu.build(out, **source, device="cpu", memory_limit_bytes=MEMORY_LIMIT_BYTES)
+    wall_s, cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
     assert report.exit_code == 0
     assert report.pipeline is not None
     peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {
         "wall_s": wall_s,
+        "cpu_s": cpu_s,
         "stages": [asdict(stage) for stage in report.pipeline.stages],
         "bottleneck": report.pipeline.bottleneck.name,
         "peak_reserved_bytes": report.pipeline.peak_reserved_bytes,

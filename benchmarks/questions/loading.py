@@ -1,6 +1,6 @@
 """What does loading cost, step by step and per second, in the old way, with ctgpu and with others?
 
-Three questions, each on full-size samples of one real scan:
+Four questions, each on full-size samples of one real scan:
 
 - where the time of one sample goes, and what that means for a training step: the old guide's
   tables beside the old way and ctgpu as measured here (``loading_steps.py``).  Without a GPU the
@@ -8,18 +8,16 @@ Three questions, each on full-size samples of one real scan:
   run on a device yet;
 - how many samples per second webdataset, DALI, litdata, plain ``readinto`` and ctgpu deliver from
   warm tars, and how that grows with threads (``peers/readers.py``);
-- how fast cold files are read, against ``dd``.
+- how fast cold files are read, against ``dd``;
+- what compressed shards gain, and where (``loading_compressed.py``).
 
 Contenders that are not installed are left out and named.
 """
 
 from __future__ import annotations
 
-import ctypes
 import io
 import json
-import mmap
-import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,14 +26,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset
-import xxhash
 
 import ctgpu
-from benchmarks.harness.asking import Question, Scan
+from benchmarks.harness.asking import REAL_CT_NAME, Question, Scan, load_scan
 from benchmarks.harness.measuring import Facts, measured, rated, rounds, seconds_of, with_ratio
+from benchmarks.harness.storage import evict
 from benchmarks.peers import readers
-from benchmarks.peers.readers import Opener, Reader, ours, tars_of, volumes_of
+from benchmarks.peers.readers import Opener, Reader, check, ours, tars_of
 from benchmarks.questions.build import make_source
+from benchmarks.questions.loading_compressed import compare
 from benchmarks.questions.loading_steps import CONSUMER, SIMULATED, compare_steps
 from ctgpu.loading import VolumeDataset, make_loader
 from ctgpu.machine import usable_cores
@@ -64,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure all of it."""
     asked = Question("loading", __doc__, repeats=5).asked(arguments, repeats=1)
     scan, repeats, samples, thread_counts = asked.scan(), asked.repeats, 16, [1, 2, 4, 8, 16]
+    chest = scan if asked.quick else load_scan(asked.options.data, REAL_CT_NAME)
+    few = max(1, repeats // 2)
     spec = Spec()
     if asked.quick:
         spec = Spec(shape_hwd=(96, 96, 48), target_spacing_mm=(3.0, 3.0, 6.0))
@@ -88,10 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "cache": "warm: every file was read before the first run; `cold` says where not",
             "steps": compare_steps(raw, dataset, repeats),
             "warm": warm,
-            "threads": {
-                str(n): race(with_threads(n), dataset, max(1, repeats // 2)) for n in thread_counts
-            },
+            "threads": {str(n): race(with_threads(n), dataset, few) for n in thread_counts},
             "cold": cold(dataset, repeats),
+            "compressed": compare(chest, folder / "compressed", spec, samples // 2, few),
         }
     return asked.publish(facts)
 
@@ -160,16 +160,6 @@ def race(openers: Mapping[str, Opener], dataset: VolumeDataset, repeats: int) ->
     return {"contenders": facts, "not_run": not_run}
 
 
-def check(name: str, reader: Reader, dataset: VolumeDataset) -> None:
-    """Run one epoch and hold every volume against the records."""
-    found = sorted(
-        xxhash.xxh3_128_hexdigest(np.ascontiguousarray(reader.payload(delivery)).data)
-        for delivery in reader.epoch()
-    )
-    if found != sorted(member.xxh3_128 for _, member in volumes_of(dataset)):
-        raise SystemExit(f"{name} does not deliver what is in the shards")
-
-
 # ---- cold files --------------------------------------------------------------------------------
 
 
@@ -209,17 +199,3 @@ def cold(dataset: VolumeDataset, repeats: int) -> Facts:
         "eviction": "posix_fadvise(DONTNEED) on every tar before each run",
         "most_cached_share": max(resident_bytes) / size_bytes,
     }
-
-
-def evict(tar: Path) -> int:
-    """Drop a tar from the page cache; how many bytes of it are still there."""
-    with tar.open("rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        mapped = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    pages = np.zeros(-(-len(mapped) // mmap.PAGESIZE), np.uint8)
-    address, resident = (ctypes.c_void_p(array.ctypes.data) for array in (mapped, pages))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mincore(address, ctypes.c_size_t(len(mapped)), resident):
-        raise OSError(ctypes.get_errno(), "mincore")
-    return mmap.PAGESIZE * int((pages & 1).sum())

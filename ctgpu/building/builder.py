@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ctgpu.arguments import path_of, require_kind, shown
 from ctgpu.building.described import JoinedTable, name_in
-from ctgpu.building.events import Planned, Watcher, ignore
+from ctgpu.building.events import Event, Planned, SampleWritten, Watcher, ignore
 from ctgpu.building.executor import BuildJob, Executor, LocalExecutor
 from ctgpu.building.planning import adopt_plan, device_for, make_plan, open_planned_source
 from ctgpu.building.report import BuildReport
@@ -141,8 +141,15 @@ def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
     made = _settle(job, watch)
     plan, source = made.plan, made.source
     turned = plan.spec.orientation != STORED
-    watch = tally = OrientationTally(folder, watch, turned=turned)
-    written, report = 0, None
+    tally = OrientationTally(folder, watch, turned=turned)
+    written, stored_bytes, report = 0, 0, None
+
+    def listen(event: Event) -> None:
+        nonlocal stored_bytes
+        if isinstance(event, SampleWritten):
+            stored_bytes += event.stored_bytes
+        tally(event)
+
     with contextlib.closing(source) if source is not None else contextlib.nullcontext():
         if shards is not None and shards.stop > plan.shards:
             raise UsageError(
@@ -154,8 +161,8 @@ def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
         if todo:
             # The other parts fill the same disk at the same time.
             together = todo if shards is not None else pending
-            require_free_space(folder, _bytes_to_write(folder, plan, together))
-        watch(
+            require_free_space(folder, bytes_to_write(folder, plan, together))
+        listen(
             Planned(
                 made.counts,
                 data_set=made.data_set,
@@ -176,7 +183,7 @@ def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
             )
         )
         if todo:
-            written, report = executor.make(plan, todo, source, watch)
+            written, report = executor.make(plan, todo, source, listen)
         else:
             _look_at_finished(job, plan)
             # A process that was killed after its last commit could not give its leases back.
@@ -194,7 +201,7 @@ def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
         folder,
         manifest,
         written,
-        written * plan.sample_bytes,
+        stored_bytes,
         [json.loads(line) for line in ledger],
         report,
         made.data_set,
@@ -269,9 +276,9 @@ def _say_not_looked_at(job: BuildJob, plan: Plan) -> None:
     )
 
 
-def _bytes_to_write(folder: Path, plan: Plan, todo: Sequence[int]) -> int:
-    """Upper bound of what the shards still need, beside what lies there already."""
-    per_sample = plan.sample_bytes + SMALL_MEMBERS_BYTES
+def bytes_to_write(folder: Path, plan: Plan, todo: Sequence[int]) -> int:
+    """What the shards still need at most, or is expected, beside what lies there already."""
+    per_sample = plan.expected_bytes + SMALL_MEMBERS_BYTES
     total = beside = 0
     for index in todo:
         size_bytes = len(plan.samples_of(index)) * per_sample

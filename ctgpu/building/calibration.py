@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from ctgpu.building.builder import make_shards
-from ctgpu.building.events import Event, SampleWritten, Watcher
+from ctgpu.building.events import Event, SampleWritten, Watcher, ignore
 from ctgpu.building.executor import MOST_DEFAULT_WORKERS, LocalExecutor
 from ctgpu.building.feeding import Feeding, Reading, Training
+from ctgpu.building.pipeline import COMPRESS
 from ctgpu.building.projection import UNLIMITED, Machine, Projection, SampleCosts, project
+from ctgpu.building.recoding import recode
 from ctgpu.building.request import Request
+from ctgpu.codec import Coding
 from ctgpu.errors import StorageError, reason_of
-from ctgpu.loading.dataset import VolumeDataset
+from ctgpu.loading.dataset import Volume, VolumeDataset
+from ctgpu.loading.region import in_stored_order, stored_order
 from ctgpu.machine import usable_cores
+from ctgpu.shards.plan import Plan
+from ctgpu.shards.untrusted import open_regular, read_exactly
 from ctgpu.volume.stored import numpy_dtype
+
+#: Ways to store volumes, as ``--compress`` names them.
+WAYS = ("none", *get_args(Coding))
+
+# What is read at a time to measure a disk.
+_READ_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +45,7 @@ class StageEstimate:
     Attributes
     ----------
     name : str
-        ``fetch``, ``decode``, ``device`` or ``write``.
+        ``fetch``, ``decode``, ``device``, ``compress`` or ``write``.
     thread_s : float
         Work of one thread.
     threads : int
@@ -140,10 +155,12 @@ class Work:
         """Every stage of the whole build, here."""
         threads = self.here(num_workers).threads
         costs, n = self.costs, self.samples
+        compress_s = n * costs.compress_core_s
         return (
             StageEstimate("fetch", n * (costs.fetch_wait_s + costs.fetch_core_s), threads.fetch),
             StageEstimate("decode", n * costs.decode_core_s, threads.decode),
             StageEstimate("device", n * costs.device_core_s, threads.device),
+            *([StageEstimate(COMPRESS, compress_s, threads.decode)] if compress_s else ()),
             StageEstimate("write", n * costs.write_s, 1),
         )
 
@@ -197,21 +214,34 @@ class Work:
         return project(machine, [self.costs], self._of_a_gpu)
 
 
-def calibrate_in(
-    home: Path, trial: Request, watch: Watcher
-) -> tuple[int, int, dict[str, float], Reading]:
-    """Build a few samples beside a folder, read them again, and remove them.
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was measured on a few samples.
 
-    Returns
-    -------
+    Attributes
+    ----------
     written : int
-        How many succeeded.
+        How many were built.
     read_bytes : int
         What these were made of.
-    busy : dict of str to float
+    busy : mapping of str to float
         Seconds of each stage.
-    reading : Reading
-        What it takes to read a sample that was made.
+    readings : mapping of str to Reading
+        What it takes to read one of them again, by the :data:`WAYS` to store it; empty where none
+        was built.
+    from_disk : bool
+        Whether they were read from the disk; else, or where that cannot be told, from memory.
+    """
+
+    written: int = 0
+    read_bytes: int = 0
+    busy: Mapping[str, float] = field(default_factory=dict)
+    readings: Mapping[str, Reading] = field(default_factory=dict)
+    from_disk: bool = False
+
+
+def calibrate_in(home: Path, trial: Request, watch: Watcher) -> Calibration:
+    """Build a few samples beside a folder, store them in each way, read them again, remove all.
 
     Raises
     ------
@@ -230,26 +260,98 @@ def calibrate_in(
         folder = tempfile.TemporaryDirectory(prefix=".ctgpu-plan-", dir=home)
     except OSError as error:
         raise StorageError(f"{home} cannot be written: {reason_of(error)}") from error
+    readings: dict[str, Reading] = {}
+    from_disk = False
     try:
         with folder as name:
-            report = make_shards(Path(name), trial, LocalExecutor(), listen)
-            reading = _read_again(Path(name)) if report.written else Reading()
+            built = Path(name) / (trial.compress or WAYS[0])
+            report = make_shards(built, trial, LocalExecutor(), listen)
+            if report.written:
+                readings, from_disk = _read_again(_in_each_way(built, trial))
     finally:
         folder.cleanup()  # once more: a signal may have come while it was being removed
     assert report.pipeline is not None
     busy = {stage.name: stage.busy_s for stage in report.pipeline.stages}
-    return report.written, read_bytes, busy, reading
+    return Calibration(report.written, read_bytes, busy, readings, from_disk)
 
 
-def _read_again(folder: Path) -> Reading:
-    """What it takes to read a sample of a folder and check it: of each, the median."""
-    dataset = VolumeDataset(folder, verify="always")
-    volume = np.empty(dataset.spec.stored_shape, numpy_dtype(dataset.spec.dtype))
-    volume.fill(0)  # its pages are there
-    cores_s, waits_s = [], []
+def _in_each_way(built: Path, trial: Request) -> dict[str, VolumeDataset]:
+    """The samples of a folder, and copies beside it that are stored in the other ways."""
+    tars, plan = sorted(built.glob("*.tar")), Plan.load(built)
+    for way in WAYS:
+        if way != built.name:
+            asked = Request(compress=way, memory_limit_bytes=trial.memory_limit_bytes)
+            recode(built.with_name(way), tars, plan, asked, ignore)
+    return {way: VolumeDataset(built.with_name(way), verify="always") for way in WAYS}
+
+
+def _read_again(stored: Mapping[str, VolumeDataset]) -> tuple[dict[str, Reading], bool]:
+    """What it takes to read a sample that is stored in each way, and if that was from the disk."""
+    tars = {way: [shard.path for shard in dataset.shards] for way, dataset in stored.items()}
+    every = [tar for some in tars.values() for tar in some]
+    from_disk = all([_drop_pages(tar) for tar in every])
+    began_s = time.perf_counter()
+    total_bytes = sum(map(_read_whole, every))
+    byte_s = (time.perf_counter() - began_s) / total_bytes
+    for tar in every:
+        _drop_pages(tar)
+    return {way: _reading(dataset, byte_s) for way, dataset in stored.items()}, from_disk
+
+
+def _reading(dataset: VolumeDataset, byte_s: float) -> Reading:
+    """Of the median sample; the disk takes so many seconds for a byte, as far as was seen."""
+    spec, memory = dataset.spec, dataset.memory_layout
+
+    def room(dtype: np.dtype[Any]) -> Volume:
+        voxels = np.empty(stored_order(spec.shape_hwd, memory), dtype)
+        voxels.fill(0)  # its pages are there
+        return in_stored_order(voxels, memory, spec.layout)
+
+    volume = room(numpy_dtype(spec.dtype))
+    mask = None if dataset.masks is None else room(dataset.masks.numpy_dtype)
+    cores_s, threads_s = [], []
     for index in range(len(dataset)):
         began_s, of_core_s = time.perf_counter(), time.thread_time()
-        dataset.read_into(index, volume)
+        dataset.read_into(index, volume, mask=mask)
         cores_s.append(time.thread_time() - of_core_s)
-        waits_s.append(max(0.0, time.perf_counter() - began_s - cores_s[-1]))
-    return Reading(statistics.median(cores_s), statistics.median(waits_s))
+        threads_s.append(time.perf_counter() - began_s)
+    sizes = [entry.payload_bytes for shard in dataset.shards for entry in shard.samples]
+    each_bytes, thread_s = statistics.mean(sizes), statistics.median(threads_s)
+    disk_s = min(byte_s * each_bytes, thread_s)
+    return Reading(each_bytes, statistics.median(cores_s), disk_s, thread_s)
+
+
+def _read_whole(path: Path) -> int:
+    """Read a file, and say how many bytes it has."""
+    size_bytes = path.stat().st_size
+    room = memoryview(bytearray(min(size_bytes, _READ_BYTES)))
+    with _opened(path) as fd:
+        for start in range(0, size_bytes, _READ_BYTES):
+            read_exactly(fd, room[: size_bytes - start], start)
+    return size_bytes
+
+
+def _drop_pages(path: Path) -> bool:
+    """Have a file read from its disk; False where it may come from memory all the same."""
+    if not hasattr(os, "posix_fadvise") or not hasattr(os, "RWF_NOWAIT"):
+        return False
+    with _opened(path) as fd:
+        os.fsync(fd)  # a page that is not written yet stays
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        middle = os.fstat(fd).st_size // 2
+        try:
+            os.preadv(fd, [bytearray(1)], middle, os.RWF_NOWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:  # the file system does not say
+            return False
+    return False
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = open_regular(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

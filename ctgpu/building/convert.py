@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -12,6 +13,7 @@ from ctgpu.building.builder import make_shards
 from ctgpu.building.cleaner import Cleaner
 from ctgpu.building.events import Event, Planned, ShardCommitted, Watcher, ignore
 from ctgpu.building.executor import LocalExecutor
+from ctgpu.building.recoding import plan_to_recode, recode
 from ctgpu.building.report import BuildReport
 from ctgpu.building.request import Common, Request, called_with, taken
 from ctgpu.engines.adopting import AdoptingEngine
@@ -19,12 +21,15 @@ from ctgpu.errors import UsageError
 from ctgpu.shards.card import Claims
 from ctgpu.shards.folder import failures
 from ctgpu.shards.manifest import manifest
-from ctgpu.shards.names import PLAN_NAME
+from ctgpu.shards.names import PLAN_NAME, PRIVATE_NAME
 from ctgpu.shards.patterns import expand_pattern
 from ctgpu.shards.plan import Plan
+from ctgpu.shards.tar import mask_of
 from ctgpu.sources.tar_samples import preprocessed_shape, samples_of_tar
 from ctgpu.sources.tars import TarSource
 from ctgpu.spec import CT_RATE, Spec
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +80,9 @@ class _ConvertCall(ConvertRequest):
 def convert_tars(call: _ConvertCall) -> BuildReport:
     """Build a data set from the tars of a WebDataset.
 
-    Raw volumes (``bin`` with ``json``, ``npz``, ``nii.gz``) are preprocessed.  Shards that were
+    Of finished shards of ctgpu whose compression alone is asked for, everything else stays, byte
+    for byte: what comes out is what a build with that compression would have made.  Raw volumes
+    (``bin`` or ``ctz`` with ``json``, ``npz``, ``nii.gz``) are preprocessed.  Shards that were
     preprocessed already are adopted: shapes are checked, metadata completed, volumes left as they
     are, or rounded to the precision that is asked for; those that the old builder cropped in the
     wrong axis order are reported as failures.  The split is only recorded, by default as the
@@ -119,6 +126,22 @@ def convert(
             f"{folder} itself holds tars that {pattern} names; choose another --output-dir, or the "
             "pattern of the tars to convert"
         )
+    if (plan := plan_to_recode(folder, tars, request)) is not None:
+        if delete_after:
+            raise UsageError(
+                f"--delete-after is for tars of another kind; {tars[0].parent} is a whole data "
+                "set: remove it yourself when `ctgpu verify` has found nothing wrong with the copy"
+            )
+        private = folder / PRIVATE_NAME
+        had_private = private.exists()
+        report = recode(folder, tars, plan, request, watch)
+        if private.exists() and not had_private:
+            log.info(
+                "%s was copied too: it says whom the samples show, so leave it out where the "
+                "shards are given away",
+                private,
+            )
+        return report
     if request.dry_run:
         return _dry_run(folder, pattern)
     adopted = _adopted_shape(folder, pattern)
@@ -160,10 +183,13 @@ def _require_adoptable(tar: Path, spec: Spec) -> None:
         if there are masks.
     """
     stated = Claims.if_readable(tar.parent).spec
-    if masked := next((sample for sample in samples_of_tar(tar) if "seg" in sample.members), None):
+    masks = [(one.key, mask) for one in samples_of_tar(tar) if (mask := mask_of(one.members))]
+    if masks:
+        key, mask = masks[0]
         raise UsageError(
-            f"{tar} holds {masked.key}.seg, a mask beside a preprocessed volume, and a conversion "
-            "carries no masks: copy the folder as it is, or build from the originals"
+            f"{tar} holds {key}.{mask}, a mask beside a preprocessed volume, and a conversion "
+            "carries no masks: copy the folder as it is, or build from the originals; of shards of "
+            "ctgpu, --compress alone makes a copy with masks"
         )
     if stated is not None and (stated.precision_step or 0.0) > (spec.precision_step or 0.0):
         raise UsageError(

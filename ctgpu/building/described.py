@@ -39,7 +39,8 @@ class JoinedTable:
     Attributes
     ----------
     path, key : str
-        Where it is, and its column that names the volumes.
+        Where it is, and its column that names the volumes; empty where each volume has its own row
+        beside it, as in a tar.
     says : tuple of str
         Labels, text, spacing …
     volumes, of : int
@@ -53,9 +54,10 @@ class JoinedTable:
     of: int
 
     def __str__(self) -> str:
+        joined = f", joined by {self.key}" if self.key else ""
         return (
-            f"{self.path} ({', '.join(self.says)}), joined by {self.key}: {self.volumes} of "
-            f"{self.of} volumes have a row"
+            f"{self.path} ({', '.join(self.says)}){joined}: {self.volumes} of {self.of} volumes "
+            "have a row"
         )
 
 

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from ctgpu.arguments import path_of, require_whole_number
-from ctgpu.building.calibration import Elsewhere, StageEstimate, Work, calibrate_in
+from ctgpu.building.calibration import (
+    WAYS,
+    Calibration,
+    Elsewhere,
+    StageEstimate,
+    Work,
+    calibrate_in,
+)
 from ctgpu.building.described import JoinedTable
 from ctgpu.building.events import Watcher, ignore
 from ctgpu.building.executor import default_workers
 from ctgpu.building.feeding import Feeding, Reading, Training
-from ctgpu.building.pipeline import STAGES
+from ctgpu.building.pipeline import COMPRESS
 from ctgpu.building.planning import make_plan
-from ctgpu.building.projection import GBIT, SampleCosts
+from ctgpu.building.projection import GBIT, UNLIMITED, SampleCosts
 from ctgpu.building.request import Request, called_with, taken
+from ctgpu.codec import Coding
 from ctgpu.engines import Engine, open_engine
 from ctgpu.errors import EnvironmentFailure, UsageError
 from ctgpu.machine import (
     SMALL_MEMBERS_BYTES,
     default_memory_limit_bytes,
     free_space_bytes,
+    usable_cores,
 )
 from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD
 from ctgpu.sources.hub.quota import ACCOUNT_QUOTA
@@ -41,11 +51,14 @@ class Storage:
     samples, shards : int
         How many.
     sample_bytes : int
-        Of one volume.
+        Of one volume, with its mask if it has one; where they are compressed, as was measured.
     full_shard_bytes : int
         Volumes of a full shard.
     stored_bytes : int
         Volumes of all samples.
+    needed_bytes : int
+        Free space that a build asks for: where it compresses, no less than it expects of any
+        volumes.
     """
 
     samples: int
@@ -53,6 +66,7 @@ class Storage:
     sample_bytes: int
     full_shard_bytes: int
     stored_bytes: int
+    needed_bytes: int
 
     @classmethod
     def of(
@@ -62,20 +76,24 @@ class Storage:
         spec: Spec = CT_RATE,
         masks: MaskFormat | None = None,
     ) -> Storage:
-        """For so many samples, with masks where there are any."""
+        """For so many samples as they are, with masks where there are any."""
         sample_bytes = spec.size_bytes + (masks.size_bytes(spec) if masks else 0)
+        return cls.of_bytes(samples, samples_per_shard, sample_bytes, sample_bytes)
+
+    @classmethod
+    def of_bytes(
+        cls, samples: int, samples_per_shard: int, sample_bytes: int, expected_bytes: int
+    ) -> Storage:
+        """For so many samples of so many bytes, of which a build expects so many."""
+        asked_bytes = max(sample_bytes, expected_bytes) + SMALL_MEMBERS_BYTES
         return cls(
             samples,
             -(-samples // samples_per_shard),
             sample_bytes,
             samples_per_shard * sample_bytes,
             samples * sample_bytes,
+            samples * asked_bytes,
         )
-
-    @property
-    def needed_bytes(self) -> int:
-        """Free space that a build asks for."""
-        return self.stored_bytes + self.samples * SMALL_MEMBERS_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +110,8 @@ class Estimate:
         What would be joined to the samples.
     storage : Storage
         On disk.
+    compression : {"pack", "rice"} or None
+        How volumes would be stored; None is as they are.
     source_bytes : int
         To read or download.
     free_bytes : int or None
@@ -106,6 +126,11 @@ class Estimate:
         Time that the work on the processor takes with every core busy.
     calibrated_on : int
         Samples that were built to measure.
+    readings : mapping of str to Reading
+        What it takes to read one of them again, by how it is compressed: ``none``, ``pack`` and
+        ``rice``; empty without a calibration.
+    read_from_disk : bool
+        Whether that was from the disk; where it was from memory, a disk may be slower.
     elsewhere : Elsewhere or None
         The same on a machine that was named.
     online : Feeding or None
@@ -116,6 +141,7 @@ class Estimate:
     data_set: str
     tables: tuple[JoinedTable, ...]
     storage: Storage
+    compression: Coding | None
     source_bytes: int
     free_bytes: int | None
     memory_bytes: int
@@ -123,6 +149,8 @@ class Estimate:
     stages: tuple[StageEstimate, ...]
     cores_wall_s: float
     calibrated_on: int
+    readings: Mapping[str, Reading]
+    read_from_disk: bool
     elsewhere: Elsewhere | None = None
     online: Feeding | None = None
 
@@ -153,6 +181,10 @@ class Estimate:
             del facts[name]
             if also is not None:
                 facts[name] = also.to_dict()
+        for way, reading in self.readings.items():
+            facts["readings"][way]["stored_bytes"] = self.storage.samples * reading.sample_bytes
+            limits = reading.limits(usable_cores())
+            facts["readings"][way]["limits"] = {n: r for n, r in limits.items() if r != UNLIMITED}
         return {
             **facts,
             "needed_bytes": self.storage.needed_bytes,
@@ -299,28 +331,35 @@ def estimate(
     memory_bytes = request.memory_limit_bytes or default_memory_limit_bytes()
     calibrated = min(calibrate, len(plan.samples))
     source_bytes = sum(sample.size_bytes for sample in plan.samples)
-    work, reading = None, Reading()
+    sample_bytes = plan.expected_bytes
+    work, measured = None, Calibration()
     if calibrated:
         # One worker a stage, so that a stage's time is not that of waiting for its own kind.
         trial = replace(
             request, limit=calibrated, num_workers=1, memory_limit_bytes=memory_bytes, shards=None
         )
-        calibrated, read_bytes, busy, reading = calibrate_in(home, trial, watch)
+        measured = calibrate_in(home, trial, watch)
+        calibrated = measured.written
         if calibrated:
             # Fetching and inflating take as long as there are bytes, the others as volumes.
             each_bytes = source_bytes / len(plan.samples)
-            longer = each_bytes * calibrated / max(1, read_bytes)
-            scale = {"fetch": longer, "decode": longer, "device": 1.0, "write": 1.0}
-            each_s = {name: busy[name] / calibrated * scale[name] for name in STAGES}
+            longer = each_bytes * calibrated / max(1, measured.read_bytes)
+            scale = {"fetch": longer, "decode": longer}
+            each_s = {
+                name: s / calibrated * scale.get(name, 1.0) for name, s in measured.busy.items()
+            }
+            reading = measured.readings[plan.compression or WAYS[0]]
+            sample_bytes = round(reading.sample_bytes)
             costs = SampleCosts(
                 each_bytes,
                 0.0,  # nothing here asks for the memory that a sample takes
-                plan.sample_bytes,
+                sample_bytes,
                 0.0,
                 each_s["decode"],
                 each_s["device"],
                 each_s["write"],
                 fetch_wait_s=each_s["fetch"],
+                compress_core_s=each_s.get(COMPRESS, 0.0),
             )
             work = Work(costs, len(plan.samples), engine.concurrency, gpus)
     workers = request.num_workers or (work.suggest() if work else default_workers())
@@ -334,7 +373,10 @@ def estimate(
         made.counts,
         made.data_set,
         made.tables,
-        Storage.of(len(plan.samples), plan.samples_per_shard, plan.spec, plan.masks),
+        Storage.of_bytes(
+            *(len(plan.samples), plan.samples_per_shard, sample_bytes, plan.expected_bytes)
+        ),
+        plan.compression,
         source_bytes,
         free_space_bytes(home),
         memory_bytes,
@@ -342,6 +384,8 @@ def estimate(
         work.stages(workers) if work else (),
         work.cores_wall_s if work else 0.0,
         calibrated,
+        measured.readings,
+        measured.from_disk,
         work.elsewhere(named, request.num_workers, requests)
         if work and named and training is None
         else None,

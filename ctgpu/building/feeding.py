@@ -53,19 +53,31 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What it takes to read one sample from shards, and to hold it against its checksum.
+    """What it takes to read one sample from shards, to check and to decode it.
 
     Attributes
     ----------
+    sample_bytes : float
+        Of its volume, and of its mask if it has one, as they are stored.
     core_s : float
         Seconds of one core.
     disk_s : float
-        Seconds that a thread waits for the disk beside them, as one that reads alone: several may
-        get more from it together.
+        Seconds that the disk takes for its bytes, for one thread that does nothing but read:
+        several may get more from it together.
+    thread_s : float
+        Seconds in which one thread has it, from the disk.
     """
 
+    sample_bytes: float = 0.0
     core_s: float = 0.0
     disk_s: float = 0.0
+    thread_s: float = 0.0
+
+    def limits(self, cores: int) -> dict[str, float]:
+        """Samples per second that cores and disk alone would allow, least first."""
+        return _least_first(
+            {"cores": _rate(cores, self.core_s), "disk, as measured here": _rate(1, self.disk_s)}
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +189,8 @@ class Feeding:
             cores, and off the GPU's time to train.
         """
         needed, on_gpu = training.samples_per_s, gpu_samples_per_s is not None
-        core_s = costs.core_s - (costs.device_core_s if on_gpu else 0.0)
+        core_s = costs.core_s - costs.compress_core_s
+        core_s -= costs.device_core_s if on_gpu else 0.0
         limits = {"cores": _rate(cores, core_s)}
         if network_bytes_per_s == UNLIMITED:
             # As many threads as cores: one that waits for its bytes computes nothing.
@@ -186,11 +199,10 @@ class Feeding:
             limits["network"] = network_bytes_per_s / costs.compressed_bytes
         if gpu_samples_per_s is not None:
             limits["GPU"] = training.gpus * gpu_samples_per_s
-        reads = {"cores": _rate(cores, reading.core_s)}
-        if network_bytes_per_s == UNLIMITED:
-            reads["disk, as measured here"] = _rate(1, reading.disk_s)
-        else:
-            reads["network"] = network_bytes_per_s / costs.output_bytes
+        reads = reading.limits(cores)
+        if network_bytes_per_s != UNLIMITED:
+            network = network_bytes_per_s / costs.output_bytes
+            reads = {"cores": reads["cores"], "network": network}
         return cls(
             training,
             cores,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ctgpu.buffers import Buffer, BufferPool
 from ctgpu.building.masks import MaskFiles, merge_mask
+from ctgpu.shards.plan import Plan
+from ctgpu.shards.recode import compress_sample
 from ctgpu.shards.writer import PackedSample
 from ctgpu.sources.fetched import Fetched
 from ctgpu.sources.tables import SampleRow
@@ -93,12 +97,26 @@ class MadeSample:
     """What the writer takes, and the buffers that it lies in."""
 
     packed: PackedSample
-    volume: Buffer
-    mask: Buffer | None
+    buffers: Sequence[Buffer]
     hu_finding: str | None
+
+    @property
+    def held_bytes(self) -> int:
+        """Of the buffers."""
+        return sum(buffer.size_bytes for buffer in self.buffers)
+
+    def compress(self, pool: BufferPool, plan: Plan) -> MadeSample:
+        """The same, compressed as a plan says, in other buffers; gives these back in any case."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.release)
+            rooms = []
+            for limit_bytes in plan.payload_limits_bytes:
+                rooms.append(pool.acquire(limit_bytes))
+                stack.enter_context(rooms[-1].released_on_error())
+            packed = compress_sample(self.packed, plan, *(room.bytes for room in rooms))
+        return MadeSample(packed, rooms, self.hu_finding)
 
     def release(self) -> None:
         """Give the buffers back."""
-        self.volume.release()
-        if self.mask is not None:
-            self.mask.release()
+        for buffer in self.buffers:
+            buffer.release()

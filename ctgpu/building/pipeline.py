@@ -1,8 +1,10 @@
-"""The four stages that every sample goes through, overlapped.
+"""The stages that every sample goes through, overlapped.
 
 ::
 
     tasks ──► fetch threads ──► decode threads ──► device threads ──► one ordered writer
+
+Where samples are compressed, threads that do so stand before the writer, as many as decode.
 
 Each hand-off is a :class:`Channel` that gives out the earliest sample first.  Samples are admitted
 in order, each with its whole footprint reserved in one byte budget, so the sample that the writer
@@ -12,22 +14,24 @@ nothing of archives, engines or shards.
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from ctgpu.buffers import ByteBudget, Reservation
+from ctgpu.buffers import ByteBudget
+from ctgpu.building.channel import Channel, Item
 from ctgpu.errors import EnvironmentFailure, SampleError, UsageError, shortage
 from ctgpu.machine import usable_cores
 from ctgpu.threads import Thread
 
 log = logging.getLogger(__name__)
 
+#: Of every run; one that compresses has `COMPRESS` before the last.
 STAGES = ("fetch", "decode", "device", "write")
+COMPRESS = "compress"
 
 Task = TypeVar("Task")
 Fetched = TypeVar("Fetched")
@@ -83,6 +87,10 @@ class Stages(Generic[Task, Fetched, Decoded, Made]):
         Takes the task and its result or failure, in the order of the tasks.
     discard : callable
         Gives back the memory of something that will not be used.
+    compress : callable, optional
+        Task and result to the result as it will be written; takes over what it is given.
+    compressed_footprint : callable
+        What that alone holds.
     """
 
     footprint: Callable[[Task], int]
@@ -94,6 +102,8 @@ class Stages(Generic[Task, Fetched, Decoded, Made]):
     made_footprint: Callable[[Task], int]
     write: Callable[[Task, Made | Failure], None]
     discard: Callable[[Fetched | Decoded | Made], None]
+    compress: Callable[[Task, Made], Made] | None = None
+    compressed_footprint: Callable[[Task, Made], int] = lambda task, made: 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,67 +197,6 @@ class PipelineReport:
         return max(self.stages, key=lambda stage: stage.alone_s(self.samples))
 
 
-@dataclass(order=True, slots=True)
-class _Item:
-    order: int
-    reservation: Reservation = field(compare=False)
-    payload: object = field(compare=False)
-
-
-class Channel:
-    """A hand-off between two stages that gives out the earliest sample first.
-
-    Parameters
-    ----------
-    changed : threading.Condition
-        Notified on every change; shared by all channels and the budget of one pipeline.
-    producers : int
-        Threads that will call :meth:`done`; when all have, the channel is drained and closed.
-    """
-
-    def __init__(self, changed: threading.Condition, producers: int) -> None:
-        self._changed = changed
-        self._producers = producers
-        self._items: list[_Item] = []
-        self._stopped = False
-
-    def put(self, item: _Item) -> None:
-        """Hand `item` over."""
-        with self._changed:
-            heapq.heappush(self._items, item)
-            self._changed.notify_all()
-
-    def get(self, accept: Callable[[_Item], bool] = lambda item: True) -> _Item | None:
-        """The earliest item once `accept` takes it; None when nothing will come any more."""
-        with self._changed:
-            while not self._stopped:
-                if self._items and accept(self._items[0]):
-                    return heapq.heappop(self._items)
-                if not self._items and not self._producers:
-                    return None
-                self._changed.wait()
-            return None
-
-    def get_waiting(self, count: int) -> list[_Item]:
-        """Up to `count` more items, as far as they are there already."""
-        with self._changed:
-            return [heapq.heappop(self._items) for _ in range(min(count, len(self._items)))]
-
-    def done(self) -> None:
-        """One producer has nothing more to hand over."""
-        with self._changed:
-            self._producers -= 1
-            self._changed.notify_all()
-
-    def stop(self) -> list[_Item]:
-        """Give out nothing more; returns what was left."""
-        with self._changed:
-            self._stopped = True
-            left, self._items = self._items, []
-            self._changed.notify_all()
-            return left
-
-
 class Pipeline(Generic[Task, Fetched, Decoded, Made]):
     """Runs tasks through the stages.
 
@@ -274,7 +223,9 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
         self._to_fetch = Channel(changed, 1)
         self._to_decode = Channel(changed, workers.fetch)
         self._to_make = Channel(changed, workers.decode)
-        self._to_write = Channel(changed, workers.device)
+        self._compressors = 0 if stages.compress is None else workers.decode
+        self._to_compress = Channel(changed, workers.device)
+        self._to_write = Channel(changed, self._compressors or workers.device)
         self._tasks: dict[int, Task] = {}
         self._error: BaseException | None = None
         self._stopping = threading.Event()
@@ -285,7 +236,11 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
     @property
     def times(self) -> list[StageTime]:
         """Where the threads of each stage have spent their time so far."""
-        counts = (self._workers.fetch, self._workers.decode, self._workers.device, 1)
+        workers = self._workers
+        counts = dict(zip(STAGES, (workers.fetch, workers.decode, workers.device), strict=False))
+        if self._compressors:
+            counts[COMPRESS] = self._compressors
+        counts[STAGES[-1]] = 1
         return [
             StageTime(
                 stage,
@@ -293,7 +248,7 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
                 sum(clock.busy_s for clock in self._clocks if clock.stage == stage),
                 sum(clock.waiting_s for clock in self._clocks if clock.stage == stage),
             )
-            for stage, threads in zip(STAGES, counts, strict=True)
+            for stage, threads in counts.items()
         ]
 
     def run(self, tasks: Iterable[Task]) -> PipelineReport:
@@ -312,6 +267,7 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
                 (self._workers.fetch, "ctgpu-fetch", self._fetch),
                 (self._workers.decode, "ctgpu-decode", self._decode),
                 (self._workers.device, "ctgpu-device", self._make),
+                (self._compressors, "ctgpu-compress", self._compress),
                 (1, "ctgpu-write", self._write),
             )
             for _ in range(count)
@@ -347,7 +303,13 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
                 self._error = error
             self._stopping.set()
         self._budget.close()
-        for channel in (self._to_fetch, self._to_decode, self._to_make, self._to_write):
+        for channel in (
+            self._to_fetch,
+            self._to_decode,
+            self._to_make,
+            self._to_compress,
+            self._to_write,
+        ):
             for item in channel.stop():
                 self._drop(item)
 
@@ -362,7 +324,7 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
         except BaseException as error:
             self.stop(shortage(error) or error)
 
-    def _drop(self, item: _Item) -> None:
+    def _drop(self, item: Item) -> None:
         if item.payload is not None and not isinstance(item.payload, Failure):
             self._stages.discard(item.payload)  # type: ignore[arg-type]
         item.reservation.release()
@@ -381,7 +343,7 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
                 return
             self._tasks[reservation.order] = task
             self._admitted += 1
-            self._to_fetch.put(_Item(reservation.order, reservation, None))
+            self._to_fetch.put(Item(reservation.order, reservation, None))
         self._to_fetch.done()
 
     def _fetch(self) -> None:
@@ -396,7 +358,7 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
     def _decode(self) -> None:
         clock = self._clock("decode")
 
-        def fits(item: _Item) -> bool:
+        def fits(item: Item) -> bool:
             if isinstance(item.payload, Failure):
                 return True
             task = self._tasks[item.order]
@@ -418,6 +380,7 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
 
     def _make(self) -> None:
         clock = self._clock("device")
+        following = self._to_compress if self._compressors else self._to_write
         while first := clock.wait(self._to_make.get):
             items = [first, *self._to_make.get_waiting(self._workers.batch_size - 1)]
             decoded = [item for item in items if not isinstance(item.payload, Failure)]
@@ -432,14 +395,28 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
                     item.payload = result
             for item in items:
                 item.reservation.try_resize(self._stages.made_footprint(self._tasks[item.order]))
-                self._hand_over(item, self._to_write)
+                self._hand_over(item, following)
             clock.worked()
+        following.done()
+
+    def _compress(self) -> None:
+        clock = self._clock(COMPRESS)
+        compress = self._stages.compress
+        while item := clock.wait(self._to_compress.get):
+            if not isinstance(item.payload, Failure):
+                task = self._tasks[item.order]
+                item.payload = self._attempt(COMPRESS, compress, task, item.payload)  # type: ignore[arg-type]
+            if not isinstance(item.payload, Failure):
+                footprint = self._stages.compressed_footprint(task, item.payload)  # type: ignore[arg-type]
+                item.reservation.try_resize(footprint)
+            clock.worked()
+            self._hand_over(item, self._to_write)
         self._to_write.done()
 
     def _write(self) -> None:
         clock = self._clock("write")
 
-        def is_next(item: _Item) -> bool:
+        def is_next(item: Item) -> bool:
             return item.order == self._written
 
         while item := clock.wait(lambda: self._to_write.get(is_next)):
@@ -452,7 +429,7 @@ class Pipeline(Generic[Task, Fetched, Decoded, Made]):
                     item.reservation.release()
                 clock.worked()
 
-    def _hand_over(self, item: _Item, channel: Channel) -> None:
+    def _hand_over(self, item: Item, channel: Channel) -> None:
         with self._budget.changed:
             if not self._stopping.is_set():
                 channel.put(item)
@@ -483,7 +460,7 @@ class _Clock:
         self.waiting_s = 0.0
         self._mark = time.perf_counter()
 
-    def wait(self, get: Callable[[], _Item | None]) -> _Item | None:
+    def wait(self, get: Callable[[], Item | None]) -> Item | None:
         item = get()
         now = time.perf_counter()
         self.waiting_s += now - self._mark

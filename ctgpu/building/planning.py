@@ -83,6 +83,8 @@ def adopt_plan(folder: Path, request: Request, arithmetic: str) -> Plan | None:
         wanted["split"] = request.split
     if request.samples_per_shard is not None:
         wanted["samples_per_shard"] = request.samples_per_shard
+    if request.compress is not None:
+        wanted["compression"] = request.compress
     if request.spec is not None:
         wanted["spec"] = request.spec.facts()
     require_same(plan, folder, request)
@@ -314,6 +316,7 @@ def make_plan(
         samples=selected,
         data_set=None if recorded is None else recorded.content,
         masks=masks,
+        compression=request.compression,
     )
     return MadePlan(plan, source, counts, data_set.name, joined_tables(tables, selected))
 

@@ -38,6 +38,8 @@ class SampleCosts:
     fetch_wait_s : float
         Seconds of a fetching thread beside those of a core, over the measuring machine's link;
         they count where no link is named.
+    compress_core_s : float
+        Seconds of one core; 0 where nothing is compressed.
     """
 
     compressed_bytes: float
@@ -48,11 +50,12 @@ class SampleCosts:
     device_core_s: float
     write_s: float
     fetch_wait_s: float = 0.0
+    compress_core_s: float = 0.0
 
     @property
     def core_s(self) -> float:
         """Core seconds of the stages that compute."""
-        return self.fetch_core_s + self.decode_core_s + self.device_core_s
+        return self.fetch_core_s + self.decode_core_s + self.device_core_s + self.compress_core_s
 
     @property
     def footprint_bytes(self) -> float:
@@ -230,6 +233,7 @@ def _limits(machine: Machine, mean: SampleCosts, alike: bool) -> dict[str, float
         "disk": nodes * machine.disk_bytes_per_s / mean.output_bytes,
         "fetch threads": _rate(processes * threads.fetch, fetch_s),
         "decode threads": _rate(processes * threads.decode, mean.decode_core_s),
+        "compress threads": _rate(processes * threads.decode, mean.compress_core_s),
         "writer thread": _rate(processes, mean.write_s),
         "samples in flight": _rate(processes * threads.most_in_flight, sum(unloaded)),
         "Hub requests": SUSTAINED_SHARE * (machine.requests or UNLIMITED) / WINDOW_S,
@@ -246,7 +250,10 @@ def _rate(at_once: float, each_s: float) -> float:
 
 
 def _unloaded_s(machine: Machine, sample: SampleCosts) -> tuple[float, float, float, float]:
-    """Seconds that a sample spends in each stage when it has the machine to itself."""
+    """Seconds that a sample spends in each stage when it has the machine to itself.
+
+    What compresses counts as a part of the third.
+    """
     one_download = min(machine.network_bytes_per_s, machine.connection_bytes_per_s)
     waiting_s = sample.fetch_wait_s
     if one_download != UNLIMITED:
@@ -254,7 +261,7 @@ def _unloaded_s(machine: Machine, sample: SampleCosts) -> tuple[float, float, fl
     return (
         waiting_s + sample.fetch_core_s,
         sample.decode_core_s,
-        0.0 if machine.gpus else sample.device_core_s,
+        (0.0 if machine.gpus else sample.device_core_s) + sample.compress_core_s,
         max(sample.write_s, sample.output_bytes / machine.disk_bytes_per_s),
     )
 

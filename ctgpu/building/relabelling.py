@@ -29,7 +29,7 @@ from ctgpu.shards.plan import Plan
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry, ShardRecord, checksum
 from ctgpu.shards.untrusted import parse_json
-from ctgpu.shards.work import good_sample
+from ctgpu.shards.work import good_sample, require_compression
 from ctgpu.shards.writer import ShardWriter
 from ctgpu.sources.base import Source
 from ctgpu.sources.table import read_first
@@ -195,6 +195,7 @@ class _Relabelling:
     def _look_at(self, index: int) -> _Shard:
         """What differs between the tables and the small members of a shard."""
         shard = _Shard(ShardRecord.load(self._folder / record_name(index)))
+        require_compression(self._folder, shard.record, self._plan)
         with ShardReader(self._folder / shard_name(index)) as reader:
             for entry in shard.record.samples:
                 try:

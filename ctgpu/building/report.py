@@ -74,6 +74,7 @@ class BuildReport:
     def training_yaml(self) -> str:
         """The lines that a training config needs."""
         last = self.manifest["total_shards"] - 1
+        compression = self.manifest.get("compression")
         urls = f"shard-{{000000..{last:06d}}}.tar" if last > 0 else shard_name(0)
         return "\n".join(
             (
@@ -83,6 +84,7 @@ class BuildReport:
                 f"  num_samples: {self.manifest['total_samples']}",
                 f"  shape: {list(self.manifest['sample_shape'])}  # {self.manifest['layout']}",
                 f"  dtype: {self.manifest['sample_dtype']}",
+                *([f"  compression: {compression}"] if compression else []),
                 f"  num_classes: {self.manifest['num_classes']}",
             )
         )

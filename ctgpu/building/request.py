@@ -27,6 +27,7 @@ from ctgpu.arguments import (
     require_kind,
     shown,
 )
+from ctgpu.codec import Coding
 from ctgpu.data_sets import BUILT_IN
 from ctgpu.engines import Engine
 from ctgpu.engines.registry import DEVICE_HELP
@@ -86,6 +87,9 @@ class Common:
         Budget of the volumes in flight on one machine; default half of the memory available.
     samples_per_shard : int, optional
         Default 128.
+    compress : {"none", "pack", "rice"}, optional
+        How volumes and masks are compressed, without the loss of a bit: not at all (the default),
+        so that they are fastest to decode, or so that they are smallest.
     shards : range, optional
         Do only these shards of the plan.
     axes, max_tilt_degrees, assume_orientation : optional
@@ -117,6 +121,11 @@ class Common:
     )
     samples_per_shard: int | None = option(
         help=f"Samples in a shard. (default: {DEFAULT_SAMPLES_PER_SHARD})"
+    )
+    compress: str | None = option(
+        choices=("none", *get_args(Coding)),
+        help="How volumes and masks are compressed, without loss: none, pack (fastest to read) or "
+        "rice (smallest). (default: none, or the plan's)",
     )
     shards: range | None = option(
         written="range",
@@ -172,6 +181,11 @@ class Common:
             )
         rules = AxisRules.of_selection(self.selection)
         object.__setattr__(self, "assume_orientation", rules.assume_orientation)
+
+    @property
+    def compression(self) -> Coding | None:
+        """As :attr:`ctgpu.shards.plan.Plan.compression`, of a plan that is made now."""
+        return next((coding for coding in get_args(Coding) if coding == self.compress), None)
 
     @property
     def selection(self) -> dict[str, Any]:

@@ -278,22 +278,36 @@ class ShardMaker:
 
     def _stages(self) -> Stages[_Task, FetchedSample, DecodedSample, MadeSample]:
         size_bytes = self._plan.sample_bytes
+
+        def compress(task: _Task, made: MadeSample) -> MadeSample:
+            return made.compress(self._pool, self._plan)
+
         return Stages(
             footprint=self._expected_footprint,
             fetch=self._fetch,
             fetched_footprint=lambda task, fetched: self._fetched_footprint(fetched),
             decode=self._decode,
-            decoded_footprint=lambda task, decoded: decoded.prepared.raw.size_bytes + size_bytes,
+            decoded_footprint=lambda task, decoded: (
+                size_bytes + max(decoded.prepared.raw.size_bytes, self._room_bytes)
+            ),
             make=self._make_batch,
-            made_footprint=lambda task: size_bytes,
+            made_footprint=lambda task: size_bytes + self._room_bytes,
             write=self._write,
             discard=lambda unused: unused.release(),
+            compress=compress if self._plan.compression else None,
+            compressed_footprint=lambda task, made: made.held_bytes,
         )
+
+    @property
+    def _room_bytes(self) -> int:
+        """What a sample is compressed into, beside what it is compressed from."""
+        return sum(self._plan.payload_limits_bytes) if self._plan.compression else 0
 
     def _fetched_footprint(self, fetched: FetchedSample) -> int:
         # Percentiles of anything but 8 and 16 bit voxels sort a copy of them.
         copies = 1 if self._plan.spec.percentiles is None else 2
-        return self._plan.sample_bytes + fetched.footprint_bytes(self._plan.masks, copies)
+        held = fetched.footprint_bytes(self._plan.masks, copies)
+        return self._plan.sample_bytes + max(held, self._room_bytes)
 
     def _expected_footprint(self, task: _Task) -> int:
         sample = task.sample
@@ -307,7 +321,7 @@ class ShardMaker:
         if self._plan.masks is not None:
             # Voxels mostly have two bytes, those of a mask's files one or two.
             raw += raw // 2 * (1 + self._plan.masks.numpy_dtype.itemsize)
-        return sample.size_bytes + raw + self._plan.sample_bytes
+        return self._plan.sample_bytes + max(sample.size_bytes + raw, self._room_bytes)
 
     def _fetch(self, task: _Task) -> FetchedSample:
         sample = task.sample
@@ -414,7 +428,8 @@ class ShardMaker:
             None if decoded.mask is None else decoded.mask.bytes,
             mask_digest,
         )
-        return MadeSample(packed, buffer, decoded.mask, decoded.prepared.hu_finding)
+        buffers = [buffer] if decoded.mask is None else [buffer, decoded.mask]
+        return MadeSample(packed, buffers, decoded.prepared.hu_finding)
 
     def _write(self, task: _Task, result: MadeSample | Failure) -> None:
         shard, sample = task.shard, task.sample
@@ -439,7 +454,7 @@ class ShardMaker:
                     sample.key,
                     shard.work.index,
                     sample.size_bytes,
-                    self._plan.sample_bytes,
+                    result.packed.payload_bytes,
                     result.packed.orientation,
                 )
             )

@@ -17,6 +17,8 @@ from ctgpu.arguments import converted, require_whole_number
 from ctgpu.buffers import BufferPool
 from ctgpu.checking.recipe import Recipe
 from ctgpu.checking.sheet import View, stated_affine, to_hu
+from ctgpu.codec import CtzError
+from ctgpu.codec.whole import decode_member
 from ctgpu.data_sets import built_in
 from ctgpu.decode import MAX_VOLUME_BYTES
 from ctgpu.errors import DecodeError, StorageError
@@ -24,6 +26,7 @@ from ctgpu.shards.card import Claims
 from ctgpu.shards.names import parse_shard_name, record_name
 from ctgpu.shards.patterns import expand_pattern
 from ctgpu.shards.record import ShardRecord
+from ctgpu.shards.tar import MASKS, mask_of
 from ctgpu.sources.fetched import fetch_file
 from ctgpu.sources.tar_samples import (
     TarSample,
@@ -32,7 +35,7 @@ from ctgpu.sources.tar_samples import (
     samples_of_tar,
     stored_dtype,
 )
-from ctgpu.spec import Dtype, Spec
+from ctgpu.spec import Dtype, Layout, Spec
 from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.orientation import Orientation, orientation_of
 from ctgpu.volume.raw import RawVolume, Rescale, Spacing
@@ -208,19 +211,37 @@ def stored_mask(sample: TarSample, shape: tuple[int, ...]) -> npt.NDArray[Any] |
         If it cannot be read, or does not have the voxels of the volume.
     """
     said = sample.facts().get("mask")
-    if "seg" not in sample.members or not isinstance(said, dict):
+    extension = mask_of(sample.members)
+    if extension is None or not isinstance(said, dict):
         return None
     try:
         masks = MaskFormat.from_dict({"dtype": said.get("dtype")})
     except ValueError:
         return None  # another writer's
-    content = sample.read("seg", MAX_VOLUME_BYTES)
+    content = sample.read(extension, MAX_VOLUME_BYTES)
+    if extension == MASKS[1]:
+        return _decoded_mask(sample, extension, content, shape, masks)
     if len(content) != math.prod(shape) * masks.numpy_dtype.itemsize:
         raise DecodeError(
-            f"{sample.tar}: {sample.key}.seg has {len(content):,} bytes; wanted {masks.dtype} for "
-            f"each of {math.prod(shape):,} voxels: make the sample again"
+            f"{sample.tar}: {sample.key}.{extension} has {len(content):,} bytes; wanted "
+            f"{masks.dtype} for each of {math.prod(shape):,} voxels: make the sample again"
         )
     return np.frombuffer(content, masks.numpy_dtype).reshape(shape)
+
+
+def _decoded_mask(
+    sample: TarSample, extension: str, content: bytes, shape: tuple[int, ...], masks: MaskFormat
+) -> npt.NDArray[Any]:
+    layout: Layout = "DHW" if sample.facts().get("layout") == "DHW" else "HWD"
+    first, second, third = shape
+    shape_dhw = (first, second, third) if layout == "DHW" else (third, first, second)
+    try:
+        return decode_member(content, shape_dhw, masks.dtype, masks.numpy_dtype, layout)
+    except CtzError as error:
+        raise DecodeError(
+            f"{sample.tar}: {sample.key}.{extension} cannot be decoded: {error}; make the sample "
+            "again"
+        ) from error
 
 
 def _mask_labels(sample: TarSample, recipe: Recipe) -> Mapping[str, int]:

@@ -11,7 +11,7 @@ from os import PathLike
 from pathlib import Path
 
 from ctgpu.errors import NewerFormatError, StorageError, UsageError
-from ctgpu.machine import usable_cores
+from ctgpu.machine import default_memory_limit_bytes, usable_cores
 from ctgpu.printable import to_json
 from ctgpu.shards.findings import Finding, folder_findings, shard_findings
 from ctgpu.shards.folder import is_committed
@@ -77,7 +77,7 @@ def verify_folder(
     found: Callable[[Finding], None] = lambda finding: None,
     checked: Callable[[int, int], None] = lambda done, shards: None,
 ) -> Verification:
-    """Re-read a whole data set and check every byte of it.
+    """Re-read a whole data set and check every byte of it; what is compressed is decoded, too.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def verify_folder(
     except UsageError as error:
         note([Finding(PLAN_NAME, str(error))])
     else:
-        with ThreadPoolExecutor(min(_MOST_THREADS, usable_cores())) as pool:
+        with ThreadPoolExecutor(_threads(plan)) as pool:
             of_shards = pool.map(partial(shard_findings, folder, plan), range(plan.shards))
             for done, of_shard in enumerate(of_shards, 1):
                 checked(done, plan.shards)
@@ -139,3 +139,11 @@ def verify_folder(
         sum(summary.size_bytes for summary in summaries),
         findings,
     )
+
+
+def _threads(plan: Plan) -> int:
+    threads = min(_MOST_THREADS, usable_cores())
+    if plan.compression is None:
+        return threads
+    # Each may hold a volume and its mask, decoded.
+    return max(1, min(threads, default_memory_limit_bytes() // plan.sample_bytes))

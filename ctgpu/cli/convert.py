@@ -38,7 +38,7 @@ def command(
 ) -> None:
     """Make shards from the tars of a WebDataset, raw or preprocessed by older scripts.
 
-    Run it again to go on where it stopped.
+    Of finished shards it makes such of another compression. Run it again to go on where it stopped.
     """
     console = Console(stderr=True)
     configure_logging(log_format, log_level(debug), console)

@@ -19,6 +19,7 @@ from ctgpu.cli.display import Display
 from ctgpu.cli.options import Debug, log_level, takes
 from ctgpu.cli.stopping import stoppable
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say_json
+from ctgpu.machine import usable_cores
 
 
 @takes(
@@ -66,9 +67,9 @@ def command(
 ) -> None:
     """Say what a build would take: volumes, bytes, memory, time. Exits with 3 if there is no room.
 
-    A few samples are built to measure this machine, and removed again. With --cores,
-    --network-gbit or --gpus it also says, by what it measured, what the build would take there;
-    with --online instead whether training there would wait for its samples.
+    A few samples are built to measure this machine, stored in each way of --compress, read again
+    and removed. With --cores, --network-gbit or --gpus it also says, by what it measured, what the
+    build would take there; with --online instead whether training there would wait for its samples.
     """
     named = named_machine(cores, network_gbit, gpus)
     training = named_training(online, step_ms, batch_size, gpus)
@@ -90,14 +91,15 @@ def _show(estimate: Estimate, console: Console) -> None:
     room = "fits" if estimate.fits else "does not fit: free some, or build parts with --shards"
     free = "unknown, for the file system does not say"
     if estimate.free_bytes is not None:
-        free = f"{decimal(estimate.free_bytes)}: {room}"
+        asked = decimal(storage.needed_bytes)
+        free = f"{decimal(estimate.free_bytes)}; a build asks for {asked}: {room}"
     rows = [
         ("volumes", ", ".join(f"{n} {what}" for what, n in estimate.counts.items() if n)),
         ("data set", estimate.data_set),
         *(("table", str(table)) for table in estimate.tables),
         ("shards", f"{storage.shards}, {decimal(storage.full_shard_bytes)} each when full"),
         ("to read", decimal(estimate.source_bytes)),
-        ("to store", f"{decimal(storage.needed_bytes)}, {storage.sample_bytes:,} bytes a volume"),
+        ("to store", _to_store(estimate)),
         ("free", free),
         ("memory", f"up to {decimal(estimate.memory_bytes)} for volumes in flight"),
     ]
@@ -114,10 +116,38 @@ def _show(estimate: Estimate, console: Console) -> None:
     for row in rows:
         table.add_row(*row)
     console.print(table)
-    if estimate.stages:
-        console.print(
-            f"Times come from {estimate.calibrated_on} volumes; a network's speed varies by more."
-        )
+    if estimate.readings:
+        _show_readings(estimate, console)
+
+
+def _to_store(estimate: Estimate) -> str:
+    storage = estimate.storage
+    said = f"{decimal(storage.stored_bytes)}, {storage.sample_bytes:,} bytes a volume"
+    if estimate.compression is None:
+        return said
+    return f"{said} by {estimate.compression}, {'' if estimate.readings else 'not '}measured"
+
+
+def _show_readings(estimate: Estimate, console: Console) -> None:
+    """For each way to store volumes their bytes, and how fast they are loaded here."""
+    cores, built = usable_cores(), estimate.calibrated_on
+    table = Table(
+        *("--compress", "to store", "one thread", f"cores: {cores}", "what decides"),
+        title="How it could be stored, and loaded here in samples/s",
+        title_justify="left",
+    )
+    for way, reading in estimate.readings.items():
+        bottleneck, rate = next(iter(reading.limits(cores).items()))
+        to_store = decimal(round(estimate.storage.samples * reading.sample_bytes))
+        what, *_ = bottleneck.split(",")
+        table.add_row(way, to_store, f"{1 / reading.thread_s:.3g}", f"{rate:.3g}", what)
+    console.print(table)
+    console.print(
+        f"Measured: {built} {'volume' if built == 1 else 'volumes'}, built, stored in each way and "
+        "read by one thread, from "
+        + ("this disk." if estimate.read_from_disk else "memory: a disk may be slower.")
+        + " All else is projected from that; a network's speed varies by more."
+    )
 
 
 def _elsewhere(elsewhere: Elsewhere) -> list[tuple[str, str]]:

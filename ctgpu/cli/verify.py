@@ -41,9 +41,10 @@ def command(
 ) -> None:
     """Check that a data set is what was written, or what its originals say it should be.
 
-    With DIR alone, every payload, record, index and manifest is re-read. With --source,
-    --original-pattern or --num-samples, samples are derived again from their originals by the torch
-    reference, and volume, labels and report compared. Exits with 0 only if nothing is wrong.
+    With DIR alone, every payload, record, index and manifest is re-read, and what is compressed is
+    decoded. With --source, --original-pattern or --num-samples, samples are derived again from
+    their originals by the torch reference, and volume, labels and report compared. Exits with 0
+    only if nothing is wrong.
     """
     if folder is not None and preprocessed_pattern is not None:
         raise UsageError("DIR and --preprocessed-pattern both name what to look at; give one")

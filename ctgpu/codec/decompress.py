@@ -39,6 +39,24 @@ def slabs_at_once(out_dhw: npt.NDArray[Any]) -> int:
     return 4 if along_d < along_w else 1
 
 
+def check_tiles(head: Head, runs: Sequence[range], data: Bytes) -> None:
+    """Hold tiles, whose bytes lie one after the other, against their checksums.
+
+    Raises
+    ------
+    CtzError
+        If one does not have it.
+    """
+    view, end = data.data, 0
+    for run in runs:
+        entries = head.table[run.start : run.stop]
+        sizes, digests = entries["size"].tolist(), entries["xxh3_64"].tolist()
+        for number, size_bytes, digest in zip(run, sizes, digests, strict=True):
+            start, end = end, end + size_bytes
+            if xxhash.xxh3_64_intdigest(view[start:end]) != digest:
+                raise CtzError(f"its tile {number} does not have its checksum")
+
+
 def decompress(
     head: Head,
     runs: Sequence[range],
@@ -80,14 +98,11 @@ def decompress(
 
     numbers = np.concatenate([np.arange(run.start, run.stop) for run in runs])
     table = head.table[numbers]
-    ends = np.cumsum(table["size"], dtype=np.int64)
-    if len(data) < ends[-1] + SLACK_BYTES:
-        raise ValueError(f"data has {len(data)} bytes, and takes {ends[-1] + SLACK_BYTES}")
+    used_bytes = int(table["size"].sum(dtype=np.int64))
+    if len(data) < used_bytes + SLACK_BYTES:
+        raise ValueError(f"data has {len(data)} bytes, and takes {used_bytes + SLACK_BYTES}")
     if verify:
-        for number, end, entry in zip(numbers.tolist(), ends.tolist(), table, strict=True):
-            found = xxhash.xxh3_64_intdigest(data[end - int(entry["size"]) : end].data)
-            if found != entry["xxh3_64"]:
-                raise CtzError(f"its tile {number} does not have its checksum")
+        check_tiles(head, runs, data)
     try:
         _native.ctz_decode(
             kind=head.kind,

@@ -110,10 +110,13 @@ class Follower:
                 failure = Failure(entry.stage, entry.error_class, entry.message)
                 self._watch(SampleFailed(entry.key, index, entry.path, failure))
                 continue
-            stored_bytes = self._plan.sample_bytes
             self._watch(
                 SampleWritten(
-                    entry.key, index, source_bytes[entry.key], stored_bytes, entry.orientation
+                    entry.key,
+                    index,
+                    source_bytes[entry.key],
+                    entry.payload_bytes,
+                    entry.orientation,
                 )
             )
 

@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
-from ctgpu.errors import CtgpuError, MismatchError, NewerFormatError, UsageError
+import numpy as np
+import numpy.typing as npt
+
+from ctgpu.codec import head_bytes
+from ctgpu.errors import (
+    CtgpuError,
+    FetchError,
+    MismatchError,
+    NewerFormatError,
+    StorageError,
+    UsageError,
+)
 from ctgpu.shards.card import Card
 from ctgpu.shards.folder import committed_shards, summaries
 from ctgpu.shards.names import parse_shard_name, record_name, shard_name
 from ctgpu.shards.patterns import expand_paths
 from ctgpu.shards.plan import Plan
+from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry, ShardRecord
+from ctgpu.shards.tar import MASKS, VOLUMES
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +60,60 @@ class Shard:
     def __repr__(self) -> str:
         part = "" if self.whole else ", part of it"
         return f"Shard({str(self.path)!r}: {len(self.samples)} samples{part})"
+
+    def open(self) -> ShardReader:
+        """The tar, for reading.
+
+        Raises
+        ------
+        StorageError
+            If it is gone, or cannot be opened.
+        """
+        try:
+            return ShardReader(self.path)
+        except StorageError as error:
+            raise StorageError(
+                f"{error}, though it could when the data set was opened; put the shard back, or "
+                "open the data set again to go on without it"
+            ) from error
+
+    def read_labels(self, out: npt.NDArray[np.float32], skip_damaged: bool) -> int:
+        """Read the labels of its samples.
+
+        Parameters
+        ----------
+        out : numpy.ndarray
+            Shape (samples, classes), NaN; rows without labels stay so.
+        skip_damaged : bool
+            Leave damaged ones too, with a warning in the log.
+
+        Returns
+        -------
+        int
+            How many are damaged.
+
+        Raises
+        ------
+        FetchError
+            If some are damaged, and not skipped.
+        StorageError
+            If the tar is gone.
+        """
+        labelled = [
+            (entry, row) for entry, row in zip(self.samples, out, strict=True) if entry.labelled
+        ]
+        damaged = 0
+        if labelled:
+            with self.open() as reader:
+                for entry, row in labelled:
+                    try:
+                        row[:] = np.frombuffer(reader.read(entry, "cls"), "<f4")
+                    except FetchError as error:
+                        if not skip_damaged:
+                            raise
+                        log.warning("%s; it counts as a sample without labels", error)
+                        damaged += 1
+        return damaged
 
 
 def find_shards(named: Named | Sequence[Named]) -> tuple[Card, list[Shard]]:
@@ -95,6 +162,14 @@ def find_shards(named: Named | Sequence[Named]) -> tuple[Card, list[Shard]]:
     for folder, own in cards.items():
         _warn_if_unfinished(folder, own)
     return card, shards
+
+
+def describe(named: Named | Sequence[Named]) -> str:
+    """A path as it was given; of several the first."""
+    if isinstance(named, str | PathLike):
+        return os.fspath(named)
+    names = [str(name) for name in named]
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _as_names(named: Named | Sequence[Named]) -> Sequence[Named]:
@@ -194,21 +269,35 @@ def _load_record(path: Path, card: Card) -> ShardRecord:
             f"{record_path} has the fingerprint {record.fingerprint}, and its data set has "
             f"{card.fingerprint}; the shard belongs to another data set"
         )
-    wanted_bytes = {
-        "bin": card.spec.size_bytes,
-        "seg": 0 if card.masks is None else card.masks.size_bytes(card.spec),
-        "cls": 4 * len(card.class_names),
-    }
+    least_and_most = _sizes_bytes(card)
     for entry in record.samples:
-        for extension, size_bytes in wanted_bytes.items():
+        mask = entry.mask_extension or MASKS[entry.is_compressed]
+        for extension in (entry.volume_extension, mask, "cls"):
             member = entry.members.get(extension)
             found_bytes = 0 if member is None else member.size_bytes
-            if found_bytes != size_bytes:
+            least, most = least_and_most[extension]
+            if not least <= found_bytes <= most:
+                wanted = f"{least}" if least == most else f"{least} to {most}"
                 raise MismatchError(
                     f"{record_path}: {entry.key}.{extension} has {found_bytes} bytes, and the data "
-                    f"set's spec asks for {size_bytes}; remove the record and run the build again"
+                    f"set's spec asks for {wanted}; remove the record and run the build again"
                 )
     return record
+
+
+def _sizes_bytes(card: Card) -> Mapping[str, tuple[int, int]]:
+    """The least and the most bytes that members of a data set's samples can have."""
+    h, w, d = card.spec.shape_hwd
+    masks_bytes = 0 if card.masks is None else card.masks.size_bytes(card.spec)
+    sizes = {"cls": (4 * len(card.class_names),) * 2}
+    for (plain, compressed), size_bytes in (
+        (VOLUMES, card.spec.size_bytes),
+        (MASKS, masks_bytes),
+    ):
+        head = head_bytes((d, h, w)) if size_bytes else 0
+        sizes[plain] = size_bytes, size_bytes
+        sizes[compressed] = head, head + size_bytes
+    return sizes
 
 
 def _tar_paths(named: str | PathLike[str]) -> list[Path]:

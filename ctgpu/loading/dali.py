@@ -10,11 +10,14 @@ from typing import Any
 from ctgpu.errors import DeviceError, UsageError
 from ctgpu.installation import install_command
 from ctgpu.loading.catalogue import Named, Shard
+from ctgpu.loading.dali_decoding import decoder_of
 from ctgpu.loading.dataset import VolumeDataset
 from ctgpu.loading.ranks import distributed_place, given_place
+from ctgpu.loading.region import memory_order
 from ctgpu.shards.index import index_text
 from ctgpu.shards.names import index_name, parse_shard_name
 from ctgpu.shards.record import ShardRecord
+from ctgpu.shards.tar import VOLUMES
 from ctgpu.spec import Dtype
 
 _SHUFFLE_BYTES = 2 << 30
@@ -49,17 +52,21 @@ def pipeline(
     the CPU; leave them out of a torch iterator, which takes only equal rows.  Masks are not among
     them: :func:`ctgpu.loading.make_loader` gives those.
 
+    Compressed volumes, also beside others, are decoded on the CPU in `num_threads` threads of
+    Python's, for a GPU in the order D, H, W.  This has run with DALI on the CPU alone.
+
     Parameters
     ----------
     dataset : VolumeDataset, path or list of path
-        The samples; of what ``select`` chose, those.  DALI verifies no checksums: ``ctgpu verify``
-        does.
+        The samples; of what ``select`` chose, those.  DALI verifies no checksums, ``ctgpu verify``
+        does; but compressed tiles are held against theirs, and a damaged one ends the pipeline with
+        an error of DALI's that says which.
     batch_size : int
         Samples of one batch.
     device_id : int, optional
         GPU; None runs on the CPU alone.
     num_threads : int
-        DALI's threads.
+        DALI's threads, and as many that decode.
     shuffle : bool
         Mix samples in DALI's buffer.
     seed : int
@@ -90,7 +97,6 @@ def pipeline(
         dataset = VolumeDataset(dataset)
     place, places = given_place(rank, world_size) or distributed_place()
     spec = dataset.spec
-    volume_type = getattr(types, _DALI_TYPES[spec.dtype])
     shards = [shard for shard in dataset.shards if shard.samples]
     if not shards:
         raise UsageError(f"{dataset!r} has no samples to load")
@@ -105,32 +111,46 @@ def pipeline(
             "DALI reads shards as they are; choose samples with select, not take"
         )
 
+    plain, compressed = VOLUMES
+    payloads = {plain: getattr(types, _DALI_TYPES[spec.dtype])}
+    decode, layout = decoder_of(dataset, num_threads, on_gpu=device_id is not None)
+    if decode is not None:
+        payloads[compressed] = types.UINT8
+    read_bytes = sum(entry.members[entry.volume_extension].size_bytes for entry in dataset.entries)
+
     @pipeline_def(  # type: ignore[untyped-decorator]
         batch_size=batch_size,
         num_threads=num_threads,
         device_id=device_id,
         seed=seed,
         prefetch_queue_depth=prefetch_queue_depth,
+        # Functions of Python's need it; in DALI 2 it is the only one.
+        **({} if decode is None else {"exec_dynamic": True}),
     )
     def volumes(indices: Sequence[Path]) -> tuple[Any, ...]:
-        volume, labels, report, metadata = fn.readers.webdataset(
+        *read, labels, report, metadata = fn.readers.webdataset(
             paths=[str(shard.path) for shard in shards],
             index_paths=[str(index) for index in indices],
-            ext=["bin", "cls", "txt", "json"],
-            dtypes=[volume_type, types.FLOAT, types.UINT8, types.UINT8],
-            missing_component_behavior="error",
+            ext=[*payloads, "cls", "txt", "json"],
+            dtypes=[*payloads.values(), types.FLOAT, types.UINT8, types.UINT8],
+            # A sample has one of the two; no shard lacks any other member.
+            missing_component_behavior="error" if decode is None else "empty",
             random_shuffle=shuffle,
-            initial_fill=max(1, shuffle_bytes // spec.size_bytes),
+            initial_fill=max(1, shuffle_bytes * len(dataset) // read_bytes),
             shard_id=place,
             num_shards=places,
             stick_to_shard=True,
             pad_last_batch=places > 1,
             name="samples",
         )
-        volume = fn.reshape(volume, shape=list(spec.stored_shape), layout=spec.layout)
+        volume = read[0]
+        if decode is not None:
+            volume = fn.python_function(*read, metadata, function=decode, batch_processing=True)
+        shape = memory_order(spec.stored_shape, spec.layout, layout)
+        volume = fn.reshape(volume, shape=list(shape), layout=layout)
         if device_id is not None:
             volume = volume.gpu()
-            if spec.layout == "HWD":
+            if layout == "HWD":
                 volume = fn.transpose(volume, perm=[2, 0, 1])
             volume = fn.reshape(volume, src_dims=[-1, 0, 1, 2], layout="CDHW")
         return volume, labels, report, metadata

@@ -4,35 +4,36 @@ from __future__ import annotations
 
 import copy
 import json
-import logging
 import operator
-import os
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate, repeat
-from os import PathLike
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from ctgpu.buffers import BufferPool
-from ctgpu.errors import DecodeError, FetchError, SampleError, StorageError, UsageError
-from ctgpu.loading.catalogue import Named, Shard, find_shards
-from ctgpu.loading.region import payloads, read_box, to_dhw
+from ctgpu.errors import DecodeError, SampleError, UsageError
+from ctgpu.loading.catalogue import Named, Shard, describe, find_shards
+from ctgpu.loading.region import (
+    in_stored_order,
+    payloads,
+    read_box,
+    read_labels_and_report,
+    stored_order,
+    to_dhw,
+)
 from ctgpu.loading.selection import Indices, Predicate, Wanted, check_numbers, select_numbers
 from ctgpu.loading.slots import Slots
 from ctgpu.machine import usable_cores
-from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry
-from ctgpu.spec import Spec
+from ctgpu.spec import Layout, Spec
 from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.ref import normal_form
 from ctgpu.volume.stored import numpy_dtype
-
-log = logging.getLogger(__name__)
 
 Verify = Literal["first", "always", "off"]
 #: Of the type that is stored, as :func:`ctgpu.volume.stored.numpy_dtype` has it.
@@ -60,7 +61,8 @@ class VolumeDataset:
         stand one after the other; a shard that is named twice is loaded once.
     verify : {"first", "always", "off"}
         When to hold a volume against its checksum: the first time that this object reads it,
-        every time, or never.  Labels and reports always are.
+        every time, or never; of a compressed one the tiles that are read, the first time that all
+        are.  Labels and reports always are.
 
     Raises
     ------
@@ -90,7 +92,7 @@ class VolumeDataset:
             raise UsageError(f"verify is {verify!r}; it is one of {', '.join(get_args(Verify))}")
         self._verify = verify
         self._card, shards = find_shards(dir_or_pattern)
-        self._named = _describe(dir_or_pattern)
+        self._named = describe(dir_or_pattern)
         self._hold(shards, np.arange(sum(len(shard.samples) for shard in shards)))
 
     def _hold(self, shards: list[Shard], places: Indices) -> None:
@@ -145,6 +147,22 @@ class VolumeDataset:
     def mask_labels(self) -> dict[str, int]:
         """The number of each label in the masks, ascending; empty where none is named."""
         return {} if self.masks is None else self.masks.to_dict()["labels"]
+
+    @cached_property
+    def is_compressed(self) -> bool:
+        """Whether all of the samples are compressed."""
+        # All samples of a shard are, or none.
+        held = [shard.samples[0] for shard in self._shards if shard.samples]
+        return bool(held) and all(entry.is_compressed for entry in held)
+
+    @property
+    def memory_layout(self) -> Layout:
+        """Order of the axes of memory into which all samples are read fastest.
+
+        D, H, W where all of them are compressed: then they are decoded into contiguous tensors.
+        What is not compressed is read as it is stored, and other samples of its batch likewise.
+        """
+        return "DHW" if self.is_compressed else self.spec.layout
 
     @property
     def shards(self) -> Sequence[Shard]:
@@ -315,7 +333,7 @@ class VolumeDataset:
         Returns
         -------
         dict
-            ``volume`` (1, D, H, W) of ``spec.dtype``, a view of the stored order; ``labels``
+            ``volume`` (1, D, H, W) of ``spec.dtype``, a view of :attr:`memory_layout`; ``labels``
             (classes,) float32; ``report`` and ``study_id``, text.  NumPy has no bfloat16: its bits
             come as uint16, of which :func:`ctgpu.volume.stored.numbers_of` makes float32, and
             ``torch.from_numpy(volume).view(torch.bfloat16)`` a tensor.  Where there are masks,
@@ -331,12 +349,18 @@ class VolumeDataset:
             If the shard is gone.
         """
         number = self.number_of(index)
-        volume = np.empty(self.spec.stored_shape, numpy_dtype(self.spec.dtype))
-        mask = None if self.masks is None else np.empty(volume.shape, self.masks.numpy_dtype)
-        labels, report = self.read_into(number, volume, mask=mask)
+        memory, layout = self.memory_layout, self.spec.layout
+        shape = stored_order(self.spec.shape_hwd, memory)
+        volume = np.empty(shape, numpy_dtype(self.spec.dtype))
+        mask = None if self.masks is None else np.empty(shape, self.masks.numpy_dtype)
+        labels, report = self.read_into(
+            number,
+            in_stored_order(volume, memory, layout),
+            mask=None if mask is None else in_stored_order(mask, memory, layout),
+        )
         return {
-            "volume": to_dhw(volume, self.spec.layout)[None],
-            **({} if mask is None else {"mask": to_dhw(mask, self.spec.layout)[None]}),
+            "volume": to_dhw(volume, memory)[None],
+            **({} if mask is None else {"mask": to_dhw(mask, memory)[None]}),
             "labels": labels,
             "report": report,
             "study_id": self.study_ids[number],
@@ -358,7 +382,7 @@ class VolumeDataset:
             If it is not JSON.
         """
         shard, entry = self.locate(self.number_of(index))
-        with _open_shard(shard) as reader:
+        with shard.open() as reader:
             text = reader.read(entry, "json")
         try:
             return dict(json.loads(text))
@@ -398,7 +422,7 @@ class VolumeDataset:
         stored = np.full((self._ends[-1], len(self.class_names)), np.nan, np.float32)
         parts = np.split(stored, self._ends[:-1])  # views
         with ThreadPoolExecutor(threads, "ctgpu-read") as readers:
-            damaged = sum(readers.map(_read_labels, self._shards, parts, repeat(skip_damaged)))
+            damaged = sum(readers.map(Shard.read_labels, self._shards, parts, repeat(skip_damaged)))
         labels = stored[self._places]
         if not damaged:
             self._labels = labels.copy()
@@ -414,15 +438,16 @@ class VolumeDataset:
     ) -> tuple[Labels, str]:
         """Read one sample, or a box of its voxels, into memory of the caller.
 
-        A box reads only the rows that it needs, unless its volume is to be verified now.
+        A box reads only the rows that it needs, unless its volume is to be verified now; of a
+        compressed volume only the tiles that it meets, verified or not.
 
         Parameters
         ----------
         index : int
             Number of the sample.
         out : numpy.ndarray
-            Of the stored type (bfloat16: uint16), C order, axes in stored order; its shape is the
-            box's.
+            Of the stored type (bfloat16: uint16), axes in stored order; its shape is the box's.
+            In C order, but for a compressed sample, which is decoded into any strides.
         start : tuple of int
             First voxel of the box, in stored order.
         mask : numpy.ndarray, optional
@@ -438,59 +463,28 @@ class VolumeDataset:
         Raises
         ------
         UsageError
-            If `out` or `mask` is of another type, or their shapes differ, or there are no masks.
+            If `out` or `mask` is of another type, or their shapes differ, or there are no masks,
+            or the box does not lie within the volume, or `out` is not in the order that it takes.
         IndexError, FetchError, StorageError
             As :meth:`__getitem__`.
         """
-        wanted = payloads(self._named, self.spec, self.masks, out, mask)
         shard, entry = self.locate(index)
-        verify = self._verify == "always" or (self._verify == "first" and not self._verified[index])
-        with _open_shard(shard) as reader:
-            for extension, voxels in wanted.items():
-                read_box(
-                    reader,
-                    *(entry, extension, self.spec.stored_shape, start, voxels),
-                    scratch=self._scratch if verify else None,
-                )
-            labels = np.frombuffer(bytearray(reader.read(entry, "cls")), "<f4")
-            report = reader.read(entry, "txt").decode()
-        if verify and (mask is not None or self.masks is None):
-            self._verified[index] = 1
+        wanted = payloads(self._named, self.spec, self.masks, entry, start, out, mask)
+        verify = self.is_due(index)
+        with shard.open() as reader:
+            for one in wanted:
+                scratch = self._scratch
+                read_box(reader, entry, one, self.spec, start, scratch=scratch, verify=verify)
+            labels, report = read_labels_and_report(reader, entry)
+        whole = not entry.is_compressed or out.shape == self.spec.stored_shape
+        if verify and whole and (mask is not None or self.masks is None):
+            self.note_verified(index)
         return labels, report
 
+    def is_due(self, index: int) -> bool:
+        """Whether a sample is to be held against its checksums when it is read now."""
+        return self._verify == "always" or (self._verify == "first" and not self._verified[index])
 
-def _read_labels(shard: Shard, out: Labels, skip_damaged: bool) -> int:
-    """Read the labels that a shard has into `out`, NaN so far; how many are damaged."""
-    labelled = [
-        (entry, row) for entry, row in zip(shard.samples, out, strict=True) if entry.labelled
-    ]
-    damaged = 0
-    if labelled:
-        with _open_shard(shard) as reader:
-            for entry, row in labelled:
-                try:
-                    row[:] = np.frombuffer(reader.read(entry, "cls"), "<f4")
-                except FetchError as error:
-                    if not skip_damaged:
-                        raise
-                    log.warning("%s; it counts as a sample without labels", error)
-                    damaged += 1
-    return damaged
-
-
-def _open_shard(shard: Shard) -> ShardReader:
-    try:
-        return ShardReader(shard.path)
-    except StorageError as error:
-        raise StorageError(
-            f"{error}, though it could when the data set was opened; put the shard back, or open "
-            "the data set again to go on without it"
-        ) from error
-
-
-def _describe(named: Named | Sequence[Named]) -> str:
-    """A path as it was given; of several the first."""
-    if isinstance(named, str | PathLike):
-        return os.fspath(named)
-    names = [str(name) for name in named]
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    def note_verified(self, index: int) -> None:
+        """All of a sample was held against its checksums."""
+        self._verified[index] = 1

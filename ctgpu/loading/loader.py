@@ -310,7 +310,8 @@ def make_loader(
         Of the order and of the crops, from 0.
     shuffle_window_bytes : int, optional
         Mix only samples of shards, drawn at random, that have this many bytes together, so that
-        reads stay near each other.  Shuffling itself takes no memory; default: mix all.
+        reads stay near each other; samples count as they are without compression.  Shuffling
+        itself takes no memory; default: mix all.
     sample_weights : mapping or array-like, optional
         Draw as many samples as there are in each epoch, with replacement, each time by these
         weights: one number for each sample of `dataset`, in its order, or by study id; 0 or above.
@@ -324,8 +325,8 @@ def make_loader(
         batches are smaller, and where the ranks could not have equal ones, as few samples as
         needed (fewer than there are ranks) are repeated from the beginning of the order.
     device : str or torch.device
-        ``"cpu"``, or ``"cuda[:N]"``: read into pinned memory, uploaded and permuted on a stream of
-        its own.
+        ``"cpu"``, or ``"cuda[:N]"``: read into pinned memory, uploaded, and permuted (of compressed
+        volumes: decoded) on a stream of its own.
     prefetch_bytes : int, optional
         Volumes to read ahead, with their masks, one batch at least; default two batches, with all
         of their channels, and from raw volumes a volume for each thread.
@@ -356,7 +357,8 @@ def make_loader(
         A random box of this many voxels (H, W, D) instead of the whole volume, and the same box of
         its mask; it depends on the seed, the epoch and the sample's number in the data set alone,
         and of a sample that weights draw again on how often it came before.  Once a volume is
-        verified, only the rows of the box are read.
+        verified, only the rows of the box are read; of a compressed one only the tiles that the
+        box meets, of 8 planes of D, all of H and 32 columns of W, and these are verified.
     transform : callable, optional
         Takes each batch and returns what the consumer gets; on a GPU it runs there, on the
         consumer's stream.
@@ -404,9 +406,9 @@ def make_loader(
     if where.type not in ("cpu", "cuda"):
         raise UsageError(f"device is {device}; it is 'cpu' or 'cuda[:N]'")
     target: Target = (
-        HostTarget(spec, scalings, copy=copy)
+        HostTarget(spec, dataset.memory_layout, scalings, copy=copy)
         if where.type == "cpu"
-        else CudaTarget(where, spec, scalings)
+        else CudaTarget(where, spec, dataset.memory_layout, scalings)
     )
     voxel_bytes = numpy_dtype(target.dtype).itemsize * target.channels
     sample_bytes = spec.size_bytes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from collections import deque
 from collections.abc import Generator
@@ -13,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ctgpu.buffers import PAGE_BYTES, Buffer, BufferPool, whole_pages
+from ctgpu.buffers import Buffer, BufferPool
 from ctgpu.errors import SampleError, UsageError
-from ctgpu.loading.dataset import Labels, Volume, VolumeDataset
+from ctgpu.loading.dataset import Labels, VolumeDataset
 from ctgpu.loading.order import EpochOrder, Indices, Share
 from ctgpu.loading.region import Shape, random_start
+from ctgpu.loading.rooms import Room, make_rooms
 from ctgpu.loading.slots import HOLE, Slots
 from ctgpu.loading.targets import Target
-from ctgpu.volume.stored import numpy_dtype
 
 log = logging.getLogger(__name__)
 
@@ -85,18 +84,9 @@ class BatchReader:
         self._threads = threads
         self._skip_bad = skip_bad
         self._box = box
-        # Smaller batches take the memory of a whole one, so that the pool keeps to one size.
-        self._room_dtype = numpy_dtype(target.dtype)
-        voxels = batch_size * int(np.prod(box or dataset.spec.stored_shape))
-        volume_bytes = self._room_dtype.itemsize * target.channels * voxels
-        # Masks, where there are any, begin behind the volumes of a whole batch.
-        self._masks_at = -(-volume_bytes // PAGE_BYTES) * PAGE_BYTES
-        masks = dataset.masks
-        self._mask_dtype = None if masks is None else target.mask_dtype(masks)
-        mask_bytes = 0 if self._mask_dtype is None else self._mask_dtype.itemsize * voxels
-        self._batch_bytes = whole_pages(self._masks_at + mask_bytes)
+        self._rooms = make_rooms(dataset, target, batch_size, box, verify=skip_bad)
         # A taker may have kept any number of batches, and drop them all together.
-        kept_bytes = (prefetch_batches + 2) * self._batch_bytes
+        kept_bytes = (prefetch_batches + 2) * self._rooms.size_bytes
         self._pool = BufferPool(kept_bytes, target.allocate)
 
     def arrange(self, slots: Slots, order: EpochOrder) -> None:
@@ -171,27 +161,14 @@ class BatchReader:
         bad: frozenset[int],
     ) -> _Pending:
         """Have one batch read and assembled."""
-        box = self._box or self._dataset.spec.stored_shape
-        buffer = self._pool.acquire(self._batch_bytes)
-        room = buffer.array((len(positions), self._target.channels, *box), self._room_dtype)
-        shape = (len(positions), *box)
-        stored = _end_of(room, shape, numpy_dtype(self._dataset.spec.dtype))
-        masks = None
-        if self._dataset.masks is not None and self._mask_dtype is not None:
-            mask_room = buffer.array(
-                (len(positions), 1, *box), self._mask_dtype, offset=self._masks_at
-            )
-            masks = _end_of(mask_room, shape, self._dataset.masks.numpy_dtype), mask_room
+        buffer = self._pool.acquire(self._rooms.size_bytes)
+        room = self._rooms.open(buffer, len(positions))
         skipped: set[int] = set()
         reads = [
-            readers.submit(
-                self._read,
-                *(order, position, epoch, stored[row], masks and masks[0][row]),
-                *(bad, skipped),
-            )
+            readers.submit(self._read, order, position, epoch, room, row, bad, skipped)
             for row, position in enumerate(positions)
         ]
-        batch = assembler.submit(self._assemble, buffer, stored, room, masks, reads)
+        batch = assembler.submit(self._assemble, buffer, room, reads)
         return _Pending(batch, buffer, skipped)
 
     def _read(
@@ -199,12 +176,12 @@ class BatchReader:
         order: Indices,
         position: int,
         epoch: int,
-        out: Volume,
-        mask: Volume | None,
+        room: Room,
+        row: int,
         bad: frozenset[int],
         skipped: set[int],
     ) -> tuple[str, Labels, str]:
-        """Read the sample at `position`, or the next good one of the order."""
+        """Read the sample at `position`, or the next good one of the order, into a row."""
         errors: list[SampleError] = []
         for step in range(len(order)):
             place = (position + step) % len(order)
@@ -227,7 +204,7 @@ class BatchReader:
                 else (0, 0, 0)
             )
             try:
-                labels, report = self._dataset.read_into(index, out, start, mask=mask)
+                labels, report = room.read(row, index, start)
                 return self._dataset.study_ids[index], labels, report
             except SampleError as error:
                 if not (self._skip_bad and self._dataset.may_skip(error)):
@@ -246,34 +223,20 @@ class BatchReader:
         raise UsageError("no good sample is left in this epoch; begin a new one with set_epoch")
 
     def _assemble(
-        self,
-        buffer: Buffer,
-        stored: Volume,
-        room: Volume,
-        masks: tuple[Volume, Volume] | None,
-        reads: list[Future[tuple[str, Labels, str]]],
+        self, buffer: Buffer, room: Room, reads: list[Future[tuple[str, Labels, str]]]
     ) -> Batch:
         # All are waited for: none may still be reading when the buffer is used again.
         samples = [read.result() for read in reads]
-        rows = np.stack([labels for _, labels, _ in samples])
-        volume, labels = self._target.place(stored, room, rows)
-        mask = {} if masks is None else {"mask": self._target.place_mask(*masks)}
+        tensors = room.place(np.stack([labels for _, labels, _ in samples]))
         if self._target.memory == "given":
             buffer.release_with_arrays()
         elif self._target.memory == "kept":
             buffer.release()
         return {
-            "volume": volume,
-            **mask,
-            "labels": labels,
+            **tensors,
             "report": [report for _, _, report in samples],
             "study_id": [study_id for study_id, _, _ in samples],
         }
-
-
-def _end_of(room: Volume, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Volume:
-    """The end of an array's memory, as an array of another shape and type, no larger."""
-    return room.reshape(-1).view(dtype)[-math.prod(shape) :].reshape(shape)
 
 
 def _positions(share: Share, total: int, position: int) -> list[int]:

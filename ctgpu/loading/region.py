@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ctgpu.buffers import BufferPool
 from ctgpu.errors import UsageError
+from ctgpu.shards.compressed import CompressedMember
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import SampleEntry
 from ctgpu.spec import Layout, Spec
@@ -40,6 +41,25 @@ def stored_order(shape_hwd: Shape, layout: Layout) -> Shape:
     """An (H, W, D) triple in the order in which the axes are stored."""
     h, w, d = shape_hwd
     return (h, w, d) if layout == "HWD" else (d, h, w)
+
+
+def dhw_order(shape: Shape, layout: Layout) -> Shape:
+    """A triple in the order in which the axes are stored as (D, H, W)."""
+    if layout == "DHW":
+        return shape
+    h, w, d = shape
+    return d, h, w
+
+
+def memory_order(shape: Shape, layout: Layout, memory: Layout) -> Shape:
+    """A triple in the order in which the axes are stored, in the order that they have in memory."""
+    d, h, w = dhw_order(shape, layout)
+    return stored_order((h, w, d), memory)
+
+
+def in_stored_order(volume: VolumeT, memory: Layout, layout: Layout) -> VolumeT:
+    """A view of (…, axes in the order of `memory`) as (…, stored axes)."""
+    return to_hwd(volume, memory) if layout == "HWD" else to_dhw(volume, memory)
 
 
 def random_start(
@@ -98,33 +118,67 @@ def read_region(
         at += plane_bytes
 
 
+class Payload(NamedTuple):
+    """What is read of a sample into an array of a caller.
+
+    Attributes
+    ----------
+    extension : str
+        Of the member that is read.
+    dtype : str
+        As it is stored, by the name that spec or masks give it.
+    out : numpy.ndarray
+        For a box of it, axes in stored order.
+    """
+
+    extension: str
+    dtype: str
+    out: npt.NDArray[Any]
+
+
 def read_box(
     reader: ShardReader,
     entry: SampleEntry,
-    extension: str,
-    stored: Shape,
+    payload: Payload,
+    spec: Spec,
     start: Shape,
-    out: npt.NDArray[Any],
     *,
-    scratch: BufferPool | None,
+    scratch: BufferPool,
+    verify: bool,
 ) -> None:
-    """Read a box of ``bin`` or ``seg``, or all of it, into `out`.
+    """Read a box of a volume or a mask, or all of it.
 
     Parameters
     ----------
-    reader, entry, extension, stored, start, out
-        As :func:`read_region` takes them.
-    scratch : BufferPool or None
-        Lends the memory for the whole of it, to hold that against its checksum; None does not.
+    reader, entry
+        The sample.
+    payload : Payload
+        What of it, and where to; :func:`payloads` has checked it.
+    spec : Spec
+        What is stored.
+    start : tuple of int
+        First voxel of the box, in stored order.
+    scratch : BufferPool
+        Lends memory for what has to be read beside the box.
+    verify : bool
+        Hold what is read against its checksums: of a compressed volume the tiles that the box
+        meets, otherwise all of it, which is read for that.
 
     Raises
     ------
     FetchError
         If the tar is too short, or the bytes do not have their checksum.
     """
-    if out.shape == stored:
-        reader.read_into(entry, extension, out.data.cast("B"), verify=scratch is not None)
-    elif scratch is not None:
+    extension, dtype, out = payload
+    stored = spec.stored_shape
+    if entry.is_compressed:
+        shape_dhw = dhw_order(stored, spec.layout)
+        member = CompressedMember(reader, entry, extension, shape_dhw, dtype)
+        out_dhw = to_dhw(out, spec.layout)
+        member.read_box(dhw_order(start, spec.layout), out_dhw, scratch, verify=verify)
+    elif out.shape == stored:
+        reader.read_into(entry, extension, out.data.cast("B"), verify=verify)
+    elif verify:
         with scratch.acquire(entry.members[extension].size_bytes) as buffer:
             reader.read_into(entry, extension, buffer.bytes.data)
             box = tuple(slice(a, a + n) for a, n in zip(start, out.shape, strict=True))
@@ -133,14 +187,30 @@ def read_box(
         read_region(reader, entry, extension, stored, start, out)
 
 
+def read_labels_and_report(
+    reader: ShardReader, entry: SampleEntry
+) -> tuple[npt.NDArray[np.float32], str]:
+    """What stands beside the volume of a sample, verified: labels (classes,), and text.
+
+    Raises
+    ------
+    FetchError
+        If the tar is too short, or the bytes do not have their checksum.
+    """
+    labels = np.frombuffer(bytearray(reader.read(entry, "cls")), "<f4")
+    return labels, reader.read(entry, "txt").decode()
+
+
 def payloads(
     named: str,
     spec: Spec,
     masks: MaskFormat | None,
+    entry: SampleEntry,
+    start: Shape,
     out: npt.NDArray[Any],
     mask: npt.NDArray[Any] | None,
-) -> dict[str, npt.NDArray[Any]]:
-    """What is read of a sample into a caller's arrays, by its extension.
+) -> list[Payload]:
+    """What is read of a sample into a caller's arrays.
 
     Parameters
     ----------
@@ -148,23 +218,43 @@ def payloads(
         What messages call the data set.
     spec, masks
         What is stored.
+    entry : SampleEntry
+        The sample.
+    start : tuple of int
+        First voxel of the box, in stored order.
     out, mask : numpy.ndarray
         For a box of the volume, and for the same box of the mask, if that is wanted.
 
     Raises
     ------
     UsageError
-        If an array is of another type or shape than what is stored, or there are no masks.
+        If an array is of another type or shape than what is stored, the box does not lie within
+        it, or there are no masks.
     """
+    wanted = [Payload(entry.volume_extension, spec.dtype, out)]
     _require_type("out", out, named, spec.dtype, numpy_dtype(spec.dtype))
-    if mask is None:
-        return {"bin": out}
-    if masks is None:
-        raise UsageError(f"mask is given, and {named} has no masks; leave it out")
-    _require_type("mask", mask, named, masks.dtype, masks.numpy_dtype)
-    if mask.shape != out.shape:
-        raise UsageError(f"mask has the shape {mask.shape}; give it that of out, {out.shape}")
-    return {"bin": out, "seg": mask}
+    if mask is not None:
+        if masks is None:
+            raise UsageError(f"mask is given, and {named} has no masks; leave it out")
+        _require_type("mask", mask, named, masks.dtype, masks.numpy_dtype)
+        if mask.shape != out.shape:
+            raise UsageError(f"mask has the shape {mask.shape}; give it that of out, {out.shape}")
+        wanted.append(Payload(entry.mask_extension or "seg", masks.dtype, mask))
+    within = len(start) == out.ndim == len(spec.stored_shape) and all(
+        0 <= first <= first + count <= size and count
+        for first, count, size in zip(start, out.shape, spec.stored_shape, strict=True)
+    )
+    if not within:
+        raise UsageError(
+            f"a box of {out.shape} voxels from {tuple(start)} is not within the "
+            f"{spec.stored_shape} of {named}"
+        )
+    if not (entry.is_compressed or all(one.out.flags.c_contiguous for one in wanted)):
+        raise UsageError(
+            f"out or mask is not contiguous, and volumes of {named} that are not compressed are "
+            "read into contiguous memory, their axes in stored order"
+        )
+    return wanted
 
 
 def _require_type(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ctgpu.buffers import Bytes, allocate_pages, allocate_pinned
-from ctgpu.errors import DeviceError
+from ctgpu.codec import CtzError
+from ctgpu.engines.ctz_on_device import Compressed, CtzDecoder, Decoding
+from ctgpu.errors import DeviceError, FetchError
 from ctgpu.loading.region import to_dhw
 from ctgpu.loading.window import Scaling, apply_scalings
-from ctgpu.spec import Dtype, Spec
+from ctgpu.spec import Dtype, Layout, Spec
 from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.stored import tensor_of
 
@@ -57,9 +59,9 @@ class Target(Protocol):
         Parameters
         ----------
         stored : numpy.ndarray
-            What was read, shape (B, stored axes).
+            What was read, shape (B, axes in the target's layout).
         room : numpy.ndarray
-            The memory around it, shape (B, :attr:`channels`, stored axes), of :attr:`dtype`.
+            The memory around it, shape (B, :attr:`channels`, the same), of :attr:`dtype`.
         labels : numpy.ndarray
             Shape (B, classes), float32.
         """
@@ -73,9 +75,9 @@ class Target(Protocol):
         Parameters
         ----------
         stored : numpy.ndarray
-            What was read, shape (B, stored axes).
+            What was read, shape (B, axes in the target's layout).
         room : numpy.ndarray
-            The memory around it, shape (B, 1, stored axes), of :meth:`mask_dtype`.
+            The memory around it, shape (B, 1, the same), of :meth:`mask_dtype`.
         """
 
     def hand_over(self, *tensors: torch.Tensor) -> None:
@@ -83,10 +85,25 @@ class Target(Protocol):
 
 
 class HostTarget:
-    """Views of the memory that was read into, which the consumer keeps or gets for a while."""
+    """Views of the memory that was read into, which the consumer keeps or gets for a while.
 
-    def __init__(self, spec: Spec, scalings: Sequence[Scaling], *, copy: bool) -> None:
-        self._spec = spec
+    Parameters
+    ----------
+    spec : Spec
+        What is stored.
+    layout : {"DHW", "HWD"}
+        Order of the axes in memory.
+    scalings : sequence of Scaling
+        What makes the channels; empty for what is stored.
+    copy : bool
+        Whether the consumer keeps the memory.
+    """
+
+    def __init__(
+        self, spec: Spec, layout: Layout, scalings: Sequence[Scaling], *, copy: bool
+    ) -> None:
+        self._dtype = spec.dtype
+        self._layout = layout
         self._scalings = scalings
         self.memory: Literal["lent", "given", "kept"] = "given" if copy else "lent"
         self.dtype: Dtype = scalings[0].dtype if scalings else spec.dtype
@@ -102,8 +119,8 @@ class HostTarget:
 
         volume = tensor_of(room, self.dtype)
         if self._scalings:
-            apply_scalings(tensor_of(stored, self._spec.dtype), self._scalings, volume)
-        return to_dhw(volume, self._spec.layout), torch.from_numpy(labels)
+            apply_scalings(tensor_of(stored, self._dtype), self._scalings, volume)
+        return to_dhw(volume, self._layout), torch.from_numpy(labels)
 
     def mask_dtype(self, masks: MaskFormat) -> np.dtype[Any]:
         # torch can do little with uint16.
@@ -117,7 +134,7 @@ class HostTarget:
             wide, narrow = room.reshape(-1), stored.reshape(-1)
             for first in range(0, len(narrow), _PART_VOXELS):
                 wide[first : first + _PART_VOXELS] = narrow[first : first + _PART_VOXELS]
-        return to_dhw(torch.from_numpy(room), self._spec.layout)
+        return to_dhw(torch.from_numpy(room), self._layout)
 
     def hand_over(self, *tensors: torch.Tensor) -> None:
         pass
@@ -125,6 +142,13 @@ class HostTarget:
 
 class CudaTarget:
     """Uploads pinned memory on a stream of its own, where axes are permuted and HU windowed too.
+
+    Parameters
+    ----------
+    device : torch.device
+        Which one.
+    spec, layout, scalings
+        As :class:`HostTarget` takes them.
 
     Raises
     ------
@@ -134,7 +158,9 @@ class CudaTarget:
 
     memory: Literal["lent", "given", "kept"] = "kept"
 
-    def __init__(self, device: torch.device, spec: Spec, scalings: Sequence[Scaling]) -> None:
+    def __init__(
+        self, device: torch.device, spec: Spec, layout: Layout, scalings: Sequence[Scaling]
+    ) -> None:
         import torch
 
         if not torch.cuda.is_available():
@@ -150,7 +176,7 @@ class CudaTarget:
             )
         index = torch.cuda.current_device() if device.index is None else device.index
         self._device = torch.device("cuda", index)
-        self._layout = spec.layout
+        self._layout = layout
         self._scalings = scalings
         # What is stored is uploaded, and windowed there.
         self.dtype: Dtype = spec.dtype
@@ -190,12 +216,11 @@ class CudaTarget:
     ) -> Tensors:
         import torch
 
-        with self._cuda.stream(self._stream):
+        with self._queueing():
             uploaded = tensor_of(stored, self.dtype).to(self._device, non_blocking=True)
             turned = to_dhw(uploaded, self._layout).contiguous()
             volume = _scaled(turned, self._scalings) if self._scalings else turned.unsqueeze(1)
             classes = torch.from_numpy(labels).to(self._device, non_blocking=True)
-        self._wait()
         return volume, classes
 
     def mask_dtype(self, masks: MaskFormat) -> np.dtype[Any]:
@@ -204,18 +229,96 @@ class CudaTarget:
     def place_mask(self, stored: npt.NDArray[Any], room: npt.NDArray[Any]) -> torch.Tensor:
         import torch
 
-        wide = stored.itemsize > 1
-        with self._cuda.stream(self._stream):
-            bits = torch.from_numpy(stored.view(np.int16) if wide else stored)
+        with self._queueing():
+            bits = torch.from_numpy(stored.view(np.int16) if stored.itemsize > 1 else stored)
             uploaded = bits.to(self._device, non_blocking=True)
-            mask = to_dhw(uploaded, self._layout).contiguous().unsqueeze(1)
-            if wide:
-                mask = mask.int().bitwise_and_(0xFFFF)
-        self._wait()
+            return _widened(to_dhw(uploaded, self._layout).contiguous().unsqueeze(1))
+
+    def open_decoder(self) -> None:
+        """Have compressed volumes decoded on the device, before any are placed.
+
+        Raises
+        ------
+        DeviceError
+            If CuPy, or what it needs, is not there.
+        """
+        self._decoder = CtzDecoder(self._device.index)
+
+    def place_tiles(
+        self,
+        samples: Sequence[Compressed],
+        data: Bytes,
+        box_dhw: tuple[int, int, int],
+        labels: npt.NDArray[Any],
+    ) -> Tensors:
+        """As :meth:`place`, of volumes that the device decodes.
+
+        Parameters
+        ----------
+        samples : sequence of Compressed
+            One for each of the batch.
+        data : numpy.ndarray
+            uint8, where their tiles lie.
+        box_dhw : tuple of int
+            Voxels of each.
+        labels : numpy.ndarray
+            Shape (B, classes), float32.
+
+        Raises
+        ------
+        FetchError
+            If a tile is damaged.
+        """
+        import torch
+
+        with self._queueing():
+            decoded, decoding = self._decode(samples, data, box_dhw, getattr(torch, self.dtype))
+            volume = _scaled(decoded, self._scalings) if self._scalings else decoded.unsqueeze(1)
+            classes = torch.from_numpy(labels).to(self._device, non_blocking=True)
+        _check(decoding)
+        return volume, classes
+
+    def place_mask_tiles(
+        self, samples: Sequence[Compressed], data: Bytes, box_dhw: tuple[int, int, int]
+    ) -> torch.Tensor:
+        """As :meth:`place_mask`, of masks that the device decodes; as :meth:`place_tiles`."""
+        import torch
+
+        dtype = torch.uint8 if samples[0].head.voxel_bytes == 1 else torch.int16
+        with self._queueing():
+            decoded, decoding = self._decode(samples, data, box_dhw, dtype)
+            mask = _widened(decoded.unsqueeze(1))
+        _check(decoding)
         return mask
 
+    def _decode(
+        self,
+        samples: Sequence[Compressed],
+        data: Bytes,
+        box_dhw: tuple[int, int, int],
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, Decoding]:
+        import torch
+
+        out = torch.empty((len(samples), *box_dhw), dtype=dtype, device=self._device)
+        return out, self._decoder.queue(samples, data, out, self._stream.cuda_stream)
+
+    @contextlib.contextmanager
+    def _queueing(self) -> Iterator[None]:
+        """A context for what goes to the stream; behind it that is done, whatever came of it.
+
+        Then the memory is free for the next read, and any stream may use the tensors.
+        """
+        try:
+            with self._cuda.stream(self._stream):
+                yield
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # of the device, where that is what failed
+                self._wait()
+            raise
+        self._wait()
+
     def _wait(self) -> None:
-        """From here on the memory is free for the next read, and any stream may use the tensors."""
         # A blocking event sleeps; to synchronise the stream would keep a core busy.
         done = self._cuda.Event(blocking=True)
         done.record(self._stream)
@@ -234,6 +337,18 @@ class CudaTarget:
 
         with contextlib.suppress(RuntimeError):
             torch.ones(1, device=self._device)
+
+
+def _check(decoding: Decoding) -> None:
+    try:
+        decoding.check()
+    except CtzError as error:
+        raise FetchError(f"{error}; the tar has changed since it was written") from error
+
+
+def _widened(mask: torch.Tensor) -> torch.Tensor:
+    """A mask as it is handed over: of two bytes a voxel as int32."""
+    return mask if mask.element_size() == 1 else mask.int().bitwise_and_(0xFFFF)
 
 
 def _scaled(stored: torch.Tensor, scalings: Sequence[Scaling]) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ctgpu.errors import MismatchError, SampleError
@@ -114,7 +114,9 @@ class FinishedShards:
     def _require_same_plan(self) -> None:
         if not (self._folder / PLAN_NAME).exists():  # only the shards were copied
             return
-        if differ := Plan.load(self._folder).differences(self._plan):
+        there = Plan.load(self._folder)
+        # Compressed or not, they are the same volumes.
+        if differ := there.differences(replace(self._plan, compression=there.compression)):
             raise MismatchError(
                 f"{self._folder} holds shards of another plan than what is read here "
                 f"({'; '.join(differ)}): name their own folder with shards, or leave it out"

@@ -76,7 +76,8 @@ class RawDataset(VolumeDataset):
         memory available.  The batches are not counted.
     **options
         More of the options of :func:`ctgpu.build` that choose samples, such as ``repo_id``,
-        ``limit``, ``include`` or ``order``; and ``samples_per_shard``, by which the order shuffles.
+        ``limit``, ``include`` or ``order``; ``samples_per_shard``, by which the order shuffles; and
+        ``compress``, for what `write_shards` keeps.
 
     Raises
     ------
@@ -131,6 +132,10 @@ class RawDataset(VolumeDataset):
             raise UsageError("shards and write_shards name one folder; give one of them")
         if write_limit is not None and write_shards is None:
             raise UsageError("write_limit is of write_shards, which is not given; leave it out")
+        if request.compress is not None and write_shards is None:
+            raise UsageError(
+                "compress says how write_shards keeps volumes, and that is not given; leave it out"
+            )
         named = shards if write_shards is None else write_shards
         folder = None if named is None else path_of("shards", named)
         of_plan = folder if plan is None else folder_of_plan(path_of("plan", plan))
@@ -281,7 +286,7 @@ class RawDataset(VolumeDataset):
         _, entry = self.locate(index)
         if entry.members:
             return super().read_into(index, out, start, mask=mask)
-        payloads(self._named, self.spec, self.masks, out, mask)
+        payloads(self._named, self.spec, self.masks, entry, start, out, mask)
         ref = self._refs[entry.key]
         if self._writer is not None:
             return self._kept(ref, out, self._writer)

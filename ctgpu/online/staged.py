@@ -16,14 +16,16 @@ from ctgpu.shards import disk
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import TEMPORARY_SUFFIX
 from ctgpu.shards.record import checksum
+from ctgpu.shards.untrusted import read_exactly
 from ctgpu.shards.writer import PackedSample
 from ctgpu.volume.ref import SampleRef
 
 _SAMPLE, _FAILURE = ".sample", ".failure"
+_SIZE_BYTES = 4
 
 
 class _Trailer(msgspec.Struct):
-    """What follows a volume in its file."""
+    """What follows a volume in its file, and before its own size, in `_SIZE_BYTES`."""
 
     fingerprint: str
     volume_xxh3_128: str
@@ -44,15 +46,15 @@ class StagedSamples:
     ----------
     folder : Path
         Made when the first sample comes.
-    size_bytes : int
-        Of one volume.
     fingerprint : str
         Of the plan; files of another count as nothing.
+    compressed : bool
+        Whether volumes are kept, and given back, compressed.
     """
 
     folder: Path
-    size_bytes: int
     fingerprint: str
+    compressed: bool = False
 
     def put(self, sample: PackedSample) -> None:
         """Keep a sample.
@@ -70,7 +72,9 @@ class StagedSamples:
             sample.metadata,
             sample.orientation,
         )
-        self._write(sample.key + _SAMPLE, sample.volume, msgspec.json.encode(trailer))
+        told = msgspec.json.encode(trailer)
+        size = len(told).to_bytes(_SIZE_BYTES, "little")
+        self._write(sample.key + _SAMPLE, sample.volume, told, size)
 
     def put_failure(self, failure: LedgerEntry) -> None:
         """Keep why a sample failed.
@@ -82,11 +86,15 @@ class StagedSamples:
         """
         self._write(failure.key + _FAILURE, msgspec.json.encode(failure.to_dict()))
 
-    def count(self) -> int:
-        """How many samples wait."""
+    def taken_bytes(self) -> int:
+        """What the volumes take that wait."""
+        taken = 0
         with contextlib.suppress(FileNotFoundError):
-            return sum(name.endswith(_SAMPLE) for name in os.listdir(self.folder))
-        return 0
+            for path in self.folder.glob(f"*{_SAMPLE}"):
+                # Its shard may be complete by now, and it gone.
+                with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                    taken += _sizes(file.fileno())[0]
+        return taken
 
     def has(self, ref: SampleRef) -> bool:
         """Whether there is a file about a sample."""
@@ -95,7 +103,8 @@ class StagedSamples:
     def get(self, ref: SampleRef, out: Bytes) -> PackedSample | LedgerEntry | None:
         """A sample, its volume read into `out`, or why it failed; None where it is not there.
 
-        What is damaged is removed.
+        `out` has exactly the size of a volume, or as much as a compressed one can have, and then
+        the sample has the beginning of it.  What is damaged is removed.
         """
         with contextlib.suppress(OSError, ValueError):
             content = (self.folder / (ref.key + _FAILURE)).read_bytes()
@@ -103,30 +112,41 @@ class StagedSamples:
         path = self.folder / (ref.key + _SAMPLE)
         try:
             with path.open("rb", buffering=0) as file:
-                read = file.readinto(out.data)
-                trailer = msgspec.json.decode(file.read(), type=_Trailer)
+                volume, trailer = self._read(file.fileno(), out)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError):
-            read, trailer = 0, None
-        if (
-            trailer is None
-            or read != self.size_bytes
-            or trailer.fingerprint != self.fingerprint
-            or trailer.volume_xxh3_128 != checksum(out)
-        ):
+        except (OSError, ValueError, EOFError):
             disk.remove(path)
             return None
         return PackedSample(
             ref.key,
-            out,
+            volume,
             trailer.volume_xxh3_128,
             trailer.labels,
             trailer.text,
             trailer.metadata,
             trailer.orientation,
             volume_file=path,
+            compressed=self.compressed,
         )
+
+    def _read(self, fd: int, out: Bytes) -> tuple[Bytes, _Trailer]:
+        """A volume, read into `out`, and what follows it.
+
+        Raises
+        ------
+        ValueError, EOFError
+            If the file is damaged, or of another plan.
+        """
+        size_bytes, trailer_bytes = _sizes(fd)
+        if not 0 <= size_bytes <= len(out) or (size_bytes < len(out) and not self.compressed):
+            raise ValueError("it is not as long as it must be")
+        trailer = msgspec.json.decode(os.pread(fd, trailer_bytes, size_bytes), type=_Trailer)
+        volume = out[:size_bytes]
+        read_exactly(fd, volume.data, 0)
+        if trailer.fingerprint != self.fingerprint or trailer.volume_xxh3_128 != checksum(volume):
+            raise ValueError("it is not what was kept")
+        return volume, trailer
 
     def remove(self, ref: SampleRef) -> None:
         """Forget a sample."""
@@ -149,3 +169,10 @@ class StagedSamples:
             os.rename(temporary, self.folder / name)
         finally:
             disk.remove(temporary)
+
+
+def _sizes(fd: int) -> tuple[int, int]:
+    """Bytes of a volume in its file, and of what is said of it; below 0 where that is damaged."""
+    end = os.fstat(fd).st_size - _SIZE_BYTES
+    trailer_bytes = int.from_bytes(os.pread(fd, _SIZE_BYTES, max(0, end)), "little")
+    return end - trailer_bytes, trailer_bytes

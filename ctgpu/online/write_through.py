@@ -7,7 +7,8 @@ import logging
 import threading
 from pathlib import Path
 
-from ctgpu.buffers import Bytes, allocate_pages
+from ctgpu.buffers import BufferPool, Bytes
+from ctgpu.codec.ctz import SLACK_BYTES, CtzError
 from ctgpu.errors import SampleError, StorageError, reason_of
 from ctgpu.installation import __version__
 from ctgpu.machine import free_space_bytes
@@ -17,8 +18,10 @@ from ctgpu.shards.folder import committed_shards, is_committed
 from ctgpu.shards.lease import LeaseHeld, LeaseSession
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.manifest import write_manifest
-from ctgpu.shards.names import MANIFEST_NAME
+from ctgpu.shards.names import MANIFEST_NAME, record_name
 from ctgpu.shards.plan import Plan
+from ctgpu.shards.recode import compress_sample, restore_sample
+from ctgpu.shards.record import ShardRecord
 from ctgpu.shards.work import NewShard
 from ctgpu.shards.writer import PackedSample
 from ctgpu.volume.ref import SampleRef
@@ -59,12 +62,16 @@ class WriteThrough:
         with disk.storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         Plan.create(folder, plan).require(folder, plan)
-        self._staged = StagedSamples(folder / STAGED_NAME, plan.spec.size_bytes, plan.fingerprint)
+        compressed = plan.compression is not None
+        self._staged = StagedSamples(folder / STAGED_NAME, plan.fingerprint, compressed)
+        self._room_bytes = plan.payload_limits_bytes[0]
+        self._pool = BufferPool()
         self._shard_of = {ref.key: n for n in range(plan.shards) for ref in plan.samples_of(n)}
         self._stopped = False
         self._lock = threading.Lock()
         self._room = threading.Lock()
-        self._being_put = 0
+        self._being_put_bytes = 0
+        self._sealed_bytes: dict[int, int] = {}
         for index in range(plan.shards):  # what processes left that have ended
             self._seal_if_complete(index)
         if self._staged.folder.exists() or not (folder / MANIFEST_NAME).exists():
@@ -75,8 +82,18 @@ class WriteThrough:
 
     def find(self, ref: SampleRef, out: Bytes) -> PackedSample | None:
         """A sample that was kept and is in no shard yet, its volume read into `out`."""
-        found = self._staged.get(ref, out)
-        return found if isinstance(found, PackedSample) else None
+        if self._plan.compression is None:
+            found = self._staged.get(ref, out)
+            return found if isinstance(found, PackedSample) else None
+        with self._pool.acquire(self._room_bytes + SLACK_BYTES) as room:
+            found = self._staged.get(ref, room.bytes[: self._room_bytes])
+            if not isinstance(found, PackedSample):
+                return None
+            try:
+                return restore_sample(found, self._plan, [room.bytes], out)
+            except CtzError:  # it is made again
+                self._staged.remove(ref)
+                return None
 
     def keep(self, ref: SampleRef, result: PackedSample | SampleError) -> None:
         """Keep a sample, or why nothing can be made of it."""
@@ -89,12 +106,11 @@ class WriteThrough:
                 self._staged.put_failure(
                     LedgerEntry(ref.key, ref.path, result.stage, error, str(result))
                 )
-            elif self._takes_room(index):
-                try:
-                    self._staged.put(result)
-                finally:
-                    with self._room:
-                        self._being_put -= 1
+            elif self._plan.compression is None:
+                self._put(index, result)
+            else:
+                with self._pool.acquire(self._room_bytes) as room:
+                    self._put(index, compress_sample(result, self._plan, room.bytes))
             if self._seal_if_complete(index):
                 self._finish_if_complete()
         except OSError as error:
@@ -102,10 +118,18 @@ class WriteThrough:
         except StorageError as error:
             self._stop(str(error))
 
-    def _takes_room(self, index: int) -> bool:
-        """Whether there is room for this sample, and then for its shard beside its samples."""
+    def _put(self, index: int, sample: PackedSample) -> None:
+        if self._takes_room(index, sample.payload_bytes):
+            try:
+                self._staged.put(sample)
+            finally:
+                with self._room:
+                    self._being_put_bytes -= sample.payload_bytes
+
+    def _takes_room(self, index: int, sample_bytes: int) -> bool:
+        """Whether there is room for a sample, and for a shard of such ones beside its samples."""
         free_bytes = free_space_bytes(self._folder)
-        needed_bytes = self._plan.spec.size_bytes * (1 + len(self._plan.samples_of(index)))
+        needed_bytes = sample_bytes * (1 + len(self._plan.samples_of(index)))
         if free_bytes is not None and free_bytes < needed_bytes:
             self._stop(
                 f"{self._folder} has {free_bytes / 1e9:.1f} GB free, and a shard takes "
@@ -115,7 +139,7 @@ class WriteThrough:
         with self._room:
             taken_bytes = 0 if self._limit_bytes is None else self._taken_bytes
             if self._limit_bytes is None or taken_bytes + needed_bytes <= self._limit_bytes:
-                self._being_put += 1
+                self._being_put_bytes += sample_bytes
                 return True
         self._stop(
             f"{self._folder} has {taken_bytes / 1e9:.1f} GB of volumes, and write_limit is "
@@ -126,8 +150,13 @@ class WriteThrough:
     @property
     def _taken_bytes(self) -> int:
         """Volumes in shards and those that wait, whoever wrote them, or are about to here."""
-        stored = sum(len(self._plan.samples_of(n)) for n in committed_shards(self._folder))
-        return self._plan.spec.size_bytes * (stored + self._staged.count() + self._being_put)
+        taken = self._being_put_bytes + self._staged.taken_bytes()
+        for index in committed_shards(self._folder):
+            if index not in self._sealed_bytes:
+                record = ShardRecord.load(self._folder / record_name(index))
+                self._sealed_bytes[index] = sum(one.payload_bytes for one in record.samples)
+            taken += self._sealed_bytes[index]
+        return taken
 
     def _stop(self, reason: str) -> None:
         with self._lock:
@@ -173,12 +202,12 @@ class WriteThrough:
 
     def _seal(self, work: NewShard) -> None:
         try:
-            volume = allocate_pages(self._plan.spec.size_bytes)[: self._plan.spec.size_bytes]
-            for ref in work.todo:
-                result = self._staged.get(ref, volume)
-                if result is None:  # damaged: it is made again, and then this
-                    return
-                work.take(result)
+            with self._pool.acquire(self._room_bytes) as room:
+                for ref in work.todo:
+                    result = self._staged.get(ref, room.bytes)
+                    if result is None:  # damaged: it is made again, and then this
+                        return
+                    work.take(result)
             work.finish({"ctgpu": __version__, "written_by": "RawDataset"})
         finally:
             work.abandon()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ctgpu.arguments import converted
+from ctgpu.codec import Coding
 from ctgpu.errors import NewerFormatError, StorageError, UsageError, reason_of
 from ctgpu.shards.names import MANIFEST_NAME
 from ctgpu.shards.plan import Plan
@@ -41,6 +42,8 @@ class Card:
         Of the whole data set; None where the manifest does not say, as older ones.
     masks : MaskFormat or None
         How the mask of each sample is stored; None where there are no masks.
+    compression : {"pack", "rice"} or None
+        How volumes and masks are compressed, which is no part of what they are.
     """
 
     spec: Spec
@@ -49,6 +52,7 @@ class Card:
     planned_shards: int | None = field(default=None, compare=False)
     planned_samples: int | None = field(default=None, compare=False)
     masks: MaskFormat | None = None
+    compression: Coding | None = field(default=None, compare=False)
 
     @classmethod
     def load(cls, folder: Path) -> Card:
@@ -73,6 +77,7 @@ class Card:
                 plan.shards,
                 len(plan.samples),
                 plan.masks,
+                plan.compression,
             )
         way_out = f"`ctgpu manifest {shlex.quote(str(folder))}` derives it again"
         try:
@@ -86,6 +91,7 @@ class Card:
                 stored.planned_shards,
                 stored.planned_samples,
                 None if stored.masks is None else MaskFormat.from_dict(stored.masks),
+                stored.compression,
             )
         except NewerFormatError as error:
             raise of_newer(path, error) from error
@@ -107,6 +113,7 @@ class _StoredCard:
     masks: dict[str, Any] | None = None
     planned_shards: Count | None = None
     planned_samples: Count | None = None
+    compression: Coding | None = None
 
 
 class Claims:

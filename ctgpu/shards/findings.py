@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from ctgpu.errors import StorageError, reason_of
+from ctgpu.buffers import BufferPool
+from ctgpu.errors import FetchError, StorageError, reason_of
 from ctgpu.shards.card import refuse_newer
+from ctgpu.shards.compressed import compressed_fault
 from ctgpu.shards.folder import is_committed
 from ctgpu.shards.index import index_text
 from ctgpu.shards.manifest import failures_text, manifest_text
@@ -22,7 +26,8 @@ from ctgpu.shards.names import (
     shard_name,
 )
 from ctgpu.shards.plan import Plan
-from ctgpu.shards.record import ShardRecord
+from ctgpu.shards.reader import ShardReader
+from ctgpu.shards.record import SampleEntry, ShardRecord
 from ctgpu.shards.reread import Rereader
 from ctgpu.shards.tar import END_OF_ARCHIVE
 from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, open_regular, read_file
@@ -51,6 +56,8 @@ class Finding:
 def shard_findings(folder: Path, plan: Plan, index: int) -> list[Finding]:
     """Check every byte of one shard, its record and its index.  Threads may check several.
 
+    What is compressed is decoded, too: volumes in the order H, W, D one at a time in memory.
+
     Parameters
     ----------
     folder : Path
@@ -74,10 +81,16 @@ def shard_findings(folder: Path, plan: Plan, index: int) -> list[Finding]:
         return [Finding(record_name(index), str(error))]
     findings = [Finding(record_name(index), p) for p in _contradictions(plan, record)]
     try:
-        with os.fdopen(open_regular(folder / name), "rb", buffering=0) as tar:
-            findings += [Finding(name, problem) for problem in _faults(tar.fileno(), record)]
+        with (
+            os.fdopen(open_regular(folder / name), "rb", buffering=0) as tar,
+            ShardReader(folder / name) as reader,
+        ):
+            faults = _faults(tar.fileno(), record, reader, plan)
+            findings += [Finding(name, problem) for problem in faults]
     except OSError as error:
         findings.append(Finding(name, f"it cannot be read: {reason_of(error)}"))
+    except StorageError as error:
+        findings.append(Finding(name, str(error)))
     findings += _compare(folder, index_name(index), index_text(record))
     return findings
 
@@ -133,17 +146,55 @@ def _contradictions(plan: Plan, record: ShardRecord) -> Iterator[str]:
         yield "its samples are not those that the plan has for this shard"
 
 
-def _faults(fd: int, record: ShardRecord) -> Iterator[str]:
+def _faults(fd: int, record: ShardRecord, reader: ShardReader, plan: Plan) -> Iterator[str]:
     found_bytes = os.fstat(fd).st_size
     if found_bytes != record.size_bytes:
         yield f"it has {found_bytes} bytes, and its record says {record.size_bytes}"
-    rereader = Rereader(fd)
+    rereader, scratch = Rereader(fd), BufferPool()
     for sample in record.samples:
-        if fault := rereader.fault(sample):
-            yield fault
+        fault = rereader.fault(sample)
+        # Where a compressed member is damaged, it knows better what of it.
+        decoded = _decoded_faults(reader, sample, plan, scratch) if sample.is_compressed else []
+        yield from decoded or ([fault] if fault else [])
     end = record.size_bytes - len(END_OF_ARCHIVE)
     if os.pread(fd, len(END_OF_ARCHIVE), end) != END_OF_ARCHIVE:
         yield "its end mark is damaged"
+
+
+def _decoded_faults(
+    reader: ShardReader, sample: SampleEntry, plan: Plan, scratch: BufferPool
+) -> list[str]:
+    """What is wrong with the compressed volume of a sample, and with its mask."""
+    spec, masks = plan.spec, plan.masks
+    stated = _stated(reader, sample)
+    payloads: list[tuple[str, str, Any]] = [(sample.volume_extension, spec.dtype, stated)]
+    if masks is not None and sample.mask_extension is not None:
+        payloads.append((sample.mask_extension, masks.dtype, stated.get("mask")))
+    h, w, d = spec.shape_hwd
+    found = []
+    for extension, dtype, facts in payloads:
+        digest = facts.get("xxh3_128") if isinstance(facts, dict) else None
+        try:
+            fault = compressed_fault(
+                reader, sample, extension, (d, h, w), dtype, spec.layout, digest, scratch
+            )
+        except FetchError:
+            continue  # the tar is too short, which its bytes have shown already
+        if fault is not None:
+            found.append(
+                f"{fault}; remove the shard and its record and run the build again, which rebuilds "
+                "both"
+            )
+    return found
+
+
+def _stated(reader: ShardReader, sample: SampleEntry) -> dict[str, Any]:
+    """The JSON of a sample; empty where it is damaged, which its bytes show."""
+    try:
+        stated = json.loads(reader.read(sample, "json"))
+    except (FetchError, ValueError, RecursionError):
+        return {}
+    return stated if isinstance(stated, dict) else {}
 
 
 def _compare(folder: Path, name: str, expected: bytes) -> list[Finding]:

@@ -43,6 +43,8 @@ class JournalHeader:
         ]
         if plan.masks is not None:
             rows.append(plan.masks.to_dict())
+        if plan.compression is not None:
+            rows.append(plan.compression)
         return cls(index, plan.fingerprint, checksum(json.dumps(rows).encode()))
 
 

@@ -47,6 +47,7 @@ def _manifest(plan: Plan, shards: Sequence[ShardSummary]) -> dict[str, Any]:
         "layout": plan.spec.layout,
         "sample_dtype": plan.spec.dtype,
         **({} if plan.masks is None else {"masks": plan.masks.to_dict()}),
+        **({} if plan.compression is None else {"compression": plan.compression}),
         "num_classes": len(plan.class_names),
         "class_names": list(plan.class_names),
         "spec": plan.spec.to_dict(),

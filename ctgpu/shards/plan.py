@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from ctgpu.arguments import converted
+from ctgpu.codec import Coding, compressed_limit_bytes
 from ctgpu.errors import MismatchError, NewerFormatError, UsageError, reason_of
 from ctgpu.shards import disk
 from ctgpu.shards.lease import plan_lock
 from ctgpu.shards.names import PLAN_NAME
-from ctgpu.shards.tar import check_payload, key_fault
+from ctgpu.shards.tar import check_payload, extensions, key_fault
 from ctgpu.shards.untrusted import (
     JSON_LIMIT_BYTES,
     Count,
@@ -23,16 +24,30 @@ from ctgpu.shards.untrusted import (
     decode,
     read_file,
 )
-from ctgpu.shards.versions import FIRST, FOURTH, SECOND, THIRD, format_name, of_newer, version_of
+from ctgpu.shards.versions import (
+    FIFTH,
+    FIRST,
+    FOURTH,
+    SECOND,
+    THIRD,
+    format_name,
+    of_newer,
+    version_of,
+)
 from ctgpu.spec import Spec
 from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.ref import Provenance, SampleRef
+from ctgpu.volume.stored import numpy_dtype
 
 _COLUMNS = ["key", "study_id", "path", "size_bytes", "checksum", "provenance"]
 
 
 #: Of a shard, where nothing was said.
 DEFAULT_SAMPLES_PER_SHARD = 128
+#: Of volumes to what they take compressed, where none has been.  Chest CTs mostly have more than 2,
+#: but those that keep the scan's own voxels down to 1.2, and a build that was let begin with too
+#: little room fills the disk.
+LEAST_EXPECTED_RATIO = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +76,8 @@ class Plan:
         Description of the data set, JSON-ready; None where it is CT-RATE's.
     masks : MaskFormat or None
         How the mask of each sample is stored; None where there are no masks.
+    compression : {"pack", "rice"} or None
+        How volumes and masks are compressed; None where they are stored as they are.
     """
 
     dataset: str
@@ -75,6 +92,7 @@ class Plan:
     samples: Sequence[SampleRef]
     data_set: Mapping[str, Any] | None = None
     masks: MaskFormat | None = None
+    compression: Coding | None = None
 
     def __repr__(self) -> str:
         return (
@@ -85,6 +103,8 @@ class Plan:
     @property
     def version(self) -> int:
         """Of the format: the first, unless the plan says what only a later one can say."""
+        if self.compression is not None:
+            return FIFTH
         if self.source["kind"] == "dicom":
             return FOURTH
         if self.masks is not None or "masks" in (self.data_set or ()):
@@ -94,16 +114,41 @@ class Plan:
     @property
     def shard_version(self) -> int:
         """Of its shards' records and its manifest, which do not describe the source."""
+        if self.compression is not None:
+            return FOURTH
         if self.masks is not None:
             return THIRD
         assumes = self.selection.get("assume_orientation") is not None
         return FIRST if self.spec.is_first_version and not assumes else SECOND
 
     @property
+    def extensions(self) -> tuple[str, ...]:
+        """The members of each sample, in their order."""
+        return extensions(compressed=self.compression is not None, masks=self.masks is not None)
+
+    @property
     def sample_bytes(self) -> int:
-        """Bytes of one stored volume, and of its mask where there are masks."""
+        """Bytes of one volume, and of its mask where there is one, before they are compressed."""
         mask_bytes = 0 if self.masks is None else self.masks.size_bytes(self.spec)
         return self.spec.size_bytes + mask_bytes
+
+    @property
+    def expected_bytes(self) -> int:
+        """Of one sample's payloads in its shard: where they are compressed, assumed cautiously."""
+        if self.compression is None:
+            return self.sample_bytes
+        return int(self.sample_bytes / LEAST_EXPECTED_RATIO)
+
+    @property
+    def payload_limits_bytes(self) -> tuple[int, ...]:
+        """The most that the volume of a sample takes in its shard, and its mask if it has one."""
+        voxels = [numpy_dtype(self.spec.dtype).itemsize]
+        if self.masks is not None:
+            voxels.append(self.masks.numpy_dtype.itemsize)
+        h, w, d = self.spec.shape_hwd
+        if self.compression is not None:
+            return tuple(compressed_limit_bytes((d, h, w), one) for one in voxels)
+        return tuple(h * w * d * one for one in voxels)
 
     @property
     def shards(self) -> int:
@@ -211,7 +256,8 @@ class Plan:
 
     def facts(self) -> dict[str, Any]:
         """All but the samples, flat: ``split``, ``spec.layout``, ``source.revision`` …"""
-        return dict(_flatten("", self._head() | {"spec": self.spec.facts()}))
+        said = {"spec": self.spec.facts(), "compression": self.compression or "none"}
+        return dict(_flatten("", self._head() | said))
 
     def differences(self, wanted: Plan | Mapping[str, Any]) -> list[str]:
         """What is not as `wanted`, one phrase for each field.
@@ -290,6 +336,7 @@ class Plan:
             samples=[SampleRef(*row) for row in stored.samples],
             data_set=stored.data_set,
             masks=None if stored.masks is None else MaskFormat.from_dict(stored.masks),
+            compression=stored.compression,
         )
         if plan.version != version:
             raise ValueError(
@@ -302,8 +349,8 @@ class Plan:
         return plan
 
     def _check_payloads(self) -> None:
-        check_payload(self.spec.size_bytes)
-        check_payload(self.sample_bytes - self.spec.size_bytes)
+        for limit_bytes in self.payload_limits_bytes:
+            check_payload(limit_bytes)
 
     def _head(self) -> dict[str, Any]:
         return {
@@ -318,6 +365,7 @@ class Plan:
             "class_names": list(self.class_names),
             **({} if self.data_set is None else {"data_set": dict(self.data_set)}),
             **({} if self.masks is None else {"masks": self.masks.to_dict()}),
+            **({} if self.compression is None else {"compression": self.compression}),
         }
 
 
@@ -338,6 +386,7 @@ class _StoredPlan:
     samples: list[tuple[str, str, str, Count, str | None, Provenance]]
     data_set: dict[str, Any] | None = None
     masks: dict[str, Any] | None = None
+    compression: Coding | None = None
 
 
 class _Source(TypedDict):

@@ -45,6 +45,11 @@ class ShardReader:
         except OSError as error:
             raise StorageError(f"{path} cannot be opened: {reason_of(error)}") from error
 
+    @property
+    def path(self) -> Path:
+        """The tar."""
+        return self._path
+
     @cached_property
     def record(self) -> ShardRecord:
         """The shard's record, which lies beside the tar.
@@ -84,7 +89,7 @@ class ShardReader:
         entry : SampleEntry
             Of this shard's record.
         extension : str
-            ``bin``, ``seg``, ``cls``, ``txt`` or ``json``.
+            ``bin`` or ``ctz``, ``seg`` or ``segz``, ``cls``, ``txt`` or ``json``.
         out : memoryview
             Contiguous and writable, of exactly the member's size in bytes.
         verify : bool
@@ -122,7 +127,7 @@ class ShardReader:
         entry : SampleEntry
             Of this shard's record.
         extension : str
-            ``bin``, ``seg``, ``cls``, ``txt`` or ``json``.
+            ``bin`` or ``ctz``, ``seg`` or ``segz``, ``cls``, ``txt`` or ``json``.
         start_bytes : int
             Where in the member the part begins.
         out : memoryview
@@ -163,8 +168,8 @@ class ShardReader:
         entry : SampleEntry
             Of this shard's record.
         *payloads : numpy.ndarray
-            uint8, page-aligned, of the size of ``bin`` and, where there is one, of ``seg``; the
-            result has them.
+            uint8, page-aligned, of the size of its volume as it is stored and, where there is
+            one, of its mask; the result has them.
 
         Raises
         ------
@@ -174,18 +179,19 @@ class ShardReader:
         copied = dict(zip(filter(PAYLOADS.__contains__, entry.members), payloads, strict=True))
         for extension, payload in copied.items():
             self.read_into(entry, extension, payload.data)
-        digests = entry.digests
+        volume, mask = entry.volume_extension, entry.mask_extension
         return PackedSample(
             entry.key,
-            copied["bin"],
-            digests["bin"],
+            copied[volume],
+            entry.members[volume].xxh3_128,
             self.read(entry, "cls"),
             self.read(entry, "txt"),
             self.read(entry, "json"),
             entry.orientation,
             entry.source_bytes,
-            copied.get("seg"),
-            digests.get("seg"),
+            None if mask is None else copied[mask],
+            None if mask is None else entry.members[mask].xxh3_128,
+            compressed=entry.is_compressed,
         )
 
     def close(self) -> None:

@@ -21,11 +21,13 @@ from ctgpu.shards.names import parse_shard_name, shard_name
 from ctgpu.shards.tar import (
     BLOCK_BYTES,
     END_OF_ARCHIVE,
-    EXTENSIONS,
-    EXTENSIONS_WITH_MASK,
+    PAYLOADS,
     Placement,
+    extensions,
     key_fault,
+    mask_of,
     place_sample,
+    volume_of,
 )
 from ctgpu.shards.untrusted import (
     JSON_LIMIT_BYTES,
@@ -38,7 +40,7 @@ from ctgpu.shards.untrusted import (
     open_regular,
     read_file,
 )
-from ctgpu.shards.versions import FIRST, THIRD, format_name, of_newer, version_of
+from ctgpu.shards.versions import FIRST, FOURTH, THIRD, format_name, of_newer, version_of
 
 _SUMMARY_LIMIT_BYTES = 4096
 
@@ -71,7 +73,7 @@ class SampleEntry:
         Its extent in the tar, headers and padding included.
     members : dict of str to Member
         By extension: ``bin``, ``cls``, ``txt``, ``json``; ``seg`` after the first, where there are
-        masks.
+        masks.  Compressed volumes and masks are ``ctz`` and ``segz``.
     labelled : bool
         Whether one of its labels is a number; False where the tables have no label row for it, or
         a blank one, so that ``.cls`` is all NaN.
@@ -94,6 +96,26 @@ class SampleEntry:
     orientation: Codes | None = None
     source_bytes: Count | None = None
     partly_labelled: bool = False
+
+    @property
+    def volume_extension(self) -> str:
+        """``bin``, or ``ctz`` where it is compressed."""
+        return volume_of(self.members)
+
+    @property
+    def mask_extension(self) -> str | None:
+        """``seg``, or ``segz`` where it is compressed; None where there is no mask."""
+        return mask_of(self.members)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of its volume, and of its mask, as they are stored."""
+        return sum(m.size_bytes for e, m in self.members.items() if e in PAYLOADS)
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its volume, and its mask, are compressed."""
+        return self.volume_extension != "bin"
 
     @property
     def digests(self) -> dict[str, str]:
@@ -156,8 +178,9 @@ class SampleEntry:
         """
         if fault := key_fault(self.key):
             raise ValueError(f"the key {self.key!r} {fault}")
-        if tuple(self.members) not in (EXTENSIONS, EXTENSIONS_WITH_MASK):
-            raise ValueError(f"the members of {self.key} are not {', '.join(EXTENSIONS)}")
+        wanted = extensions(compressed=self.is_compressed, masks=self.mask_extension is not None)
+        if tuple(self.members) != wanted:
+            raise ValueError(f"the members of {self.key} are not {', '.join(wanted)}")
         if self.start % BLOCK_BYTES:
             raise ValueError(f"{self.key} does not start with a block")
         self.placement()
@@ -308,9 +331,12 @@ class ShardRecord:
     def _check(self) -> None:
         """Hold what was read against the format: each byte of the tar is accounted for once."""
         end = 0
+        compressed = self.version == FOURTH
+        # Compressed ones are of one version, with masks or without.
+        masks = any(s.mask_extension for s in self.samples) if compressed else self.version == THIRD
         for sample in self.samples:
             sample.check()
-            if ("seg" in sample.members) != (self.version == THIRD):
+            if tuple(sample.members) != extensions(compressed=compressed, masks=masks):
                 raise ValueError(f"{sample.key} has not the members of its version")
             if sample.start != end:
                 raise ValueError(f"it leaves a gap before {sample.key}")

@@ -1,39 +1,54 @@
 """The bytes of a shard, as pure functions.
 
 A sample is four members, ``<key>.bin .cls .txt .json``, and where there are masks ``.seg`` after
-the first, with ustar headers that hold nothing but name and size.  The payloads of ``.bin`` and
-``.seg`` start on a 4 KiB boundary, so that they can be written and read past the page cache; where
-the headers alone would not bring them there, a pax extended header comes first, whose ``comment``
-record has exactly the missing size.
+the first, with ustar headers that hold nothing but name and size; compressed, ``.bin`` is ``.ctz``
+and ``.seg`` is ``.segz``.  These payloads start on a 4 KiB boundary, so that they can be written
+and read past the page cache; where the headers alone would not bring them there, a pax extended
+header comes first, whose ``comment`` record has exactly the missing size.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from ctgpu.errors import UsageError
 
 BLOCK_BYTES = 512
 ALIGNMENT_BYTES = 4096
-#: Members of a sample, in their order, without and with a mask.
-EXTENSIONS = ("bin", "cls", "txt", "json")
-EXTENSIONS_WITH_MASK = ("bin", "seg", "cls", "txt", "json")
-#: Those that start on a boundary.
-PAYLOADS = ("bin", "seg")
+#: The volume of a sample, and its mask: as they are, and compressed.
+VOLUMES, MASKS = ("bin", "ctz"), ("seg", "segz")
+#: Members that start on a boundary.
+PAYLOADS = VOLUMES + MASKS
+_SMALL = ("cls", "txt", "json")
 
 #: Two empty blocks end an archive.
 END_OF_ARCHIVE = bytes(2 * BLOCK_BYTES)
 
-#: The name field of a ustar header has 100 bytes; ``.json`` is the longest extension.
+#: The name field of a ustar header has 100 bytes; no extension is longer than ``.json``.
 KEY_LIMIT_BYTES = 100 - len(".json")
 #: The size field has eleven octal digits.
 MEMBER_LIMIT_BYTES = 8**11 - 1
 
 _PAX_NAME = "././@PaxHeader"
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_-]{1,95}")
+
+
+def extensions(*, compressed: bool, masks: bool) -> tuple[str, ...]:
+    """The members of a sample, in their order."""
+    return (VOLUMES[compressed], *((MASKS[compressed],) if masks else ()), *_SMALL)
+
+
+def volume_of(members: Container[str]) -> str:
+    """The extension of a sample's volume: ``bin``, or compressed ``ctz``."""
+    return VOLUMES[VOLUMES[1] in members]
+
+
+def mask_of(members: Container[str]) -> str | None:
+    """The extension of its mask, ``seg`` or compressed ``segz``; None where it has none."""
+    return next((extension for extension in MASKS if extension in members), None)
 
 
 def header(name: str, size_bytes: int, kind: bytes = b"0") -> bytes:

@@ -16,10 +16,10 @@ from ctgpu.shards.untrusted import decode
 
 Kind = Literal["plan", "shard", "manifest"]
 
-FIRST, SECOND, THIRD, FOURTH = 1, 2, 3, 4
+FIRST, SECOND, THIRD, FOURTH, FIFTH = 1, 2, 3, 4, 5
 
 #: Of each kind of file, the newest version that this ctgpu writes.
-_NEWEST: dict[Kind, int] = {"plan": FOURTH, "shard": THIRD, "manifest": THIRD}
+_NEWEST: dict[Kind, int] = {"plan": FIFTH, "shard": FOURTH, "manifest": FOURTH}
 
 _STATED = re.compile(r"ctgpu-([a-z]+)-([1-9][0-9]{0,8})")
 

@@ -39,6 +39,25 @@ def samples_to_make(
     return len(plan.samples_of(index))
 
 
+def require_compression(folder: Path, record: ShardRecord, plan: Plan) -> None:
+    """Refuse to rewrite a committed shard that is compressed where its plan is not, or the reverse.
+
+    Raises
+    ------
+    StorageError
+    """
+    is_compressed = any(sample.is_compressed for sample in record.samples)
+    if record.samples and is_compressed != (plan.compression is not None):
+        index = record.shard_index
+        raise StorageError(
+            f"{folder / shard_name(index)} holds volumes that are "
+            f"{'' if is_compressed else 'not '}compressed, and the compression of the plan beside "
+            f"it is {plan.compression or 'none'}: remove it and {record_name(index)} and run the "
+            "build again, which rebuilds the shard, or have `ctgpu convert --compress` make a copy "
+            "of the folder"
+        )
+
+
 class ShardWork(ABC):
     """Takes the results of one shard's samples, in order; the caller holds the shard's lease.
 
@@ -164,6 +183,7 @@ class RetriedShard(ShardWork):
         self.index = index
         self._folder, self._plan, self._confirm, self._pool = folder, plan, confirm, pool
         self._old = ShardRecord.load(folder / record_name(index))
+        require_compression(folder, self._old, plan)
         self._good: Mapping[str, SampleEntry] = {entry.key: entry for entry in self._old.samples}
         self._attempts = {failure.key: failure.attempts for failure in self._old.failures}
         self._failed: dict[str, LedgerEntry] = {}

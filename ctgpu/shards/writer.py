@@ -34,7 +34,15 @@ from ctgpu.shards.names import index_name, journal_name, partial_name, record_na
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import Member, SampleEntry, ShardRecord, checksum
 from ctgpu.shards.reread import Rereader
-from ctgpu.shards.tar import ALIGNMENT_BYTES, END_OF_ARCHIVE, PAYLOADS, Placement, place_sample
+from ctgpu.shards.tar import (
+    ALIGNMENT_BYTES,
+    END_OF_ARCHIVE,
+    MASKS,
+    PAYLOADS,
+    VOLUMES,
+    Placement,
+    place_sample,
+)
 from ctgpu.shards.untrusted import JSON_LIMIT_BYTES, open_regular, read_file
 from ctgpu.volume.ref import SampleRef
 
@@ -52,7 +60,8 @@ class PackedSample:
     key : str
         As planned.
     volume : numpy.ndarray
-        The payload, shape (bytes,), uint8; page-aligned memory is written past the page cache.
+        The payload as it is stored, shape (bytes,), uint8; page-aligned memory is written past the
+        page cache.
     volume_xxh3_128 : str
         Its :func:`~ctgpu.shards.record.checksum`.
     labels : bytes
@@ -72,6 +81,8 @@ class PackedSample:
     volume_file : Path or None
         A file that begins with the payload, which is copied from there, shared where the file
         system can.
+    compressed : bool
+        Volume and mask are `.ctz`.
     """
 
     key: str
@@ -85,12 +96,19 @@ class PackedSample:
     mask: Bytes | None = None
     mask_xxh3_128: str | None = None
     volume_file: Path | None = None
+    compressed: bool = False
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of its volume, and of its mask, as they are stored."""
+        return len(self.volume) + (0 if self.mask is None else len(self.mask))
 
     def members(self) -> dict[str, tuple[memoryview, str]]:
         """The bytes of each member, and their checksum, by extension and in order."""
-        members = {"bin": (self.volume.data.cast("B"), self.volume_xxh3_128)}
+        volume, mask = VOLUMES[self.compressed], MASKS[self.compressed]
+        members = {volume: (self.volume.data.cast("B"), self.volume_xxh3_128)}
         if self.mask is not None and self.mask_xxh3_128 is not None:
-            members["seg"] = self.mask.data.cast("B"), self.mask_xxh3_128
+            members[mask] = self.mask.data.cast("B"), self.mask_xxh3_128
         for extension, data in (("cls", self.labels), ("txt", self.text), ("json", self.metadata)):
             members[extension] = memoryview(data), checksum(data)
         return members
@@ -181,8 +199,11 @@ class ShardWriter:
         """
         planned = self._next(sample.key)
         members = sample.members()
-        if ("seg" in members) != (self._plan.masks is not None):
-            raise ValueError(f"{sample.key} has a mask, or the plan has masks, but not both")
+        if tuple(members) != (wanted := self._plan.extensions):
+            raise ValueError(
+                f"the members of {sample.key} are {', '.join(members)}, and the plan's "
+                f"{', '.join(wanted)}"
+            )
         sizes = {extension: len(data) for extension, (data, _) in members.items()}
         placement = place_sample(self.size_bytes, sample.key, sizes)
         unknown = _unknown_labels(sample.labels)
@@ -385,7 +406,7 @@ class ShardWriter:
             if extension in PAYLOADS:
                 disk.write_all(self._fd, gathered, position)
                 position += len(gathered)
-                if extension == "bin" and volume_file is not None:
+                if extension in VOLUMES and volume_file is not None:
                     with volume_file.open("rb") as file:
                         disk.copy_prefix(file.fileno(), self._fd, len(data), position)
                 else:

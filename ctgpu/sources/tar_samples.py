@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ctgpu.buffers import Allocate, Buffer, BufferPool
+from ctgpu.codec.ctz import SLACK_BYTES, CtzError, Head
+from ctgpu.codec.whole import decompress_whole, head_of, require_kind
 from ctgpu.decode import MAX_VOLUME_BYTES, decode_raw
 from ctgpu.decode.mistaken import HEAD_BYTES, mistaken_for
 from ctgpu.errors import DecodeError, StorageError, reason_of
 from ctgpu.shards.card import Claims
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.scan import TarMember
+from ctgpu.shards.tar import VOLUMES
 from ctgpu.shards.untrusted import Stamp, open_regular, read_exactly, stamp_of
 from ctgpu.sources.classes import LABEL_BYTES
 from ctgpu.sources.fetched import Fetched
@@ -28,7 +31,7 @@ from ctgpu.volume.raw import RawVolume
 from ctgpu.volume.stored import numbers_of, numpy_dtype
 
 #: Members that may hold a sample's volume, best first.
-VOLUME_EXTENSIONS = ("bin", "npz", "nii.gz", "nii", "mha", "nrrd", "npy")
+VOLUME_EXTENSIONS = (*VOLUMES, "npz", "nii.gz", "nii", "mha", "nrrd", "npy")
 
 SMALL_LIMIT_BYTES = 16 << 20
 LABEL_EXTENSIONS = ("labels", "cls")
@@ -222,7 +225,7 @@ def read_volume(sample: TarSample, pool: BufferPool) -> RawVolume:
             f"{sample.tar} has no volume for {sample.key}, only {', '.join(sample.members)}"
         )
     path = f"{sample.tar.name}/{sample.key}.{extension}"
-    claimed = preprocessed_shape(sample) if extension == "bin" else None
+    claimed = preprocessed_shape(sample) if extension in VOLUMES else None
     return fetch_volume(sample, path, pool.acquire, claimed, adopting=False).decode(pool)
 
 
@@ -264,18 +267,23 @@ def fetch_volume(
     buffer = allocate(sample.members[extension].size_bytes)
     with buffer.released_on_error():
         sample.read_into(extension, buffer.bytes.data)
-    if extension != "bin":
+    if extension not in VOLUMES:
         return Fetched(path, buffer)
-    return _FetchedBin(path, buffer, sample=sample, claimed=claimed, adopting=adopting)
+    kind = _FetchedArray if extension == VOLUMES[0] else _FetchedCtz
+    return kind(path, buffer, sample=sample, claimed=claimed, adopting=adopting)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _FetchedBin(Fetched):
+class _FetchedArray(Fetched):
     """A bare array, which its sample's JSON or else the claimed shape describes."""
 
     sample: TarSample
     claimed: tuple[int, ...] | None
     adopting: bool
+
+    @property
+    def inflated_bytes(self) -> int:
+        return 0
 
     def decode(self, pool: BufferPool, *, limit_bytes: int = MAX_VOLUME_BYTES) -> RawVolume:
         """The array, in place.
@@ -285,25 +293,101 @@ class _FetchedBin(Fetched):
         DecodeError
             If it is not what is stated, or a preprocessed volume that cannot be adopted.
         """
-        path, buffer, claimed = self.path, self.buffer, self.claimed
-        with buffer.released_on_error():
-            facts = self.sample.facts()
-            shape = _first(facts, "volume_shape", "shape") or claimed
-            dtype = _first(facts, *_DTYPE_NAMES) or ("float16" if claimed else None)
-            if shape is None or dtype is None:
-                raise DecodeError(
-                    f"{path} has no volume_shape and volume_dtype in its JSON; without them its "
-                    "bytes mean nothing: write both"
-                )
-            if claimed is not None and self.adopting:
-                _check_adoptable(path, buffer, shape, str(dtype), claimed)
+        with self.buffer.released_on_error():
+            return self._described(self.buffer, *self._stated())
+
+    def _stated(self) -> tuple[Any, str, Mapping[str, Any]]:
+        """Shape and type of the array, and all that its JSON says."""
+        facts = self.sample.facts()
+        shape = _first(facts, "volume_shape", "shape") or self.claimed
+        dtype = _first(facts, *_DTYPE_NAMES) or ("float16" if self.claimed else None)
+        if shape is None or dtype is None:
+            raise DecodeError(
+                f"{self.path} has no volume_shape and volume_dtype in its JSON; without them its "
+                "bytes mean nothing: write both"
+            )
+        return shape, str(dtype), facts
+
+    def _described(
+        self, buffer: Buffer, shape: Any, dtype: str, facts: Mapping[str, Any]
+    ) -> RawVolume:
+        path, claimed = self.path, self.claimed
+        if claimed is not None and self.adopting:
+            _check_adoptable(path, buffer, shape, dtype, claimed)
         if claimed is None or dtype != "bfloat16":
-            return decode_raw(buffer, shape, str(dtype), facts, file_name=path)
+            return decode_raw(buffer, shape, dtype, facts, file_name=path)
         raw = decode_raw(buffer, shape, str(numpy_dtype("bfloat16")), facts, file_name=path)
         numbers = numbers_of(raw.voxels, "bfloat16")
         raw.release()
         raw.voxels = numbers
         return raw
+
+
+class _FetchedCtz(_FetchedArray):
+    """A compressed array, described likewise."""
+
+    __slots__ = ()
+
+    @property
+    def inflated_bytes(self) -> int:
+        try:
+            voxels_bytes = _volume_bytes(head_of(self.buffer.bytes))
+        except CtzError:  # said when it is decoded
+            return 0
+        return voxels_bytes + self.size_bytes + SLACK_BYTES
+
+    def decode(self, pool: BufferPool, *, limit_bytes: int = MAX_VOLUME_BYTES) -> RawVolume:
+        """The array, decompressed.
+
+        Raises
+        ------
+        DecodeError
+            If it is damaged, not what is stated, larger than `limit_bytes`, or a preprocessed
+            volume that cannot be adopted.
+        """
+        with self.buffer:
+            shape, dtype, facts = self._stated()
+            try:
+                voxels = self._decompressed(shape, dtype, facts, pool, limit_bytes)
+            except CtzError as error:
+                fault = f"{self.path} cannot be decoded: {error}; fetch it again"
+                raise DecodeError(fault) from error
+        with voxels.released_on_error():
+            return self._described(voxels, shape, dtype, facts)
+
+    def _decompressed(
+        self,
+        shape: Any,
+        dtype: str,
+        facts: Mapping[str, Any],
+        pool: BufferPool,
+        limit_bytes: int,
+    ) -> Buffer:
+        head = head_of(self.buffer.bytes)
+        require_kind(head, dtype)
+        depth, height, width = head.shape_dhw
+        stored = head.shape_dhw if head.layout == "DHW" else (height, width, depth)
+        layout = facts.get("layout", "HWD")
+        if layout != head.layout or shape not in (stored, list(stored)):
+            raise CtzError(
+                f"its head states the shape {stored} in the order {head.layout}, and beside it "
+                f"{shape!r} in the order {layout!r} is stated"
+            )
+        volume_bytes = _volume_bytes(head)
+        if volume_bytes > limit_bytes:
+            raise DecodeError(
+                f"{self.path} takes {volume_bytes:,} bytes; at most {limit_bytes:,} are accepted"
+            )
+        voxels = pool.acquire(volume_bytes)
+        with voxels.released_on_error(), pool.acquire(self.size_bytes + SLACK_BYTES) as room:
+            room.bytes[: self.size_bytes] = self.buffer.bytes
+            out = voxels.array(stored, f"<u{head.voxel_bytes}")
+            decompress_whole(room.bytes, self.size_bytes, out, head.layout)
+        return voxels
+
+
+def _volume_bytes(head: Head) -> int:
+    return head.voxel_bytes * math.prod(head.shape_dhw)
 
 
 def _first(facts: Mapping[str, Any], *names: str) -> Any:

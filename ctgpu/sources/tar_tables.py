@@ -18,6 +18,7 @@ from ctgpu.errors import (
     TableError,
 )
 from ctgpu.shards.record import checksum
+from ctgpu.shards.tar import VOLUMES
 from ctgpu.sources.columns import report_text
 from ctgpu.sources.table import Table
 from ctgpu.sources.tables import Joined, SampleRow, Tables
@@ -91,7 +92,7 @@ class TarTables(Tables):
         source = "json"
         if spacing_mm is None and self._adopted:
             spacing_mm, source = CT_RATE.target_spacing_mm, "assumed"
-        if spacing_mm is None and sample.volume_extension == "bin":
+        if spacing_mm is None and sample.volume_extension in VOLUMES:
             raise TableError(
                 f"{sample.tar}: {sample.key}.json states no XYSpacing and ZSpacing, and a bare "
                 "array has no header: write them"

@@ -37,8 +37,8 @@ from ctgpu.volume.ref import SampleRef, Spelling
 class TarSource(Source):
     """The tars of a WebDataset.
 
-    A sample is a volume (``bin`` with ``json`` beside it, ``npz``, ``nii.gz``, …) and what
-    else has its key: ``json`` with spacing and rescale pair, ``cls`` or ``labels``, ``txt``.
+    A sample is a volume (``bin`` or ``ctz`` with ``json`` beside it, ``npz``, ``nii.gz``, …) and
+    what else has its key: ``json`` with spacing and rescale pair, ``cls`` or ``labels``, ``txt``.
 
     Parameters
     ----------
@@ -162,7 +162,7 @@ class TarSource(Source):
     def fetch(self, ref: SampleRef, allocate: Allocate) -> Fetched:
         """The volume's member, read straight into the allocated buffer.
 
-        A ``bin`` is decoded as its JSON describes it.
+        A ``bin`` or ``ctz`` is decoded as its JSON describes it.
         """
         sample = self.sample(ref.path)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 from ctgpu.building.builder import BuildReport, build
 from ctgpu.building.events import Watcher, ignore
 from ctgpu.errors import UsageError
-from ctgpu.shards.names import shard_name
-from ctgpu.shards.reader import ShardReader
+from ctgpu.loading import VolumeDataset
+from ctgpu.shards.folder import committed_shards
 from ctgpu.testing.ctrate import (
     Volume,
     VolumeFormat,
@@ -22,7 +21,7 @@ from ctgpu.testing.ctrate import (
     lay_out_ct_rate,
     write_tables,
 )
-from ctgpu.volume.stored import numbers_of, numpy_dtype
+from ctgpu.volume.stored import numbers_of
 
 #: Study id to shape (H, W, D), spacing (mm) and file format: up- and down-sampled, cropped, padded.
 SCANS: Mapping[str, tuple[tuple[int, int, int], tuple[float, float, float], VolumeFormat]] = {
@@ -89,24 +88,21 @@ def run_demo(folder: Path, *, device: str = "auto", watch: Watcher = ignore) -> 
 
 
 def read_back(folder: Path) -> list[BuiltSample]:
-    """Every sample of a data set, verified against its checksums."""
+    """Every sample of a data set, verified against its checksums; none where there is no shard."""
+    if not committed_shards(folder):
+        return []
+    dataset = VolumeDataset(folder)
     samples = []
-    index = 0
-    while (path := folder / shard_name(index)).exists():
-        with ShardReader(path) as reader:
-            for entry in reader.record.samples:
-                metadata = json.loads(reader.read(entry, "json"))
-                stored = np.empty(metadata["shape"], numpy_dtype(metadata["dtype"]))
-                reader.read_into(entry, "bin", stored.data.cast("B"))
-                volume = numbers_of(stored, metadata["dtype"])
-                samples.append(
-                    BuiltSample(
-                        entry.key,
-                        metadata,
-                        float(volume.min()),
-                        float(volume.max()),
-                        float(volume.mean(dtype=np.float64)),
-                    )
-                )
-        index += 1
+    for index, entry in enumerate(dataset.entries):
+        metadata = dataset.metadata(index)
+        volume = numbers_of(dataset[index]["volume"], dataset.spec.dtype)
+        samples.append(
+            BuiltSample(
+                entry.key,
+                metadata,
+                float(volume.min()),
+                float(volume.max()),
+                float(volume.mean(dtype=np.float64)),
+            )
+        )
     return samples

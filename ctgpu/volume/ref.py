@@ -106,7 +106,7 @@ class Spelling:
 
 def strip_volume_suffix(file_name: str) -> str:
     """``valid_1_a_1.nii.gz`` to ``valid_1_a_1``; other names are returned unchanged."""
-    for suffix in (*VOLUME_SUFFIXES, ".bin"):
+    for suffix in (*VOLUME_SUFFIXES, ".bin", ".ctz"):
         if file_name.lower().endswith(suffix):
             return file_name[: -len(suffix)]
     return file_name

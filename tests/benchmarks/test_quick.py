@@ -114,7 +114,7 @@ def test_what_a_benchmark_writes_is_drawn(
 def folder(quick: Callable[[str], Quick], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The results of which the documents are made."""
     made = tmp_path_factory.mktemp("results")
-    for name in report.NAMES:
+    for name in (*report.NAMES, "codec"):
         ran = quick(name if name == "project" else f"run_{name}")
         shutil.copy(ran.json, made / f"{name}.json")
     return made
@@ -145,6 +145,25 @@ def test_the_documents_say_what_was_measured_on_what(folder: Path) -> None:
         assert result.get("data", "") in page
     for text in results["project"]["assumptions"]:
         assert text in page
+
+
+def test_the_page_says_what_compression_gains_and_costs(folder: Path) -> None:
+    results = report.load_all(folder)
+    codec, loading, build = (results[name] for name in ("codec", "loading", "build"))
+    page = report.page(results)
+    (chest,) = codec["chests"].values()
+    assert chest.keys() >= {"float16", "float16, 2^-10", "int16", "mask, uint8"}
+    for name, one in chest.items():
+        for way, ratio in one["raw_over_stored"].items():
+            assert f"| {name} | {way} | {ratio:.2f} |" in page
+    ratios = loading["compressed"]["raw_over_stored"]
+    for name, one in loading["compressed"]["storage"].items():
+        assert f"| {name} |" in page
+        assert one["contenders"].keys() == ratios.keys()
+        assert one["contenders"]["ctgpu, none"]["gain_over_ratio"] == 1
+    assert ratios["ctgpu, rice, 2^-10"] > ratios["ctgpu, rice"] > 1
+    for disk in build["compressed"]:
+        assert f"| {disk} | rice |" in page
 
 
 def test_only_the_section_of_the_readme_is_replaced(folder: Path) -> None:

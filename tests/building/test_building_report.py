@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,5 @@ def test_its_json_is_one_line_with_or_without_work_done(tmp_path: Path) -> None:
         "of": 6,
     }
     assert str(table) == "t.csv (labels), joined by scan: 5 of 6 volumes have a row"
+    beside = replace(table, path="the tars", key="")
+    assert str(beside) == "the tars (labels): 5 of 6 volumes have a row"

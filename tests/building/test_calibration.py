@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from ctgpu.building.calibration import Work, calibrate_in
+from ctgpu.building.calibration import WAYS, Work, _drop_pages, calibrate_in
 from ctgpu.building.events import ignore
 from ctgpu.building.feeding import Reading, Training
 from ctgpu.building.projection import SampleCosts
 from ctgpu.building.request import Request
 from ctgpu.spec import Spec
-from ctgpu.testing.ctrate import lay_out_ct_rate
+from ctgpu.testing.ctrate import chest_phantom, lay_out_ct_rate
+from ctgpu.testing.masks import lay_out_with_masks
 from support.phantoms import chests, study_ids
 
 SMALL = Spec(target_spacing_mm=(4.0, 4.0, 6.0), shape_hwd=(80, 72, 40))
@@ -90,12 +91,12 @@ def test_a_hub_grants_so_many_requests_wherever_it_is_asked_from() -> None:
 @pytest.mark.usefixtures("eight_cores")
 def test_a_local_file_is_read_by_a_busy_core_and_a_download_is_waited_for() -> None:
     measured, training = work(1.0, 2.0, 1.0, 5.0), Training(1000.0)
-    local = measured.feeding(training, {}, Reading(0.1, 0.2), is_local=True)
-    remote = measured.feeding(training, {}, Reading(0.1, 0.2), is_local=False)
+    local = measured.feeding(training, {}, Reading(1e6, 0.1, 0.2), is_local=True)
+    remote = measured.feeding(training, {}, Reading(1e6, 0.1, 0.2), is_local=False)
     assert (local.raw.core_s, remote.raw.core_s) == (4.0, 3.0)
     assert local.raw.limits["cores"] == pytest.approx(2.0)
     assert remote.raw.limits["fetching, as measured here"] == pytest.approx(2.0)
-    named = measured.feeding(training, {"cores": 64}, Reading(0.1, 0.2), is_local=True)
+    named = measured.feeding(training, {"cores": 64}, Reading(1e6, 0.1, 0.2), is_local=True)
     assert (named.cores, named.raw.limits["cores"]) == (64, pytest.approx(16.0))
 
 
@@ -112,10 +113,58 @@ def test_a_few_samples_are_built_read_again_and_removed(tmp_path: Path) -> None:
     home.mkdir()
     lay_out_ct_rate(source, chests(study_ids(3), first_seed=1))
     trial = Request(source=source, spec=SMALL, device="cpu", limit=2, num_workers=1)
-    written, read_bytes, busy, reading = calibrate_in(home, trial, ignore)
-    assert written == 2
+    found = calibrate_in(home, trial, ignore)
+    assert found.written == 2
     sizes = [path.stat().st_size for path in source.rglob("*.nii.gz")]
-    assert min(sizes) < read_bytes < sum(sizes)
-    assert busy.keys() == {"fetch", "decode", "device", "write"}
-    assert reading.core_s > 0
+    assert min(sizes) < found.read_bytes < sum(sizes)
+    assert found.busy.keys() == {"fetch", "decode", "device", "write"}
+    assert list(found.readings) == list(WAYS)
+    for reading in found.readings.values():
+        assert reading.core_s > 0
+        assert reading.thread_s > 0
+        assert reading.disk_s > 0
+    assert found.readings["none"].sample_bytes == SMALL.size_bytes
+    assert found.readings["rice"].sample_bytes < SMALL.size_bytes
     assert list(home.iterdir()) == []
+
+
+def test_masks_are_read_too(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    scan = chest_phantom((64, 56, 30), (5.0, 5.0, 8.0), 1)
+    made = lay_out_with_masks(tmp_path / "source", {"one": scan}, (5.0, 5.0, 8.0))
+    trial = Request(
+        source=tmp_path / "source", dataset=made, spec=SMALL, device="cpu", limit=1, compress="pack"
+    )
+    readings = calibrate_in(home, trial, ignore).readings
+    assert readings["none"].sample_bytes > SMALL.size_bytes
+    assert readings["pack"].sample_bytes < readings["none"].sample_bytes
+
+
+@pytest.mark.parametrize(
+    ("answer", "from_disk"),
+    [(BlockingIOError(), True), (OSError(95, "not supported"), False), (1, False)],
+)
+def test_it_says_whether_a_file_comes_from_its_disk(
+    answer: object, from_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(10_000))
+    monkeypatch.setattr("os.RWF_NOWAIT", 8, raising=False)
+    monkeypatch.setattr("os.POSIX_FADV_DONTNEED", 4, raising=False)
+    monkeypatch.setattr("os.posix_fadvise", lambda *_: None, raising=False)
+
+    def preadv(*_: object) -> object:
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("os.preadv", preadv)
+    assert _drop_pages(path) == from_disk
+
+
+def test_without_a_way_to_drop_pages_files_come_from_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("os.posix_fadvise", raising=False)
+    assert not _drop_pages(tmp_path / "never opened")

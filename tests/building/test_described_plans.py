@@ -175,10 +175,10 @@ def test_a_description_takes_the_third_version(tmp_path: Path, source: Path, min
     build(tmp_path / "out", source, dataset=mine)
     path = tmp_path / "out/plan.json"
     text = path.read_text()
-    path.write_text(text.replace("ctgpu-plan-3", "ctgpu-plan-5"))
+    path.write_text(text.replace("ctgpu-plan-3", "ctgpu-plan-6"))
     with pytest.raises(UsageError, match=r"plan\.json was written by a newer ctgpu; update"):
         build(tmp_path / "out", source)
-    for version in (1, 2, 4):
+    for version in (1, 2, 4, 5):
         path.write_text(text.replace("ctgpu-plan-3", f"ctgpu-plan-{version}"))
         with pytest.raises(UsageError, match=rf"damaged.*states ctgpu-plan-{version}"):
             build(tmp_path / "out", source)

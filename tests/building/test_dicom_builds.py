@@ -14,6 +14,7 @@ import pytest
 
 import ctgpu
 from built import read_samples, tar_bytes
+from ctgpu.building.convert import convert_tars
 from ctgpu.checking.compare import compare_samples
 from ctgpu.checking.verify import verify_folder
 from ctgpu.errors import MismatchError, UsageError
@@ -54,6 +55,41 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pacs(tmp_path: Path, made: Path) -> Path:
     return Path(shutil.copytree(made / "pacs", tmp_path / "pacs"))
+
+
+def test_with_another_compression_it_stays_known_whom_the_samples_show(
+    tmp_path: Path, made: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build(tmp_path / "home", made / "pacs", shards=range(1))
+    out = tmp_path / "out"
+    with caplog.at_level(logging.INFO, "ctgpu"):
+        assert convert_tars(tmp_path / "home", out, compress="rice").written == 2
+    assert f"{out / 'private'} was copied too: it says whom" in caplog.text
+    for path, mode in ((out / "private", 0o700), (out / "private/series.json", 0o600)):
+        assert path.stat().st_mode & 0o777 == mode
+    register = Pseudonyms(tmp_path / "home").load()
+    assert register is not None
+    assert Pseudonyms(out).load() == register
+    assert (out / "private/.gitignore").read_bytes() == b"*\n"
+    # A build goes on in either.
+    for folder in (out, tmp_path / "home"):
+        assert build(folder, made / "pacs").exit_code == 0
+    one, other = read_samples(out), read_samples(tmp_path / "home")
+    assert {k: s.volume for k, s in one.items()} == {k: s.volume for k, s in other.items()}
+    # Again, and back: what is there stays, and nothing is said of it.
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "ctgpu"):
+        convert_tars(tmp_path / "home", out)
+    assert "was copied" not in caplog.text
+    convert_tars(out, tmp_path / "back", compress="none")
+    assert tar_bytes(tmp_path / "back") == tar_bytes(tmp_path / "home")
+
+
+def test_without_what_is_private_it_is_recoded_all_the_same(tmp_path: Path, made: Path) -> None:
+    build(tmp_path / "home", made / "pacs")
+    shutil.rmtree(tmp_path / "home/private")
+    assert convert_tars(tmp_path / "home", tmp_path / "out", compress="rice").exit_code == 0
+    assert not (tmp_path / "out/private").exists()
 
 
 def key_of(folder: Path, series: str) -> str:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import io
 import json
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
+from rich.filesize import decimal
 
 import ctgpu
-from ctgpu.building.estimate import Storage, estimate_build
-from ctgpu.building.feeding import Reading, Training
+from ctgpu.building.calibration import WAYS, Calibration
+from ctgpu.building.estimate import Estimate, Storage, estimate_build
+from ctgpu.building.feeding import Training
 from ctgpu.cli.plan import _show
 from ctgpu.errors import UsageError
+from ctgpu.machine import usable_cores
+from ctgpu.shards.plan import LEAST_EXPECTED_RATIO
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import lay_out_ct_rate
 from ctgpu.volume.masks import MaskFormat
@@ -72,13 +77,77 @@ def test_a_dry_run_counts_measures_and_leaves_nothing(tmp_path: Path, source: Pa
     assert estimate.bottleneck in estimate.stages
     assert estimate.wall_s >= max(stage.wall_s for stage in estimate.stages)
     assert estimate.exit_code == 0
-    assert json.dumps(estimate.to_dict())
+    facts = json.loads(json.dumps(estimate.to_dict(), allow_nan=False))
+    assert list(facts["readings"]) == list(WAYS)
+    assert facts["readings"]["none"]["stored_bytes"] == facts["storage"]["stored_bytes"]
+
+
+def test_a_compressed_data_set_takes_what_was_measured(tmp_path: Path, source: Path) -> None:
+    plain, rice = (
+        estimate_build(tmp_path, **request(source), device="cpu", calibrate=2, compress=way)
+        for way in ("none", "rice")
+    )
+    assert [stage.name for stage in rice.stages][-2:] == ["compress", "write"]
+    # One way to compress a volume, whatever the trial began with.
+    assert rice.readings["rice"].sample_bytes == plain.readings["rice"].sample_bytes
+    assert rice.storage.sample_bytes == round(rice.readings["rice"].sample_bytes)
+    assert rice.storage.sample_bytes < plain.storage.sample_bytes == SMALL.size_bytes
+    # What a build asks for is no less than what it expects of any volumes.
+    assert 1.05 < plain.storage.needed_bytes / rice.storage.needed_bytes < LEAST_EXPECTED_RATIO
+    assert (plain.compression, rice.compression) == (None, "rice")
+    assert rice.to_dict()["compression"] == "rice"
+
+
+@pytest.fixture(scope="module")
+def rice(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Estimate:
+    home = tmp_path_factory.mktemp("home")
+    return estimate_build(home, **request(source), device="cpu", calibrate=1, compress="rice")
+
+
+def shown(estimate: Estimate) -> list[str]:
+    """The lines of a terminal of the usual width."""
+    table = io.StringIO()
+    _show(estimate, Console(file=table, width=80))
+    return table.getvalue().splitlines()
+
+
+def test_each_way_to_store_has_a_line_of_sizes_and_rates(rice: Estimate) -> None:
+    lines = shown(rice)
+    assert max(map(len, lines)) <= 80
+    rows = [line.strip("│").split("│") for line in lines if line.count("│") == 6]
+    assert [row[0].strip() for row in rows] == list(WAYS)
+    for way, to_store, one_thread, all_cores, decides in rows:
+        reading = rice.readings[way.strip()]
+        assert to_store.strip() == decimal(round(5 * reading.sample_bytes))
+        assert float(one_thread) == pytest.approx(1 / reading.thread_s, rel=0.01)
+        assert float(all_cores) == pytest.approx(min(reading.limits(usable_cores()).values()), 0.01)
+        assert decides.strip() in ("cores", "disk")
+
+
+def test_it_says_what_was_measured_and_what_was_not(
+    rice: Estimate, tmp_path: Path, source: Path
+) -> None:
+    def said(estimate: Estimate) -> str:
+        return " ".join(" ".join(shown(estimate)).split())
+
+    from_disk = said(replace(rice, read_from_disk=True))
+    assert f"{rice.storage.sample_bytes:,} bytes a volume by rice, measured" in from_disk
+    assert "Measured: 1 volume, built, stored in each way and read by one thread" in from_disk
+    assert "from this disk. All else is projected" in from_disk
+    from_memory = said(replace(rice, read_from_disk=False, calibrated_on=3))
+    assert "Measured: 3 volumes, built" in from_memory
+    assert "from memory: a disk may be slower. All else" in from_memory
+    how: dict[str, Any] = {"device": "cpu", "calibrate": 0, "compress": "rice"}
+    unmeasured = said(estimate_build(tmp_path, **request(source), **how))
+    assert "by rice, not measured" in unmeasured
+    assert "--compress" not in unmeasured
 
 
 def test_without_a_calibration_nothing_is_built(tmp_path: Path, source: Path) -> None:
     estimate = estimate_build(tmp_path, **request(source), device="cpu", calibrate=0)
     assert estimate.stages == ()
     assert estimate.bottleneck is None
+    assert estimate.readings == {}
     assert estimate.to_dict()["wall_s"] is None
 
 
@@ -161,7 +230,7 @@ def test_a_machine_of_nothing_is_refused(
 def test_where_nothing_could_be_measured_no_machine_is_projected(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ctgpu.building.estimate.calibrate_in", lambda *_: (0, 0, {}, Reading()))
+    monkeypatch.setattr("ctgpu.building.estimate.calibrate_in", lambda *_: Calibration())
     for asked in ({"cores": 4}, {"online": True, "step_ms": 379}):
         with pytest.raises(UsageError, match="none of 3 volumes could be built"):
             estimate_build(tmp_path, **request(source), device="cpu", **asked)
@@ -177,6 +246,12 @@ def test_an_estimate_answers_for_training(tmp_path: Path, source: Path) -> None:
     facts = json.loads(json.dumps(estimate.to_dict(), allow_nan=False))["online"]
     assert facts["raw"]["sample_bytes"] == pytest.approx(estimate.source_bytes / 5)
     assert facts["shards"]["sample_bytes"] == SMALL.size_bytes
+    packed = estimate_build(
+        tmp_path, **request(source), device="cpu", calibrate=1, compress="pack", **asked
+    )
+    assert packed.online is not None
+    assert packed.online.shards.sample_bytes == packed.storage.sample_bytes < SMALL.size_bytes
+    assert packed.online.shards.core_s == packed.readings["pack"].core_s
     table = io.StringIO()
     _show(estimate, Console(file=table, width=200))
     for text in ("take 42.2/s; cores: 64", "from raw", "from shards", estimate.online.advice):

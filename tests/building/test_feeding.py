@@ -14,7 +14,7 @@ from ctgpu.errors import UsageError
 
 #: A CT-RATE volume as a chest of 239 MB, stored as 110.6 MB.
 COSTS = SampleCosts(239e6, 0.0, 110.6e6, 0.0, 0.5, 0.25, 9.0, fetch_wait_s=0.25)
-READING = Reading(0.02, 0.05)
+READING = Reading(110.6e6, 0.02, 0.05, 0.07)
 
 
 def feeding(training: Training = Training(379.0, 2, 8), **facts: Any) -> Feeding:  # noqa: B008

@@ -9,9 +9,13 @@ import pytest
 
 from ctgpu.buffers import Buffer, BufferPool
 from ctgpu.building.in_flight import DecodedSample, FetchedSample, MadeSample
+from ctgpu.shards.plan import Plan
+from ctgpu.shards.record import checksum
+from ctgpu.shards.writer import PackedSample
 from ctgpu.sources.fetched import Fetched
 from ctgpu.spec import Spec
 from ctgpu.volume.label_volume import LabelVolume
+from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.prepare import prepare_volume
 from ctgpu.volume.raw import RawVolume
 
@@ -63,7 +67,61 @@ def test_of_a_decoded_one_voxels_labels_and_stored_mask(has_mask: bool) -> None:
 
 def test_of_a_made_one_both_buffers() -> None:
     volume, mask = buffers(2)
-    MadeSample(NOTHING, volume, None, None).release()
+    MadeSample(NOTHING, [volume], None).release()
     assert (is_lent(volume), is_lent(mask)) == (False, True)
-    MadeSample(NOTHING, volume, mask, None).release()
+    MadeSample(NOTHING, [volume, mask], None).release()
     assert not is_lent(mask)
+
+
+SPEC = Spec(shape_hwd=(5, 6, 7))
+PLAN = Plan(
+    dataset="a",
+    split="valid",
+    spec=SPEC,
+    arithmetic="ctgpu",
+    fingerprint=SPEC.fingerprint("ctgpu"),
+    source={"kind": "folder", "location": "a", "revision": "1"},
+    selection={},
+    samples_per_shard=1,
+    class_names=(),
+    samples=(),
+    masks=MaskFormat("uint8", {"lung": 1}),
+    compression="rice",
+)
+
+
+@pytest.mark.parametrize("fails", ["", "in the codec", "for want of memory"])
+def test_whether_it_is_compressed_or_not_the_buffers_before_are_given_back(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, rooms = BufferPool(), BufferPool()
+    volume, mask = pool.acquire(SPEC.size_bytes), pool.acquire(SPEC.size_bytes // 2)
+    for buffer in (volume, mask):
+        buffer.bytes[:] = 0
+    packed = PackedSample(
+        *("a", volume.bytes, checksum(volume.bytes.data), b"", b"", b""),
+        mask=mask.bytes,
+        mask_xxh3_128=checksum(mask.bytes.data),
+    )
+
+    def fail(*args: object) -> None:
+        raise ZeroDivisionError
+
+    if fails == "in the codec":
+        monkeypatch.setattr("ctgpu.building.in_flight.compress_sample", fail)
+    elif fails:
+        acquire = rooms.acquire
+        monkeypatch.setattr(rooms, "acquire", lambda n: acquire(n) if n > 400 else fail())
+    made = MadeSample(packed, [volume, mask], "odd")
+    if fails:
+        with pytest.raises(ZeroDivisionError):
+            made.compress(rooms, PLAN)
+        assert rooms.lent_bytes == 0
+    else:
+        small = made.compress(rooms, PLAN)
+        assert (small.packed.compressed, small.hu_finding) == (True, "odd")
+        assert small.held_bytes == sum(PLAN.payload_limits_bytes)
+        assert rooms.lent_bytes > 0
+        small.release()
+        assert rooms.lent_bytes == 0
+    assert pool.lent_bytes == 0

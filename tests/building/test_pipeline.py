@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from ctgpu.buffers import ByteBudget
-from ctgpu.building.pipeline import Failure, Pipeline, PipelineReport, Stages, StageTime, Workers
+from ctgpu.building.pipeline import (
+    COMPRESS,
+    Failure,
+    Pipeline,
+    PipelineReport,
+    Stages,
+    StageTime,
+    Workers,
+)
 from ctgpu.errors import DecodeError, StorageError
 
 
@@ -43,6 +51,10 @@ class Recorder:
         self.batches.append(len(batch))
         return [decoded + 1 for _, decoded in batch]
 
+    def compress(self, task: int, made: int) -> int:
+        self.pause()
+        return -made
+
     def write(self, task: int, result: int | Failure) -> None:
         self.written.append((task, result))
 
@@ -70,6 +82,68 @@ def test_results_are_written_in_order_whatever_the_number_of_workers(workers: Wo
     assert [stage.name for stage in report.stages] == ["fetch", "decode", "device", "write"]
     assert all(stage.busy_s > 0 for stage in report.stages)
     assert report.bottleneck in report.stages
+
+
+def test_a_stage_that_compresses_stands_before_the_writer() -> None:
+    recorder = Recorder()
+    stages = recorder.stages(compress=recorder.compress)
+    report = Pipeline(stages, Workers(4, 3, 2, batch_size=2), ByteBudget(1000)).run(range(40))
+    assert recorder.written == [(n, -(n * 10 + 1)) for n in range(40)]
+    names = [(stage.name, stage.threads) for stage in report.stages]
+    wanted = [("fetch", 4), ("decode", 3), ("device", 2), (COMPRESS, 3), ("write", 1)]
+    assert names == wanted
+    assert all(stage.busy_s > 0 for stage in report.stages)
+
+
+def test_what_cannot_be_compressed_is_a_sample_that_failed() -> None:
+    recorder = Recorder()
+    compressed: list[int] = []
+
+    def decode(task: int, fetched: int) -> int:
+        if task == 2:
+            raise DecodeError("file two is rubbish")
+        return recorder.decode(task, fetched)
+
+    def compress(task: int, made: int) -> int:
+        compressed.append(task)
+        if task == 3:
+            raise DecodeError("file three is too smooth")
+        if task == 4:
+            raise ZeroDivisionError
+        return recorder.compress(task, made)
+
+    stages = recorder.stages(decode=decode, compress=compress)
+    Pipeline(stages, Workers(2, 2, 1), ByteBudget(1000)).run(range(8))
+    assert [task for task, _ in recorder.written] == list(range(8))
+    assert recorder.written[2][1] == Failure("decode", "DecodeError", "file two is rubbish")
+    assert recorder.written[3][1] == Failure("decode", "DecodeError", "file three is too smooth")
+    assert recorder.written[4][1] == Failure(COMPRESS, "ZeroDivisionError", "ZeroDivisionError")
+    assert recorder.written[5][1] == -51
+    # There is nothing to compress of what has failed before.
+    assert sorted(compressed) == [0, 1, *range(3, 8)]
+
+
+def test_what_was_made_holds_its_memory_until_it_is_compressed() -> None:
+    recorder = Recorder(estimate=10)
+    budget = ByteBudget(100)
+    held: list[int] = []
+
+    def compress(task: int, made: int) -> int:
+        held.append(budget.used_bytes)
+        return made
+
+    def write(task: int, result: int | Failure) -> None:
+        held.append(budget.used_bytes)
+
+    stages = recorder.stages(
+        made_footprint=lambda task: 8,
+        compress=compress,
+        compressed_footprint=lambda task, made: 3,
+        write=write,
+    )
+    Pipeline(stages, Workers(1, 1, 1), budget).run(range(1))
+    assert held == [8, 3]
+    assert budget.used_bytes == 0
 
 
 def test_no_tasks_is_a_run_of_no_length() -> None:
@@ -103,7 +177,7 @@ def test_a_sample_that_fails_keeps_its_place_and_the_rest_goes_on(stage: str) ->
     assert recorder.written[9][1] == 91
 
 
-@pytest.mark.parametrize("stage", ["fetch", "decode", "make", "write"])
+@pytest.mark.parametrize("stage", ["fetch", "decode", "make", "compress", "write"])
 def test_a_failing_environment_ends_the_run_and_gives_memory_back(stage: str) -> None:
     recorder = Recorder()
     budget = ByteBudget(200)
@@ -114,7 +188,8 @@ def test_a_failing_environment_ends_the_run_and_gives_memory_back(stage: str) ->
             raise StorageError("the disk is gone")
         return getattr(Recorder, stage)(recorder, task, *rest)
 
-    pipeline = Pipeline(recorder.stages(**{stage: fails}), Workers(4, 2, 1), budget)
+    stages = recorder.stages(**({"compress": recorder.compress} | {stage: fails}))
+    pipeline = Pipeline(stages, Workers(4, 2, 1), budget)
     with pytest.raises(StorageError, match="the disk is gone"):
         pipeline.run(range(1000))
     assert [task for task, _ in recorder.written] == list(range(len(recorder.written)))

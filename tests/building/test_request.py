@@ -249,3 +249,18 @@ def test_numbers_may_be_those_of_numpy(tmp_path: Path, source: Path) -> None:
     selection = report.manifest["selection"]
     assert (selection["limit"], selection["seed"], selection["keep_no_chest"]) == (3, 7, True)
     assert build(tmp_path / "out", limit=3, max_tilt_degrees=20.0).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "compression"), [(None, None), ("none", None), ("pack", "pack"), ("rice", "rice")]
+)
+def test_no_compression_is_said_or_left_out(given: str | None, compression: str | None) -> None:
+    request = Request(compress=given)
+    assert (request.compress, request.compression) == (given, compression)
+    assert "compress" not in request.selection
+
+
+@pytest.mark.parametrize("given", ["zip", "Rice", "", 1, True])
+def test_a_compression_that_is_none_is_refused(given: Any) -> None:
+    with pytest.raises(UsageError, match=r"compress is .*none or pack or rice"):
+        Request(compress=given)

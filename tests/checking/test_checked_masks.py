@@ -13,13 +13,16 @@ import pytest
 
 import ctgpu
 from ctgpu.checking.compare import compare_samples
-from ctgpu.checking.facts import inspect_samples
+from ctgpu.checking.facts import inspect_samples, stored_mask
 from ctgpu.checking.sheet import draw_originals
 from ctgpu.checking.verify import verify_folder
+from ctgpu.errors import DecodeError
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.writer import PackedSample
+from ctgpu.sources.tar_samples import samples_of_tar
 from ctgpu.spec import Spec
 from ctgpu.testing.masks import LABELS, labels_of, lay_out_with_masks
+from support.compressed_folders import compress_folder
 from support.masks import replace_mask, rewritten
 from support.phantoms import SPACING_MM, chest
 
@@ -111,3 +114,23 @@ def test_originals_are_drawn_with_their_masks(made: Path) -> None:
         # Where the stored mask says bone, the stored volume is dense.
         assert view.hu[view.mask == LABELS["bone"]].mean() > 200
         assert view.hu[view.mask == LABELS["lung"]].mean() < -500
+
+
+def test_compressed_masks_are_those_that_were_stored(made: Path, tmp_path: Path) -> None:
+    raw = made / "out"
+    small, tar = compress_folder(raw, tmp_path / "small", "rice"), "shard-000000.tar"
+    for sample, plain in zip(samples_of_tar(small / tar), samples_of_tar(raw / tar), strict=True):
+        found, wanted = (stored_mask(one, SPEC.stored_shape) for one in (sample, plain))
+        assert found is not None
+        assert wanted is not None
+        assert found.dtype == wanted.dtype
+        assert np.array_equal(found, wanted)
+        assert wanted.any()
+    with pytest.raises(DecodeError, match=r"b\.segz cannot be decoded: its .*; make the sample"):
+        stored_mask(sample, (36, 48, 45))
+    content = bytearray((small / tar).read_bytes())
+    content[sample.members["segz"].offset + sample.members["segz"].size_bytes - 1] ^= 1
+    (small / tar).write_bytes(content)
+    *_, damaged = samples_of_tar(small / tar)
+    with pytest.raises(DecodeError, match=r"b\.segz cannot be decoded: its tile \d+ does not have"):
+        stored_mask(damaged, SPEC.stored_shape)

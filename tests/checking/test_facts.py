@@ -12,12 +12,14 @@ from checking_cases import build, raw_tar
 from typer.testing import CliRunner
 
 from built import read_samples
-from ctgpu.checking.facts import inspect_samples
+from ctgpu.checking.facts import inspect_samples, stored_mask
 from ctgpu.checking.sheet import label_words
 from ctgpu.cli.commands import app
 from ctgpu.errors import DecodeError, UsageError
+from ctgpu.sources.tar_samples import samples_of_tar
 from ctgpu.testing.ctrate import LABEL_NAMES
 from stored import chest_as, save
+from support.compressed_folders import compress_folder
 from support.masks import LABELS, mask_of, with_masks
 from support.phantoms import SPACING_MM
 
@@ -140,6 +142,11 @@ def test_the_voxels_of_each_label_are_counted(
         name: np.count_nonzero(mask == number) for name, number in LABELS[dtype].items()
     }
     assert json.loads(json.dumps(facts.to_dict()))["mask"] == facts.mask
+    small = compress_folder(folder, tmp_path / "small", "pack")
+    sample = samples_of_tar(small / "shard-000000.tar")[0]
+    stored = stored_mask(sample, facts.shape)
+    assert stored is not None
+    assert np.array_equal(stored, mask.transpose(2, 0, 1) if layout == "DHW" else mask)
     # Of the tars alone, the numbers.
     for name in ("plan.json", "manifest.json"):
         (folder / name).unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 
 import ctgpu
 from ctgpu.building.events import Event, SampleWritten
+from ctgpu.checking import verify
 from ctgpu.checking.verify import verify_folder
 from ctgpu.errors import UsageError
 from ctgpu.shards.record import ShardRecord
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.compressed_folders import compress_folder
 from support.phantoms import chests, study_ids
 
 
@@ -128,3 +131,29 @@ def test_its_result_has_a_short_repr(built: Path) -> None:
         f"Verification({str(built)!r}: {result.samples} samples in {result.shards} shards, "
         f"{result.failed_samples} failed, {len(result.findings)} findings)"
     )
+
+
+def test_threads_that_decode_fit_the_memory(
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One at least, and of what is compressed no more than volumes fit."""
+    small = compress_folder(built, tmp_path / "small", "pack")
+    volume_bytes = 35 * 30 * 21 * 2
+    asked: list[int] = []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, threads: int) -> None:
+            asked.append(threads)
+            super().__init__(threads)
+
+    monkeypatch.setattr(verify, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(verify, "usable_cores", lambda: 6)
+    for folder, memory_bytes, wanted in (
+        (built, 0, 6),
+        (small, 0, 1),
+        (small, 3 * volume_bytes, 3),
+        (small, 1 << 40, 6),
+    ):
+        monkeypatch.setattr(verify, "default_memory_limit_bytes", lambda n=memory_bytes: n)
+        assert verify_folder(folder).findings == []
+        assert asked.pop() == wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from built import read_samples, tar_bytes
 from ctgpu.testing.masks import lay_out_with_masks
-from support.command_line import SMALL, run, run_here
+from support.command_line import SMALL, run, run_here, sentence
 from support.data_set_copies import marked
 from support.phantoms import SPACING_MM, SPEC_FLAGS
 
@@ -127,3 +128,48 @@ def test_masks_are_stored_or_left_out_by_a_flag(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         with tarfile.open(folder / "shard-000000.tar") as tar:
             assert len(tar.getnames()) == members
+
+
+def test_compressed_volumes_are_shown_and_gone_on_with(tmp_path: Path, source: Path) -> None:
+    folder = tmp_path / "out"
+    words = ("build", "--output-dir", folder, "--source", source, "--samples-per-shard", 2, *SMALL)
+    result = run_here(*words, "--compress", "rice", "--shards", "0-0")
+    assert result.returncode == 0, result.stderr
+    assert "compression: rice" in result.stdout
+    assert re.search(r"│ compress +│", result.stdout)  # among the stages
+    with tarfile.open(folder / "shard-000000.tar") as tar:
+        extensions = [name.partition(".")[2] for name in tar.getnames()]
+        stored = tar.getmember("valid_1_a_1.ctz").size
+    assert extensions == ["ctz", "cls", "txt", "json"] * 2
+    assert stored < 2 * 90 * 90 * 50 // 2
+    # What it was begun with holds, and is not said again.
+    for other in ("none", "pack"):
+        refused = run_here(*words, "--compress", other)
+        assert refused.returncode == 2
+        assert "compression: found 'rice', wanted" in sentence(refused)
+    result = run_here("build", "--output-dir", folder, "--device", "cpu", "--log-format", "json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["total_samples"] == 3
+    record = json.loads((folder / "shard-000001.json").read_bytes())
+    assert json.loads(result.stdout)["stored_bytes"] == record["samples"][0]["members"]["ctz"][1]
+    checked = run_here("verify", folder)
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "3 samples in 2 shards" in checked.stdout
+
+
+def test_an_unknown_compression_is_refused_with_those_that_there_are(
+    tmp_path: Path, source: Path
+) -> None:
+    result = run_here(
+        *("build", "--output-dir", tmp_path / "out", "--source", source, "--compress", "zip")
+    )
+    assert result.returncode == 2
+    assert sentence(result) == "ctgpu: --compress is 'zip'; it is none or pack or rice"
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_help_says_what_each_compression_is_for() -> None:
+    for command in ("build", "convert"):
+        text = " ".join(run_here(command, "--help").stdout.replace("│", " ").split())
+        assert "none, pack (fastest to read) or rice (smallest)" in text
+        assert "without loss" in text

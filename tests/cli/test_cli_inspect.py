@@ -117,3 +117,35 @@ def test_the_labels_of_a_mask_are_shown_with_their_voxels(built: Path, tmp_path:
     for name, count in facts["mask"].items():
         assert f"{name} {count:,}" in shown
     assert "mask" not in CliRunner().invoke(app, ["inspect", str(built)]).stdout
+
+
+def test_a_compressed_sample_is_shown_as_it_is_without(tmp_path: Path, built: Path) -> None:
+    small = tmp_path / "small"
+    words = ("convert", "--input-pattern", built, "--output-dir", small, "--compress", "rice")
+    assert run_here(*words).returncode == 0
+    shown = []
+    for folder in (built, small):
+        result = run_here("inspect", folder, "--num-samples", 1, "--json")
+        assert (result.returncode, result.stderr) == (0, "")
+        shown.append(json.loads(result.stdout))
+    raw, compressed = shown
+    assert raw.pop("members").keys() - {"bin"} == compressed["members"].keys() - {"ctz"}
+    assert compressed.pop("members")["ctz"] < 90 * 90 * 50
+    assert compressed == raw
+
+
+@pytest.mark.slow
+def test_compressed_samples_are_compared_with_their_originals(
+    tmp_path: Path, built: Path, source: Path
+) -> None:
+    small = tmp_path / "small"
+    words = ("convert", "--input-pattern", built, "--output-dir", small, "--compress", "pack")
+    assert run_here(*words).returncode == 0
+    results = [
+        run_here("verify", folder, "--source", source, "--num-samples", "all")
+        for folder in (built, small)
+    ]
+    raw, compressed = results
+    assert (compressed.returncode, compressed.stderr) == (0, "")
+    assert compressed.stdout == raw.stdout
+    assert "3 of 3 samples passed" in compressed.stdout

@@ -24,7 +24,8 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path, source: Path) -> Non
     arguments += ("--calibrate", 1, "--limit", 2)
     shown = run(*arguments)
     assert shown.returncode == 0, shown.stderr
-    for text in ("110,592,000 bytes a volume", "the bottleneck", "--num-workers"):
+    stored = ("--compress", "│ none ", "│ pack ", "│ rice ", "loaded here in samples/s")
+    for text in ("110,592,000 bytes a volume", "the bottleneck", "--num-workers", *stored):
         assert text in shown.stdout
     assert "elsewhere" not in shown.stdout
     there = run_here(*arguments, "--cores", 64, "--network-gbit", 25, "--gpus", 8)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 from driving import (
     HERE,
+    SAMPLES_PER_SHARD,
     SMALL,
     WITHIN_S,
     RayCluster,
@@ -59,6 +60,24 @@ def test_a_cluster_builds_the_same_bytes(
     again = finish(on(cluster, folder))
     assert committed_in(again) == []
     assert snapshot(folder) == undisturbed
+
+
+@pytest.mark.slow
+def test_compressed_shards_are_those_of_one_process(
+    tmp_path: Path, cluster: RayCluster, source: Path
+) -> None:
+    options = ("--source", source, *SMALL, "--limit", 2 * SAMPLES_PER_SHARD, "--compress", "rice")
+    finish(begin("--output-dir", tmp_path / "alone", *options))
+    driver = on(cluster, tmp_path / "out", *options)
+    report, errors = driver.communicate(timeout=WITHIN_S)
+    assert driver.returncode == 0, errors
+    made = snapshot(tmp_path / "out")
+    assert made == snapshot(tmp_path / "alone")
+    records = [made[name] for name in made if name.startswith("shard-") and name.endswith(".json")]
+    members = [sample["members"] for record in records for sample in record["samples"]]
+    assert len(members) == 2 * SAMPLES_PER_SHARD
+    # What was written is counted as it lies in the shards, which others wrote.
+    assert json.loads(report)["stored_bytes"] == sum(sample["ctz"][1] for sample in members)
 
 
 @pytest.mark.slow

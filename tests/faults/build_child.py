@@ -132,14 +132,8 @@ def run(job: dict[str, Any]) -> int:
     began = time.perf_counter()
     try:
         if "convert" in job:
-            report = convert_tars(
-                job["convert"],
-                job["folder"],
-                device="cpu",
-                delete_after=True,
-                watch=watch,
-                **options,
-            )
+            options = {"device": "cpu", "delete_after": True} | options
+            report = convert_tars(job["convert"], job["folder"], watch=watch, **options)
         else:
             report = build(job["folder"], device="cpu", watch=watch, **options)
     except CtgpuError as error:

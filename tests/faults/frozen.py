@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from scenarios import SPEC, Builder, make_source
 
@@ -60,10 +61,13 @@ def may_rename_host() -> bool:
     return subprocess.run(["unshare", "--uts", "true"], capture_output=True).returncode == 0
 
 
-def freeze_and_take_over(work_dir: Path, *, trials: int, seed: int) -> Frozen:
+def freeze_and_take_over(
+    work_dir: Path, *, trials: int, seed: int, recoded: bool = False
+) -> Frozen:
     """Stop builders with SIGSTOP at moments of a build, have another host finish, and go on.
 
     The source is damaged meanwhile, so that the other has failures that the late one had not.
+    With `recoded` both compress finished shards, which stay as they are.
     """
     chance, result, began = random.Random(seed), Frozen(), time.perf_counter()
     paths = make_source(work_dir / "source", _SAMPLES)
@@ -74,8 +78,14 @@ def freeze_and_take_over(work_dir: Path, *, trials: int, seed: int) -> Frozen:
         "samples_per_shard": 2,
         "num_workers": 1,
     }
+    job: dict[str, Any] = {"options": options}
     with Builder(work_dir) as late, Builder(work_dir, "another-host") as other:
-        late.start(work_dir / "whole", options)
+        if recoded:
+            late.start(work_dir / "home", options)
+            assert late.wait()[0] == 0
+            compress = {"compress": "rice", "num_workers": 1, "delete_after": False}
+            job = {"options": compress, "convert": str(work_dir / "home")}
+        late.start(work_dir / "whole", **job)
         code, events = late.wait()
         assert code == 0, events
         calls = int(events[-1][1].split()[0])
@@ -84,7 +94,7 @@ def freeze_and_take_over(work_dir: Path, *, trials: int, seed: int) -> Frozen:
         for trial, moment in enumerate(moments):
             folder = work_dir / f"frozen-{trial}"
             timing = {"stale_after_s": STALE_AFTER_S}
-            late.start(folder, options, stop_at_call=moment, **timing)
+            late.start(folder, **job, stop_at_call=moment, **timing)
             process = late.stopped()
             assert process is not None, late.wait()
             victim = chance.choice(sorted(paths))
@@ -92,7 +102,7 @@ def freeze_and_take_over(work_dir: Path, *, trials: int, seed: int) -> Frozen:
             damaged[len(damaged) // 2] ^= 0xFF
             paths[victim].write_bytes(damaged)
             try:
-                other.start(folder, options, **timing)
+                other.start(folder, **job, **timing)
                 code, events = other.wait()
                 assert code in (0, 1), events
                 result.took_over += any(kind == "written" for kind, *_ in events)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ from scenarios import (
     SAMPLES_PER_SHARD,
     SPEC,
     kill_and_resume,
+    kill_at_calls,
     make_plan_of,
     make_source,
     pretend_committed,
@@ -31,6 +34,8 @@ from ctgpu.shards.manifest import write_manifest
 from ctgpu.shards.record import ShardSummary
 from ctgpu.testing.hub import LocalHub
 from ctgpu.volume.ref import SampleRef
+from support.command_line import run_here
+from support.phantoms import COARSE_SPEC
 
 SAMPLES = 12
 SMALL = ("--shape", "90,90,50", "--spacing", "4,4,6", "--samples-per-shard", SAMPLES_PER_SHARD)
@@ -44,6 +49,28 @@ def test_killed_builds_resume_at_the_sample_and_leave_the_same_bytes(tmp_path: P
     assert result.different == []
     assert result.written_twice == []
     assert max(result.redone) <= result.in_flight
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recoded", [False, True])
+def test_killed_where_it_compresses_it_leaves_the_same_bytes(tmp_path: Path, recoded: bool) -> None:
+    make_source(tmp_path / "source", 5, broken=3)
+    options: dict[str, Any] = {"source": str(tmp_path / "source")}
+    options |= {"samples_per_shard": 2, "num_workers": 1}
+    if recoded:
+        ctgpu.build(tmp_path / "home", **options, spec=COARSE_SPEC, compress="pack", device="cpu")
+    (tmp_path / "out").mkdir()
+    result = kill_at_calls(
+        tmp_path / "out",
+        options | {"spec": COARSE_SPEC.to_dict(), "compress": "rice"},
+        recode=tmp_path / "home" if recoded else None,
+        points=10,
+    )
+    assert result.kills == 10
+    assert len(result.moments) >= 3
+    assert len(result.went_on_with) >= 3
+    assert result.written_twice == []
+    assert result.different == []
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +172,51 @@ def test_a_second_signal_ends_the_process_at_once(
     assert again.wait(timeout=60) == 0
     again.communicate()
     assert snapshot(tmp_path / "out") == undisturbed
+
+
+#: Gives a conversion the time to be stopped in the middle.
+SLOWLY = """
+import time
+from ctgpu.building import recoding
+restore = recoding.restore_sample
+def slowly(*arguments):
+    time.sleep(0.2)
+    return restore(*arguments)
+recoding.restore_sample = slowly
+from ctgpu.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
+)
+def test_a_signal_ends_a_recoding_which_goes_on(
+    tmp_path: Path, source: Path, number: signal.Signals, code: int
+) -> None:
+    options: dict[str, Any] = {"source": source, "spec": SPEC, "device": "cpu", "limit": 8}
+    options |= {"samples_per_shard": SAMPLES_PER_SHARD}
+    for compress in ("pack", "rice"):
+        ctgpu.build(tmp_path / compress, **options, compress=compress)
+    folder = tmp_path / "the output"
+    command = ["convert", "--input-pattern", tmp_path / "pack", "--output-dir", folder]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, *map(str, command), "--compress", "rice"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+    )
+    wait_until(lambda: samples_in(folder / "shard-000000.journal") > 0, process)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == code, errors
+    (again,) = re.findall(r"Go on with: ctgpu (.*)", errors)
+    assert "Traceback" not in errors
+    assert not list(folder.glob("*.lease.*"))
+    assert len(list(folder.glob("shard-*.tar"))) < 2
+    assert run_here(*shlex.split(again)).returncode == 0
+    assert snapshot(folder) == snapshot(tmp_path / "rice")
 
 
 @pytest.mark.slow

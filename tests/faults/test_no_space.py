@@ -25,6 +25,22 @@ def test_a_disk_that_fills_up_stops_the_build_which_then_resumes(tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recoded", [False, True])
+def test_a_disk_that_fills_up_where_it_compresses_loses_nothing(
+    tmp_path: Path, recoded: bool
+) -> None:
+    try:
+        result = fill_and_resume(
+            tmp_path, points=5, samples=6, seed=7, compress="rice", recoded=recoded
+        )
+    except PermissionError as error:
+        pytest.skip(f"no file system may be mounted here: {error}")
+    assert result.points == 5
+    assert result.odd_errors == []
+    assert result.different == []
+
+
+@pytest.mark.slow
 def test_too_little_space_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     make_source(tmp_path / "source", 3)
     arguments = ["--source", tmp_path / "source", "--shape", "90,90,50", "--device", "cpu"]

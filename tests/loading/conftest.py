@@ -11,6 +11,8 @@ from loading_cases import FAILED, STUDIES, UNLABELLED
 import ctgpu
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.compressed_folders import compress_folder
+from support.masks import with_masks
 from support.phantoms import chests
 
 SPECS = {
@@ -120,3 +122,43 @@ def own(tmp_path: Path, hwd: Path) -> Path:
     """A copy that a test may damage."""
     shutil.copytree(hwd, tmp_path / "own")
     return tmp_path / "own"
+
+
+@pytest.fixture(scope="session")
+def _compressed(
+    _built: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("compressed")
+    hwd = with_masks(_built["HWD"], root / "raw" / "HWD", "uint8")
+    dhw = with_masks(_built["DHW"], root / "raw" / "DHW", "uint16")
+    return {
+        "HWD": hwd,
+        "DHW": dhw,
+        "HWD-rice": compress_folder(hwd, root / "rice" / "HWD", "rice"),
+        "DHW-rice": compress_folder(dhw, root / "rice" / "DHW", "rice"),
+        "HWD-pack": compress_folder(hwd, root / "pack" / "HWD", "pack"),
+    }
+
+
+@pytest.fixture(params=["HWD", "DHW"])
+def pair(request: pytest.FixtureRequest, _compressed: dict[str, Path]) -> tuple[Path, Path]:
+    """The eleven samples with masks, raw and compressed; of uint16 in DHW.  Not to be changed."""
+    return _compressed[request.param], _compressed[f"{request.param}-rice"]
+
+
+@pytest.fixture
+def rice(_compressed: dict[str, Path]) -> Path:
+    """The same, compressed, in the default layout."""
+    return _compressed["HWD-rice"]
+
+
+@pytest.fixture
+def plain(_compressed: dict[str, Path]) -> Path:
+    """The same without compression."""
+    return _compressed["HWD"]
+
+
+@pytest.fixture
+def pack(_compressed: dict[str, Path]) -> Path:
+    """The same, of the other coding."""
+    return _compressed["HWD-pack"]

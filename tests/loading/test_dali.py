@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from loading_cases import flip_byte
 
 from built import read_samples
 from ctgpu.errors import DeviceError, UsageError
@@ -109,3 +111,40 @@ def test_a_missing_index_or_package_is_an_error_with_the_way_out(
     (own / "shard-000001.idx").unlink()
     with pytest.raises(UsageError, match=r"shard-000001\.idx is not there"):
         pipeline(own)
+
+
+@pytest.mark.slow
+def test_dali_gives_compressed_volumes_as_they_were(pair: tuple[Path, Path]) -> None:
+    dali()
+    raw, small = (VolumeDataset(folder) for folder in pair)
+    found = run(pipeline(small, 4, num_threads=3), 3)[:11]
+    assert ids(found) == list(raw.study_ids)
+    for index, (_, volume, labels, report) in enumerate(found):
+        wanted = raw[index]
+        axes = (1, 2, 0) if raw.spec.layout == "HWD" else (0, 1, 2)
+        assert volume.dtype == np.float16
+        assert np.array_equal(volume, wanted["volume"][0].transpose(axes))
+        assert np.array_equal(labels, wanted["labels"])
+        assert report == wanted["report"]
+
+
+@pytest.mark.slow
+def test_dali_gives_raw_and_compressed_volumes_together(plain: Path, rice: Path) -> None:
+    dali()
+    dataset = VolumeDataset([plain, rice]).select([0, 2, 9, 10, 11, 13, 21])
+    found = run(pipeline(dataset, 2, shuffle=True, seed=2, shuffle_bytes=1 << 18), 4)[:7]
+    assert sorted(ids(found)) == sorted(dataset.study_ids)
+    whole = VolumeDataset(plain)
+    for metadata, volume, *_ in found:
+        wanted = whole[json.loads(metadata)["study_id"]]["volume"][0]
+        assert np.array_equal(volume, wanted.transpose(1, 2, 0))
+
+
+def test_dali_says_which_compressed_volume_is_damaged(rice: Path, tmp_path: Path) -> None:
+    dali()
+    own = shutil.copytree(rice, tmp_path / "own")
+    shard, entry = VolumeDataset(own).locate(1)
+    flip_byte(shard.path, entry.members["ctz"].offset + entry.members["ctz"].size_bytes - 1)
+    damaged = r"the volume of valid_2_a_1 cannot be decoded: its tile 5 does not have its checksum"
+    with pytest.raises(RuntimeError, match=damaged):
+        pipeline(own, 2).run()

@@ -173,7 +173,7 @@ def test_a_reader_gives_a_share_of_any_epoch_from_any_place_on(hwd: Path) -> Non
     reader = BatchReader(
         dataset,
         order,
-        HostTarget(dataset.spec, (), copy=False),
+        HostTarget(dataset.spec, dataset.memory_layout, (), copy=False),
         batch_size=2,
         prefetch_batches=1,
         threads=2,

@@ -68,7 +68,7 @@ def runtime(monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 
 def target() -> Any:
-    return CudaTarget(torch.device("cuda"), Spec(), ())
+    return CudaTarget(torch.device("cuda"), Spec(), "HWD", ())
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_memory_for_a_gpu_stays_out_of_forked_children(runtime: Runtime) -> None
 
 def test_batches_on_the_host_are_inherited() -> None:
     """A consumer that forks while it holds a batch finds the batch in its child."""
-    memory = HostTarget(Spec(), (), copy=False).allocate(5 * MIB)
+    memory = HostTarget(Spec(), "HWD", (), copy=False).allocate(5 * MIB)
     memory[:] = 1
     child = Child(lambda: bytes([memory.min(), memory.max()]))
     memory[:] = 2
@@ -171,6 +171,35 @@ def test_uploads_are_waited_for_asleep(uploads: Uploads) -> None:
     assert labels.shape == (1, 18)
 
 
+@pytest.mark.parametrize("failing", ["scaling", "scaling and waiting"])
+def test_memory_is_not_free_while_a_copy_from_it_is_under_way(
+    uploads: Uploads, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Whatever fails behind the upload."""
+
+    def no_memory(*_: object) -> None:
+        assert uploads.copies
+        assert not uploads.waits
+        raise torch.cuda.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("ctgpu.loading.targets._scaled", no_memory)
+    if failing == "scaling and waiting":
+        record = torch.cuda.Event.record
+
+        def lost(event: Any, stream: object) -> None:
+            record(event, stream)
+            event.synchronize()
+            raise RuntimeError("the device is lost")
+
+        monkeypatch.setattr(torch.cuda.Event, "record", lost)
+    scaling = rewindow(Spec(), (-500.0, 200.0))
+    windowed = CudaTarget(torch.device("cuda"), Spec(), "HWD", (scaling,))
+    stored = np.zeros((1, 2, 3, 4), "<f2")
+    with pytest.raises(torch.cuda.OutOfMemoryError, match="no memory"):
+        windowed.place(stored, stored, np.ones((1, 18), np.float32))
+    assert uploads.waits == [(True, "the loader's stream")]
+
+
 @pytest.mark.parametrize("layout", ["HWD", "DHW"])
 @pytest.mark.parametrize(
     ("dtype", "hu_per_number", "hu_of_zero"),
@@ -190,7 +219,7 @@ def test_a_gpu_is_sent_what_is_stored_and_windows_it(
     axes = (0, 3, 1, 2) if layout == "HWD" else (0, 1, 2, 3)
     for scalings in ((), (rewindow(spec, (-500.0, 700.0)),)):
         uploads.copies.clear()
-        place = CudaTarget(torch.device("cuda"), spec, scalings)
+        place = CudaTarget(torch.device("cuda"), spec, spec.layout, scalings)
         assert place.dtype == dtype
         volume, _ = place.place(stored, stored, np.ones((2, 18), np.float32))
         assert uploads.copies[0] == (kept.dtype, True)
@@ -221,12 +250,12 @@ def test_a_gpu_makes_channels_of_one_upload(uploads: Uploads, dtype: Any, layout
     for windows in ([(-500.0, 700.0)], ["mediastinum", (-500.0, 700.0), (-100.0, 1000.0)]):
         uploads.copies.clear()
         scalings = rewindow_each(spec, windows)  # type: ignore[arg-type]
-        place = CudaTarget(torch.device("cuda"), spec, scalings)
+        place = CudaTarget(torch.device("cuda"), spec, spec.layout, scalings)
         assert (place.dtype, place.channels) == (dtype, 1)  # of what is read into
         volume, _ = place.place(stored, stored[:, None], labels)
         assert uploads.copies == [(kept.dtype, True), (torch.float32, True)]
         assert volume.is_contiguous()
-        host = HostTarget(spec, scalings, copy=True)
+        host = HostTarget(spec, spec.layout, scalings, copy=True)
         assert host.channels == len(windows)
         room = np.zeros((2, len(windows), 2, 3, 4), numpy_dtype(host.dtype))
         expected, _ = host.place(stored, room, labels)
@@ -246,13 +275,13 @@ def test_masks_are_widened_where_they_end_up(uploads: Uploads, dtype: Any, layou
     axes = (0, 3, 1, 2) if layout == "HWD" else (0, 1, 2, 3)
     expected = torch.from_numpy(numbers.astype(np.int32)).permute(axes).unsqueeze(1)
     wanted = torch.uint8 if dtype == "uint8" else torch.int32
-    cuda = CudaTarget(torch.device("cuda"), spec, ())
+    cuda = CudaTarget(torch.device("cuda"), spec, spec.layout, ())
     assert cuda.mask_dtype(masks) == numbers.dtype
     on_gpu = cuda.place_mask(numbers, numbers[:, None])
     assert uploads.copies == [(torch.uint8 if dtype == "uint8" else torch.int16, True)]
     assert uploads.waits == [(True, "the loader's stream")]
     assert on_gpu.is_contiguous()
-    host = HostTarget(spec, (), copy=True)
+    host = HostTarget(spec, spec.layout, (), copy=True)
     room = np.full((2, 1, *shape[1:]), 77, host.mask_dtype(masks))
     stored = room.reshape(-1).view(numbers.dtype)[-numbers.size :].reshape(shape)
     stored[...] = numbers

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from loading_cases import flip_byte
 
 from built import read_samples
 from ctgpu.errors import DecodeError
@@ -127,3 +130,97 @@ def test_a_stock_pipeline_among_ranks_wants_to_be_told_how_to_share(
         del source
         gc.collect()
     assert sorted(seen) == sorted(VolumeDataset(hwd).study_ids)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+def test_a_stock_pipeline_gives_compressed_samples_as_they_were(pair: tuple[Path, Path]) -> None:
+    raw, small = (VolumeDataset(folder) for folder in pair)
+    urls = [str(shard.path) for shard in small.shards]
+    source = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    found = list(source.map(decoder))
+    assert [sample["study_id"] for sample in found] == list(raw.study_ids)
+    for index, sample in enumerate(found):
+        wanted = raw[index]
+        for name in ("volume", "mask", "labels"):
+            assert sample[name].dtype == wanted[name].dtype
+            assert np.array_equal(sample[name], wanted[name], equal_nan=True)
+            sample[name] *= 0
+        assert sample["volume"].flags.c_contiguous
+        assert sample["report"] == wanted["report"]
+    del source
+    gc.collect()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+)
+def test_a_stock_pipeline_says_which_member_is_damaged(rice: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(rice, tmp_path / "own")
+    dataset = VolumeDataset(own)
+    for number, extension in ((1, "ctz"), (5, "segz")):
+        shard, entry = dataset.locate(number)
+        flip_byte(shard.path, entry.members[extension].offset + 64 + 6 * 24)
+    urls = [str(shard.path) for shard in dataset.shards]
+    source = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False)
+    batches = iter(source.map(decoder))
+    assert next(batches)["study_id"] == "valid_1_a_1"
+    damaged = r"^valid_2_a_1\.ctz cannot be decoded: its tile 0 does not have .*; `ctgpu verify`"
+    with pytest.raises(DecodeError, match=damaged):
+        next(batches)
+    errors: list[Exception] = []
+    kept = [s["study_id"] for s in source.map(decoder, handler=lambda e: errors.append(e) or True)]
+    assert kept == [study for n, study in enumerate(dataset.study_ids) if n not in (1, 5)]
+    assert "valid_6_a_1.segz cannot be decoded: its tile 0" in str(errors[1])
+    del source, batches
+    gc.collect()
+
+
+def members_of(folder: Path) -> dict[str, Any]:
+    """The first sample as webdataset hands it over."""
+    with tarfile.open(folder / "shard-000000.tar") as archive:
+        infos = list(archive)[:5]
+        contents = {i.name.partition(".")[2]: archive.extractfile(i).read() for i in infos}  # type: ignore[union-attr]
+    assert set(contents) == {"ctz", "segz", "cls", "txt", "json"}
+    return {"__key__": "valid_1_a_1", **contents}
+
+
+@pytest.mark.parametrize(
+    ("stated", "sentence"),
+    [
+        ({"shape": [44, 36, 25]}, r"ctz cannot be decoded: its "),
+        ({"shape": [24, 44, 36]}, r"ctz cannot be decoded: its "),
+        ({"layout": "DHW"}, r"ctz cannot be decoded: its "),
+        ({"shape": [10**6, 10**6, 10**6]}, "ctz cannot be decoded: the shape .* 1 to 65535"),
+        ({"shape": [0, 36, 24]}, "ctz cannot be decoded: the shape .* 1 to 65535"),
+        ({"dtype": "bfloat16"}, "ctz cannot be decoded: it holds float16, and bfloat16 was"),
+        ({"dtype": "uint8"}, "ctz cannot be decoded: it holds float16, and uint8 was wanted"),
+        ({"mask": {"dtype": "uint16"}}, "segz cannot be decoded: it holds uint8, and uint16"),
+        ({"mask": None}, "is not a sample of ctgpu"),
+        ({"shape": [24]}, r"is not a sample of ctgpu \(its shape is \(24,\)\)"),
+        ({"shape": ["a", 36, 24]}, "is not a sample of ctgpu"),
+    ],
+)
+def test_a_json_that_is_another_samples_is_found(
+    rice: Path, stated: dict[str, Any], sentence: str
+) -> None:
+    good = members_of(rice)
+    facts = json.loads(good["json"]) | stated
+    with pytest.raises(DecodeError, match=rf"valid_1_a_1[. ]{sentence}"):
+        decoder(good | {"json": json.dumps(facts).encode()})
+
+
+def test_what_a_compressed_sample_lacks_is_named(rice: Path) -> None:
+    good = members_of(rice)
+    assert decoder(good)["mask"].shape == (1, 24, 44, 36)
+    for extension, sentence in (
+        ("json", "valid_1_a_1 lacks json"),
+        ("cls", "valid_1_a_1 lacks cls"),
+        ("ctz", "valid_1_a_1 lacks bin"),
+    ):
+        with pytest.raises(DecodeError, match=sentence):
+            decoder({name: value for name, value in good.items() if name != extension})
+    assert "mask" not in decoder({name: v for name, v in good.items() if name != "segz"})

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from online_cases import CUT, NOT_HU, STUDIES
+from online_cases import CUT, NOT_HU, OPTIONS, STUDIES, same
 
+from ctgpu.building.convert import convert_tars
 from ctgpu.errors import MismatchError, SampleError
+from ctgpu.loading import RawDataset, make_loader
 from ctgpu.online import finished
 from ctgpu.online.finished import FinishedShards
 from ctgpu.shards.names import PLAN_NAME, record_name, shard_name
@@ -78,3 +80,24 @@ def test_a_folder_of_another_plan_is_refused(tmp_path: Path, shards: Path) -> No
     assert FinishedShards(bare, plan).find(0) is not None
     with pytest.raises(MismatchError, match="has the fingerprint"):
         FinishedShards(bare, replace(plan, fingerprint="0" * 16)).find(0)
+
+
+def test_compressed_shards_are_read_whatever_the_plan_says_of_that(
+    tmp_path: Path, good_source: Path, good_shards: Path
+) -> None:
+    folder = tmp_path / "rice"
+    convert_tars(good_shards, folder, compress="rice", shards=range(2))
+    for plan in (Plan.load(good_shards), Plan.load(folder)):
+        found = FinishedShards(folder, plan).find(0)
+        assert found is not None
+        assert all(entry.is_compressed for entry in found.entries.values())
+    # The last shard is not there: its samples are made.
+    raws = (
+        RawDataset(good_source, shards=folder, **OPTIONS),
+        RawDataset(good_source, shards=folder, plan=good_shards, **OPTIONS),
+    )
+    for raw in raws:
+        for box in ({}, {"random_crop_hwd": (9, 8, 7)}):
+            ours = make_loader(raw, 2, shuffle=True, seed=3, **box)
+            theirs = make_loader(good_shards, 2, shuffle=True, seed=3, **box)
+            assert all(same(*pair) for pair in zip(ours, theirs, strict=True))

@@ -23,7 +23,7 @@ SAMPLE = PackedSample(
 
 @pytest.fixture
 def staged(tmp_path: Path) -> StagedSamples:
-    return StagedSamples(tmp_path / "staged", 5000, "f" * 16)
+    return StagedSamples(tmp_path / "staged", "f" * 16)
 
 
 def blank() -> np.ndarray:
@@ -38,13 +38,30 @@ def test_a_sample_comes_back_as_it_was(staged: StagedSamples) -> None:
     out = blank()
     found = staged.get(REF, out)
     assert isinstance(found, PackedSample)
-    assert found.volume is out
+    assert np.shares_memory(found.volume, out)
     assert np.array_equal(out, VOLUME)
     assert found.volume_file == staged.folder / "study_1.sample"
     assert replace(found, volume=VOLUME, volume_file=None) == SAMPLE
     assert [path.name for path in staged.folder.iterdir()] == ["study_1.sample"]
     staged.remove(REF)
     assert not staged.has(REF)
+
+
+def test_compressed_volumes_have_a_size_of_their_own(tmp_path: Path) -> None:
+    staged = StagedSamples(tmp_path / "staged", "f" * 16, compressed=True)
+    assert staged.taken_bytes() == 0
+    sample = replace(SAMPLE, compressed=True)
+    staged.put(sample)
+    out = np.zeros(9000, np.uint8)
+    found = staged.get(REF, out)
+    assert isinstance(found, PackedSample)
+    assert np.array_equal(found.volume, VOLUME)
+    assert np.shares_memory(found.volume, out)
+    assert replace(found, volume=VOLUME, volume_file=None) == sample
+    assert staged.taken_bytes() == len(VOLUME)
+    # One that is larger than any can be.
+    assert staged.get(REF, out[:4999]) is None
+    assert staged.taken_bytes() == 0
 
 
 def test_a_failure_comes_back_as_it_was(staged: StagedSamples) -> None:

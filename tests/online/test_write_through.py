@@ -17,10 +17,14 @@ from online_cases import CUT, NOT_HU, OPTIONS, STUDIES, same, studies
 import ctgpu
 from ctgpu.errors import MismatchError, UsageError
 from ctgpu.loading import RawDataset, VolumeDataset, make_loader
+from ctgpu.online.staged import StagedSamples
 from ctgpu.online.write_through import STAGED_NAME
 from ctgpu.shards.folder import committed_shards
 from ctgpu.shards.lease import LeaseSession
 from ctgpu.shards.names import record_name
+from ctgpu.shards.plan import Plan
+from ctgpu.shards.record import checksum
+from ctgpu.shards.writer import PackedSample
 
 
 def writing(source: Path, folder: Path, **options: Any) -> RawDataset:
@@ -54,6 +58,79 @@ def test_an_epoch_writes_what_a_build_writes(tmp_path: Path, source: Path, shard
     second = make_loader(data, 2, shuffle=True, seed=4, on_error="skip")
     theirs = make_loader(shards, 2, shuffle=True, seed=4)
     assert all(same(*pair) for pair in zip(second, theirs, strict=True))
+
+
+@pytest.mark.parametrize("coding", ["pack", "rice"])
+def test_an_epoch_writes_compressed_what_a_build_writes(
+    tmp_path: Path, source: Path, shards: Path, coding: str
+) -> None:
+    folder, built = tmp_path / "kept", tmp_path / "built"
+    ctgpu.build(built, source=source, compress=coding, **OPTIONS)
+    data = writing(source, folder, compress=coding)
+    first = make_loader(data, 2, shuffle=True, seed=3, on_error="skip")
+    theirs = make_loader(shards, 2, shuffle=True, seed=3)
+    assert all(same(*pair) for pair in zip(first, theirs, strict=True))
+    assert_as_built(folder, built)
+    # The next run reads them, whether it says again how or not.
+    for options in ({}, {"compress": coding}):
+        second = make_loader(writing(source, folder, **options), 2, on_error="skip")
+        assert all(same(*pair) for pair in zip(second, make_loader(shards, 2), strict=True))
+    with pytest.raises(MismatchError, match=f"compression: found '{coding}', wanted 'none'"):
+        writing(source, folder, compress="none")
+
+
+def test_what_waits_is_compressed_and_read_or_else_made_again(
+    tmp_path: Path, own_source: Path, good_shards: Path
+) -> None:
+    folder, size = tmp_path / "kept", OPTIONS["spec"].size_bytes
+    data = writing(own_source, folder, compress="rice")
+    seen = [data[number] for number in range(5)]
+    assert committed_shards(folder) == [0]
+    waiting = [folder / STAGED_NAME / f"{STUDIES[n]}.sample" for n in (3, 4)]
+    assert all(path.stat().st_size < 0.9 * size for path in waiting)
+    # Of the plan, and as long as its checksum says, but no volume.
+    second = waiting[1]
+    other = StagedSamples(folder / STAGED_NAME, Plan.load(folder).fingerprint, compressed=True)
+    nothing = np.zeros(1000, np.uint8)
+    other.put(PackedSample(STUDIES[4], nothing, checksum(nothing.data), b"", b"", b"{}"))
+    assert second.stat().st_size < 1500
+    again = writing(own_source, folder)
+    next(own_source.rglob(f"{STUDIES[3]}.nii.gz")).unlink()
+    for number in (3, 4):
+        sample = again[number]
+        assert sample["volume"].tobytes() == seen[number]["volume"].tobytes()
+        assert np.array_equal(sample["labels"], seen[number]["labels"])
+    assert second.stat().st_size > 1500
+    assert [again[number]["study_id"] for number in range(5, 8)] == STUDIES[5:]
+    assert committed_shards(folder) == [0, 1, 2]
+    for ours, theirs in zip(make_loader(folder, 2), make_loader(good_shards, 2), strict=True):
+        assert same(ours, theirs)
+
+
+def test_a_build_goes_on_compressed_where_training_stopped(
+    tmp_path: Path, good_source: Path
+) -> None:
+    folder = tmp_path / "kept"
+    batches = iter(make_loader(writing(good_source, folder, compress="pack"), 2))
+    next(batches), next(batches)
+    batches.close()  # type: ignore[attr-defined]
+    ctgpu.build(folder, source=good_source, device="cpu")
+    ctgpu.build(tmp_path / "built", source=good_source, compress="pack", **OPTIONS)
+    assert studies(make_loader(writing(good_source, folder), 2)) == STUDIES
+    assert_as_built(folder, tmp_path / "built")
+
+
+def test_compression_is_of_what_is_written(
+    tmp_path: Path, good_source: Path, good_shards: Path
+) -> None:
+    for options in ({}, {"shards": good_shards}, {"plan": good_shards}):
+        for compress in ("none", "rice"):
+            with pytest.raises(
+                UsageError, match="compress says how write_shards keeps volumes, and that is not"
+            ):
+                RawDataset(good_source, compress=compress, **options, **OPTIONS)
+    with pytest.raises(UsageError, match="compress is 'zip'; it is none or pack or rice"):
+        writing(good_source, tmp_path / "kept", compress="zip")
 
 
 def test_what_was_made_before_a_kill_is_not_made_again(

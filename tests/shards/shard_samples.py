@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from ctgpu.buffers import Bytes, allocate_pages
+from ctgpu.codec import Coding
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.plan import Plan
+from ctgpu.shards.recode import compress_sample
 from ctgpu.shards.record import SampleEntry, ShardRecord, checksum
 from ctgpu.shards.tar import PAYLOADS
 from ctgpu.shards.writer import PackedSample, ShardWriter
@@ -34,6 +36,7 @@ def make_plan(
     samples_per_shard: int = 4,
     spec: Spec = ODD,
     masks: MaskFormat | None = None,
+    compression: Coding | None = None,
 ) -> Plan:
     """A plan of `count` samples."""
     return Plan(
@@ -51,11 +54,12 @@ def make_plan(
             for i in range(count)
         ],
         masks=masks,
+        compression=compression,
     )
 
 
 def pack(plan: Plan, sample: SampleRef) -> PackedSample:
-    """The sample's members: noise that depends on the key alone."""
+    """The sample's members, compressed as the plan says: noise that depends on the key alone."""
     seed = int(checksum(sample.key.encode())[:8], 16)
     noise = np.random.default_rng(seed)
     volume = allocate_pages(plan.spec.size_bytes)[: plan.spec.size_bytes]
@@ -64,8 +68,10 @@ def pack(plan: Plan, sample: SampleRef) -> PackedSample:
     mask = None
     if plan.masks is not None:
         mask = allocate_pages(plan.sample_bytes)[: plan.masks.size_bytes(plan.spec)]
-        mask.view(plan.masks.numpy_dtype)[:] = noise.choice([0, 1, 300], mask.size // 2)
-    return PackedSample(
+        mask.view(plan.masks.numpy_dtype)[:] = noise.choice(
+            [0, *plan.masks.labels.values()], mask.size // plan.masks.numpy_dtype.itemsize
+        )
+    packed = PackedSample(
         sample.key,
         volume,
         digest,
@@ -74,6 +80,11 @@ def pack(plan: Plan, sample: SampleRef) -> PackedSample:
         json.dumps({"study_id": sample.study_id, "xxh3_128": digest}).encode(),
         mask=mask,
         mask_xxh3_128=None if mask is None else checksum(mask.data),
+    )
+    if plan.compression is None:
+        return packed
+    return compress_sample(
+        packed, plan, *(allocate_pages(n)[:n] for n in plan.payload_limits_bytes)
     )
 
 

@@ -13,9 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+import xxhash
 from shard_samples import pack, write_shard
 
 from ctgpu.shards.plan import Plan
+from ctgpu.shards.record import ShardRecord
+from support import plain_ctz
+
+#: A shard of two samples, their volumes and masks compressed.
+COMPRESSED = Path(__file__).parents[1] / "golden/version-5/rice/shard-000000.tar"
 
 
 @pytest.fixture
@@ -137,3 +143,54 @@ def test_dali_reader(indexed: bool, shard: Path, plan: Plan) -> None:
     for members in _expected(plan).values():
         found = [np.asarray(output.as_array()[0]).tobytes() for output in pipeline.run()]
         assert found == [members[extension] for extension in ("bin", "cls", "txt", "json")]
+
+
+def _compressed_members() -> dict[str, dict[str, bytes]]:
+    """Members of the compressed shard by key and extension, cut out as its record says."""
+    tar = COMPRESSED.read_bytes()
+    return {
+        entry.key: {
+            extension: tar[member.offset : member.offset + member.size_bytes]
+            for extension, member in entry.members.items()
+        }
+        for entry in ShardRecord.load(COMPRESSED.with_suffix(".json")).samples
+    }
+
+
+@pytest.mark.skipif(shutil.which("tar") is None, reason="no tar program")
+def test_tar_program_lists_a_compressed_shard() -> None:
+    done = subprocess.run(["tar", "tf", COMPRESSED], capture_output=True, text=True, check=True)
+    assert (done.stdout.split(), done.stderr) == (
+        [f"{key}.{e}" for key in "ab" for e in ("ctz", "segz", "cls", "txt", "json")],
+        "",
+    )
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning"
+)  # webdataset leaves its file to the collector
+def test_stock_webdataset_reads_a_compressed_shard() -> None:
+    dataset = webdataset.WebDataset(
+        str(COMPRESSED), shardshuffle=False, nodesplitter=webdataset.split_by_node
+    )
+    found = {
+        sample["__key__"]: {
+            extension: data for extension, data in sample.items() if not extension.startswith("__")
+        }
+        for sample in dataset
+    }
+    assert found == _compressed_members()
+    assert list(found) == ["a", "b"]
+    for sample in found.values():  # which the page's few lines of NumPy decode
+        volume = plain_ctz.decode(sample["ctz"]).transpose(1, 2, 0)
+        facts = json.loads(sample["json"])
+        assert list(volume.shape) == facts["shape"]
+        assert xxhash.xxh3_128_hexdigest(volume.tobytes()) == facts["xxh3_128"]
+
+
+@pytest.mark.skipif(not _DALI, reason="nvidia-dali is not installed")
+def test_wds2idx_writes_the_index_of_a_compressed_shard(tmp_path: Path) -> None:
+    script = Path(sys.executable).with_name("wds2idx")
+    target = tmp_path / "theirs.idx"
+    subprocess.run([script, COMPRESSED, target], capture_output=True, check=True)
+    assert target.read_bytes() == COMPRESSED.with_suffix(".idx").read_bytes()

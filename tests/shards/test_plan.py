@@ -14,8 +14,9 @@ from ctgpu.errors import MismatchError, UsageError
 from ctgpu.shards import disk
 from ctgpu.shards import plan as plan_module
 from ctgpu.shards.names import PLAN_NAME
-from ctgpu.shards.plan import Plan
+from ctgpu.shards.plan import LEAST_EXPECTED_RATIO, Plan
 from ctgpu.spec import Spec
+from ctgpu.volume.masks import MaskFormat
 from ctgpu.volume.ref import SampleRef
 
 
@@ -34,6 +35,51 @@ def test_masks_are_in_the_plan_and_count_as_bytes(tmp_path: Path) -> None:
     assert (tmp_path / PLAN_NAME).read_bytes() == Plan.load(tmp_path).to_json()
     voxels = 6 * 7 * 15
     assert (plan.sample_bytes, make_plan().sample_bytes) == (4 * voxels, 2 * voxels)
+
+
+@pytest.mark.parametrize("masks", [None, MASKS], ids=["volumes", "masks"])
+def test_the_compression_is_in_the_plan_and_decides_no_voxel(
+    tmp_path: Path, masks: MaskFormat | None
+) -> None:
+    raw = make_plan(masks=masks)
+    plan = replace(raw, compression="rice")
+    Plan.create(tmp_path, plan)
+    assert Plan.load(tmp_path) == plan
+    assert (tmp_path / PLAN_NAME).read_bytes() == Plan.load(tmp_path).to_json()
+    assert (plan.version, plan.shard_version) == (5, 4)
+    assert (plan.fingerprint, plan.sample_bytes) == (raw.fingerprint, raw.sample_bytes)
+    assert raw.differences(plan) == ["compression: found 'none', wanted 'rice'"]
+    assert raw.differences({"compression": "none"}) == []
+    # The room of a volume that nothing can be made of, and what is assumed of all of them.
+    assert all(
+        a < b for a, b in zip(raw.payload_limits_bytes, plan.payload_limits_bytes, strict=True)
+    )
+    assert len(plan.payload_limits_bytes) == (1 if masks is None else 2)
+    assert raw.expected_bytes == raw.sample_bytes
+    assert plan.expected_bytes == int(raw.sample_bytes / LEAST_EXPECTED_RATIO) < raw.sample_bytes
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (b'"rice"', b'"zip"', r"Invalid enum value 'zip' - at `\$\.compression`"),
+        (b'"rice"', b"3", r"\$\.compression"),
+        (b'"rice"', b"null", "states ctgpu-plan-5 and says what takes ctgpu-plan-1"),
+        (b'"compression": "rice"', b'"other": 1', "states ctgpu-plan-5 and says what takes"),
+        (b"ctgpu-plan-5", b"ctgpu-plan-4", "states ctgpu-plan-4 and says what takes ctgpu-plan-5"),
+        (b"ctgpu-plan-5", b"ctgpu-plan-1", "states ctgpu-plan-1 and says what takes ctgpu-plan-5"),
+    ],
+)
+def test_a_compression_that_is_none_is_one_sentence(
+    old: bytes, new: bytes, said: str, tmp_path: Path
+) -> None:
+    Plan.create(tmp_path, replace(make_plan(), compression="rice"))
+    text = (tmp_path / PLAN_NAME).read_bytes()
+    assert old in text
+    (tmp_path / PLAN_NAME).write_bytes(text.replace(old, new))
+    with pytest.raises(UsageError, match=rf"plan\.json is damaged \(.*{said}") as caught:
+        Plan.load(tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_awkward_paths_survive(tmp_path: Path) -> None:
@@ -140,6 +186,7 @@ def test_what_is_not_given_is_adopted(tmp_path: Path) -> None:
     plan = make_plan()
     plan.require(tmp_path, {})
     plan.require(tmp_path, {"split": "valid", "spec": {"layout": "HWD"}, "selection": {"seed": 0}})
+    plan.require(tmp_path, {"compression": "none"})
     plan.require(tmp_path, {"spec.shape_hwd": ODD.shape_hwd, "class_names": plan.class_names})
     with pytest.raises(MismatchError, match=r"selection\.seed: found 0, wanted 3") as caught:
         plan.require(tmp_path, {"split": "valid", "selection": {"seed": 3}})

@@ -12,6 +12,7 @@ from shard_samples import MASKS, make_plan, write_shard
 from ctgpu.errors import StorageError
 from ctgpu.shards.record import SampleEntry, ShardRecord, ShardSummary, checksum
 from ctgpu.shards.tar import END_OF_ARCHIVE
+from ctgpu.volume.masks import MaskFormat
 
 
 @pytest.fixture
@@ -193,3 +194,53 @@ def test_a_record_accounts_for_every_byte_and_sample_once(
             ShardRecord.load(tmp_path / "shard-000000.json")
     save(record, tmp_path)
     assert ShardRecord.load(tmp_path / "shard-000000.json") == record
+
+
+@pytest.mark.parametrize("masks", [None, MASKS], ids=["volumes", "masks"])
+def test_a_record_of_compressed_samples_is_of_a_version_of_its_own(
+    masks: MaskFormat | None, tmp_path: Path
+) -> None:
+    (folder := tmp_path / "raw").mkdir()
+    raw = write_shard(folder, make_plan(masks=masks), failing=("scan_1",))
+    plan = make_plan(masks=masks, compression="rice")
+    small = write_shard(tmp_path, plan, failing=("scan_1",))
+    assert small.version == 4
+    assert ShardRecord.load(tmp_path / "shard-000000.json") == small
+    for entry in small.samples:
+        assert SampleEntry.from_dict(json.loads(json.dumps(entry.to_dict()))) == entry
+        assert (entry.is_compressed, entry.volume_extension) == (True, "ctz")
+        assert entry.mask_extension == (None if masks is None else "segz")
+        payloads = list(entry.members.values())[: len(plan.payload_limits_bytes)]
+        assert entry.payload_bytes == sum(member.size_bytes for member in payloads)
+    # Neither fits the other's version, and no record has some of each.
+    for wrong in (replace(raw, version=4), *(replace(small, version=n) for n in (1, 2, 3))):
+        save(wrong, tmp_path)
+        with pytest.raises(StorageError, match="scan_0 has not the members of its version"):
+            ShardRecord.load(tmp_path / "shard-000000.json")
+    for one, other in ((small, raw), (raw, small)):
+        mixed = replace(one, samples=[*one.samples[:1], *other.samples[1:]])
+        for version in (1, 3, 4):
+            save(replace(mixed, version=version), tmp_path)
+            with pytest.raises(StorageError, match="has not the members of its version"):
+                ShardRecord.load(tmp_path / "shard-000000.json")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("bin", "ctz", "cls", "txt", "json"),
+        ("bin", "segz", "cls", "txt", "json"),
+        ("ctz", "seg", "cls", "txt", "json"),
+        ("segz", "ctz", "cls", "txt", "json"),
+        ("segz", "cls", "txt", "json"),
+        ("zip", "cls", "txt", "json"),
+    ],
+)
+def test_members_that_go_together_in_no_version_are_refused(
+    names: tuple[str, ...], record: ShardRecord
+) -> None:
+    first = record.samples[0]
+    member = first.members["bin"]
+    members = {name: first.members.get(name, member) for name in names}
+    with pytest.raises(ValueError, match="the members of scan_0 are not "):
+        SampleEntry.from_dict(replace(first, members=members).to_dict())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +17,8 @@ from ctgpu.checking.verify import verify_folder
 from ctgpu.shards.findings import Finding, shard_findings
 from ctgpu.shards.manifest import write_manifest
 from ctgpu.shards.plan import Plan
-from ctgpu.shards.writer import ShardWriter
+from ctgpu.shards.record import SampleEntry, ShardRecord
+from ctgpu.shards.writer import PackedSample, ShardWriter
 
 
 @pytest.fixture(params=[None, MASKS], ids=["plain", "masks"])
@@ -27,6 +30,37 @@ def built(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         write_shard(tmp_path, plan, index, failing=("scan_3",))
     write_manifest(tmp_path)
     return tmp_path
+
+
+def _compressed(
+    folder: Path, change: Callable[[PackedSample], PackedSample] = lambda sample: sample
+) -> Path:
+    """Four samples with masks in two shards, compressed; some are changed before they go in."""
+    plan = replace(make_plan(samples_per_shard=2, masks=MASKS), compression="rice")
+    folder.mkdir()
+    Plan.create(folder, plan)
+    for index in range(plan.shards):
+        writer = ShardWriter(folder, plan, index)
+        for planned in writer.pending:
+            writer.append(change(pack(plan, planned)))
+        writer.commit({})
+    write_manifest(folder)
+    return folder
+
+
+def _entry(folder: Path, key: str) -> tuple[Path, SampleEntry]:
+    for path in folder.glob("shard-*.json"):
+        for entry in ShardRecord.load(path).samples:
+            if entry.key == key:
+                return path.with_suffix(".tar"), entry
+    raise KeyError(key)
+
+
+def _damage(folder: Path, key: str, extension: str, at: int) -> None:
+    tar, entry = _entry(folder, key)
+    content = bytearray(tar.read_bytes())
+    content[entry.members[extension].offset + at] ^= 4
+    tar.write_bytes(content)
 
 
 def _named(folder: Path) -> dict[str, str]:
@@ -143,3 +177,74 @@ def test_a_record_of_the_other_version_is_found(tmp_path: Path) -> None:
     assert finding.problem == (
         "its format is ctgpu-shard-1, and that of this plan's records is ctgpu-shard-2"
     )
+
+
+def test_compressed_members_are_decoded(tmp_path: Path) -> None:
+    folder = _compressed(tmp_path / "out")
+    assert verify_folder(folder).findings == []
+    _damage(folder, "scan_2", "ctz", 64 + 2 * 24 + 5)
+    _damage(folder, "scan_3", "segz", 3)
+    _damage(folder, "scan_1", "txt", 0)
+    found = [(finding.file, finding.problem) for finding in verify_folder(folder).findings]
+    anew = "; remove the shard and its record and run the build again, which rebuilds both"
+    assert found == [
+        ("shard-000000.tar", "scan_1.txt does not have its checksum"),
+        (
+            "shard-000001.tar",
+            "scan_2.ctz is damaged: tile 0 (planes 0 to 7 of D, columns 0 to 6 of W) does not have "
+            f"its checksum{anew}",
+        ),
+        (
+            "shard-000001.tar",
+            f"scan_3.segz cannot be decoded: it is a .ctz of version 5, and 1 is known{anew}",
+        ),
+    ]
+
+
+@pytest.mark.slow
+def test_any_flipped_bit_of_a_compressed_tar_is_found(tmp_path: Path) -> None:
+    folder = _compressed(tmp_path / "out")
+    tar = folder / "shard-000001.tar"
+    content = tar.read_bytes()
+    chance = random.Random(6)
+    for _ in range(150):
+        bit = chance.randrange(8 * len(content))
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        tar.write_bytes(flipped)
+        (finding,) = verify_folder(folder).findings
+        assert (finding.file, finding.damaged) == (tar.name, True)
+
+
+@pytest.mark.parametrize("what", ["volume", "mask"])
+def test_a_json_that_tells_of_other_voxels_is_found(tmp_path: Path, what: str) -> None:
+    """Every member has its checksum: it was the writer that was wrong."""
+
+    def change(sample: PackedSample) -> PackedSample:
+        if sample.key != "scan_2":
+            return sample
+        stated = json.loads(sample.metadata)
+        of_it = stated if what == "volume" else stated.setdefault("mask", {})
+        of_it["xxh3_128"] = "0" * 32
+        return replace(sample, metadata=json.dumps(stated).encode())
+
+    extension = {"volume": "ctz", "mask": "segz"}[what]
+    (finding,) = verify_folder(_compressed(tmp_path / "out", change)).findings
+    assert finding.file == "shard-000001.tar"
+    assert finding.problem.startswith(f"scan_2.{extension} holds what has the checksum ")
+    assert f", and scan_2.json says {'0' * 32}; remove the shard" in finding.problem
+
+
+@pytest.mark.parametrize("text", [b"[1]", b"{", b"[" * 100_000, b'{"mask": 3}'])
+def test_a_json_that_says_nothing_contradicts_nothing(tmp_path: Path, text: bytes) -> None:
+    folder = _compressed(tmp_path / "out", lambda sample: replace(sample, metadata=text))
+    assert verify_folder(folder).findings == []
+
+
+def test_a_compressed_tar_that_was_cut_off_is_found(tmp_path: Path) -> None:
+    folder = _compressed(tmp_path / "out")
+    tar, entry = _entry(folder, "scan_3")
+    os.truncate(tar, entry.members["ctz"].offset + 100)
+    problems = [finding.problem for finding in verify_folder(folder).findings]
+    assert "and its record says" in problems[0]
+    assert problems[1:] == ["scan_3.ctz does not have its checksum", "its end mark is damaged"]

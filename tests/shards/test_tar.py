@@ -16,13 +16,12 @@ from ctgpu.shards.tar import (
     ALIGNMENT_BYTES,
     BLOCK_BYTES,
     END_OF_ARCHIVE,
-    EXTENSIONS,
-    EXTENSIONS_WITH_MASK,
     KEY_LIMIT_BYTES,
     MEMBER_LIMIT_BYTES,
     PAYLOADS,
     alignment,
     check_payload,
+    extensions,
     header,
     place_sample,
 )
@@ -54,15 +53,16 @@ def test_alignment_is_exact_and_legal(start: int) -> None:
     assert set(member.pax_headers) <= {"comment"}
 
 
-def sizes_of(extensions: tuple[str, ...]) -> st.SearchStrategy[dict[str, int]]:
-    return st.fixed_dictionaries({extension: st.integers(0, 9000) for extension in extensions})
+def sizes_of(names: tuple[str, ...]) -> st.SearchStrategy[dict[str, int]]:
+    return st.fixed_dictionaries({extension: st.integers(0, 9000) for extension in names})
 
 
 @pytest.mark.slow
 @given(
     st.one_of(
-        st.lists(sizes_of(extensions), max_size=5)
-        for extensions in (EXTENSIONS, EXTENSIONS_WITH_MASK)
+        st.lists(sizes_of(extensions(compressed=compressed, masks=masks)), max_size=5)
+        for compressed in (False, True)
+        for masks in (False, True)
     )
 )
 def test_laid_out_samples_are_a_tar(samples: list[dict[str, int]]) -> None:

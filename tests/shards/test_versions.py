@@ -37,6 +37,8 @@ DICOM = {"kind": "dicom", "location": "dicom", "revision": "1"}
         ({"data_set": {"name": "mine"}}, 3),
         ({"data_set": {"name": "mine", "masks": {"files": "{name}.nii.gz"}}}, 4),
         ({"masks": MASKS}, 4),
+        ({"compression": "pack"}, 5),
+        ({"compression": "rice", "source": DICOM, "masks": MASKS, "spec": NEW_SPEC}, 5),
         ({"masks": MASKS, "spec": NEW_SPEC, "data_set": {"name": "mine"}}, 4),
     ],
 )
@@ -86,6 +88,21 @@ def test_masks_take_a_version_of_plan_record_and_manifest(tmp_path: Path) -> Non
     assert by_manifest.masks == Card.load(tmp_path).masks == MASKS
 
 
+def test_compression_takes_a_version_of_plan_record_and_manifest(tmp_path: Path) -> None:
+    plan = make_plan(masks=MASKS, compression="pack")
+    Plan.create(tmp_path, plan)
+    assert write_shard(tmp_path, plan).version == 4
+    assert (tmp_path / "shard-000000.json").read_bytes().startswith(b'{"format":"ctgpu-shard-4",')
+    manifest = write_manifest(tmp_path)
+    assert manifest["manifest_format"] == "ctgpu-manifest-4"
+    assert (manifest["compression"], manifest["fingerprint"]) == ("pack", make_plan().fingerprint)
+    by_manifest = Card.load(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    assert by_manifest.compression == Card.load(tmp_path).compression == "pack"
+    # How it is compressed makes no other data set of it.
+    assert by_manifest == replace(by_manifest, compression=None)
+
+
 def test_the_first_version_is_what_it_always_was(tmp_path: Path) -> None:
     plan = make_plan()
     Plan.create(tmp_path, plan)
@@ -102,7 +119,7 @@ def test_two_plans_differ_in_what_they_say_not_in_their_version() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "newest"), [("plan", 4), ("shard", 3), ("manifest", 3)], ids=lambda value: str(value)
+    ("kind", "newest"), [("plan", 5), ("shard", 4), ("manifest", 4)], ids=lambda value: str(value)
 )
 def test_what_is_newer_than_any_that_is_known_is_told_from_what_is_none(
     kind: Kind, newest: int

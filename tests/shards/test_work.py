@@ -11,6 +11,7 @@ import pytest
 from shard_samples import MASKS, fail, make_plan, pack, write_shard
 
 from ctgpu.buffers import BufferPool
+from ctgpu.codec import Coding
 from ctgpu.errors import StorageError
 from ctgpu.shards.record import ShardRecord
 from ctgpu.shards.work import NewShard, RetriedShard, is_same, samples_to_make
@@ -160,6 +161,37 @@ def test_a_good_sample_that_was_damaged_is_not_copied(tmp_path: Path, pool: Buff
     ):
         work.take(pack(PLAN, work.todo[0]))
     work.abandon()
+
+
+def test_compressed_samples_are_copied_as_they_are(tmp_path: Path, pool: BufferPool) -> None:
+    plan = replace(PLAN, compression="rice")
+    old = write_shard(tmp_path, plan, failing=FAILED)
+    work = RetriedShard(tmp_path, plan, 0, held, pool)
+    for sample in work.todo:
+        work.take(pack(plan, sample))
+    record = work.finish({})
+    kept = {sample.key: sample for sample in record.samples}
+    assert all(is_same(sample, kept[sample.key]) for sample in old.samples)
+    (other := tmp_path / "other").mkdir()
+    assert replace(write_shard(other, plan), run={}) == replace(record, run={})
+    name = "shard-000000.tar"
+    assert (tmp_path / name).read_bytes() == (other / name).read_bytes()
+
+
+@pytest.mark.parametrize("made", [None, "pack"])
+def test_a_shard_from_a_folder_of_another_compression_is_not_retried(
+    made: Coding | None, tmp_path: Path, pool: BufferPool
+) -> None:
+    write_shard(tmp_path, replace(PLAN, compression=made), failing=FAILED)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    found, wanted = ("compressed", "none") if made else ("not compressed", "rice")
+    with pytest.raises(
+        StorageError,
+        match=rf"shard-000000\.tar holds volumes that are {found}, and the compression of the plan "
+        rf"beside it is {wanted}: remove it and shard-000000\.json",
+    ):
+        RetriedShard(tmp_path, replace(PLAN, compression=None if made else "rice"), 0, held, pool)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_who_has_lost_the_lease_changes_no_record(tmp_path: Path, pool: BufferPool) -> None:

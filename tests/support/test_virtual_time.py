@@ -172,12 +172,24 @@ DECIDES = {
     "mixed sizes, cores": "cores",
     "mixed sizes, slow link": "network",
     "two processes": "cores",
+    "few workers that compress": "compress threads",
 }
 MEASURED_LIKE = SampleCosts(85.6e6, 157.3e6, 110.6e6, 0.235, 0.477, 0.139, 0.077)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", stress_cases(MEASURED_LIKE), ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [
+        *stress_cases(MEASURED_LIKE),
+        Case(
+            "few workers that compress",
+            Machine("16 cores", 16, requests=None, workers=4),
+            (replace(MEASURED_LIKE, compress_core_s=0.9),),
+        ),
+    ],
+    ids=lambda case: case.name,
+)
 def test_projection_and_pipeline_agree_whatever_decides(case: Case) -> None:
     checked = check(case, 100)
     assert checked["bottleneck"] == DECIDES[case.name]

@@ -218,7 +218,10 @@ class _VirtualPipeline(Pipeline[Any, Any, Any, Any]):
         self._rank = rank
 
     def _guard(self, body: Callable[..., None], *args: object) -> None:
-        bodies = (self._admit, self._fetch, self._decode, self._make, self._write)
+        bodies = (
+            *(self._admit, self._fetch, self._decode, self._make),
+            *(self._compress, self._write),
+        )
         self._virtual.enter((self._rank, bodies.index(body)))
         try:
             super()._guard(body, *args)
@@ -364,8 +367,9 @@ def simulate(node: Node, samples: Sequence[SampleCosts]) -> Simulated:
         If the pipeline stops making progress.
     """
     workers = node.workers
-    threads = node.processes * (workers.fetch + workers.decode + workers.device + 2)
-    clock = VirtualClock(threads)
+    compressors = workers.decode if any(sample.compress_core_s for sample in samples) else 0
+    stages = workers.fetch + workers.decode + workers.device + compressors
+    clock = VirtualClock(node.processes * (stages + 2))
     resources = _Resources(clock, node)
     finished_s: list[float] = []
     written: list[list[int]] = [[] for _ in range(node.processes)]
@@ -431,6 +435,10 @@ class _Resources:
                 self._cores.use(samples[order].device_core_s)
             return [order for order, _ in batch]
 
+        def compress(order: int, made: int) -> int:
+            self._cores.use(samples[order].compress_core_s)
+            return made
+
         def write(order: int, made: object) -> None:
             if made != order:
                 raise RuntimeError(f"sample {order} came to the writer as {made}")
@@ -457,6 +465,8 @@ class _Resources:
             made_footprint=lambda order: int(samples[order].output_bytes),
             write=write,
             discard=lambda unused: None,
+            compress=compress if any(sample.compress_core_s for sample in samples) else None,
+            compressed_footprint=lambda order, made: int(samples[order].output_bytes),
         )
 
     def _quota(self) -> RequestQuota:

@@ -17,6 +17,7 @@ from ctgpu.testing import demo
 from ctgpu.testing.ctrate import lay_out_ct_rate
 from ctgpu.testing.demo import SCANS, make_source, read_back, run_demo
 from stored import SPACING_MM
+from support.compressed_folders import compress_folder
 from support.phantoms import chests, study_ids
 
 SMALL = Spec(target_spacing_mm=(6.0, 6.0, 8.0), shape_hwd=(24, 20, 14))
@@ -102,6 +103,15 @@ def test_every_sample_is_read_back_with_what_its_voxels_span(tmp_path: Path, dty
             voxels = samples[sample.key].array
             assert (sample.lowest, sample.highest) == (voxels.min(), voxels.max())
             assert sample.mean == pytest.approx(voxels.mean(dtype=np.float64))
+
+
+def test_a_compressed_data_set_reads_back_as_the_same_samples(tmp_path: Path) -> None:
+    lay_out_ct_rate(tmp_path / "source", chests(study_ids(2), (24, 22, 16)))
+    ctgpu.build(tmp_path / "out", source=tmp_path / "source", spec=SMALL, device="cpu")
+    small = compress_folder(tmp_path / "out", tmp_path / "small", "rice")
+    found = read_back(small)
+    assert found == read_back(tmp_path / "out")
+    assert len(found) == 2
 
 
 def test_what_was_damaged_since_is_not_shown(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from ctgpu.volume.ref import SampleRef, Spelling, normal_form, strip_volume_suff
         ("a.nii", "a"),
         ("a.npz", "a"),
         ("a.bin", "a"),
+        ("a.ctz", "a"),
         ("A.NII.GZ", "A"),
         ("a.b.nii.gz", "a.b"),
         ("a.nii.gz.nii.gz", "a.nii.gz"),

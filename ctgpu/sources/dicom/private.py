@@ -176,20 +176,30 @@ class Pseudonyms:
         if (known := self.load()) is not None:
             return known
         new = Register(salt=secrets.token_hex(_SALT_BYTES), root=str(root.resolve()))
+        return self.keep(new)
+
+    def keep(self, register: Register) -> Register:
+        """Keep a register where none is kept yet; returns the one that is.
+
+        Raises
+        ------
+        UsageError
+            As :meth:`load`.
+        StorageError
+            If it cannot be written.
+        """
         if self.folder is None:
-            return new
+            return register
         folder = self.folder
         private = folder / PRIVATE_NAME
         with disk.storage_errors(private):
             private.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Whoever keeps data sets in git, or pushes them to the Hub by it, does not push this.
-        for name, content in ((".gitignore", b"*\n"), (REGISTER_NAME, new.to_json())):
+        for name, content in ((".gitignore", b"*\n"), (REGISTER_NAME, register.to_json())):
             is_ours = disk.create_exclusively(
                 private / name, content, lambda: plan_lock(folder), 0o600
             )
-        if is_ours:
-            return new
-        return self.load() or new
+        return register if is_ours else self.load() or register
 
     def save(self, register: Register) -> None:
         """Keep what is known of the series.

@@ -13,7 +13,7 @@ from scenarios.builds import (
 )
 from scenarios.corrupted import build_corrupted, build_rotten_hub
 from scenarios.full_disk import fill_and_resume, small_disk
-from scenarios.kills import kill_and_resume
+from scenarios.kills import kill_and_resume, kill_at_calls
 from scenarios.memory import build_measured, declare_huge_volumes
 from scenarios.scale import (
     make_plan_of,
@@ -36,6 +36,7 @@ __all__ = [
     "declare_huge_volumes",
     "fill_and_resume",
     "kill_and_resume",
+    "kill_at_calls",
     "make_plan_of",
     "make_source",
     "plan_measured",

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ctgpu.building.builder import build
-from ctgpu.building.events import Event, SampleWritten, ignore
+from ctgpu.building.convert import convert_tars
+from ctgpu.building.events import Event, SampleWritten, Watcher, ignore
 from ctgpu.errors import StorageError
 from scenarios.builds import SAMPLES_PER_SHARD, different, make_source, snapshot
 from support.phantoms import SPEC
@@ -48,8 +49,19 @@ class NoSpace:
     different: list[str] = field(default_factory=list)
 
 
-def fill_and_resume(work_dir: Path, *, points: int, samples: int, seed: int) -> NoSpace:
-    """Fill a build's disk `points` times at random moments, free it, resume, and compare."""
+def fill_and_resume(
+    work_dir: Path,
+    *,
+    points: int,
+    samples: int,
+    seed: int,
+    compress: str = "none",
+    recoded: bool = False,
+) -> NoSpace:
+    """Fill a build's disk `points` times at random moments, free it, resume, and compare.
+
+    With `recoded` it is that of a conversion of finished shards to another compression.
+    """
     chance, result = random.Random(seed), NoSpace()
     make_source(work_dir / "source", samples)
     options: dict[str, Any] = {
@@ -58,14 +70,28 @@ def fill_and_resume(work_dir: Path, *, points: int, samples: int, seed: int) -> 
         "samples_per_shard": SAMPLES_PER_SHARD,
         "device": "cpu",
     }
-    build(work_dir / "whole", **options)
+    build(work_dir / "whole", **options, compress=compress)
     expected = snapshot(work_dir / "whole")
+    home = work_dir / "home"
+    if recoded:
+        build(home, **options)
+    of_home = snapshot(home) if recoded else {}
+
+    def make(folder: Path, watch: Watcher) -> None:
+        if recoded:
+            convert_tars(home, folder, compress=compress, watch=watch)
+        else:
+            build(folder, **options, compress=compress, watch=watch)
+
+    stored_bytes = sum(path.stat().st_size for path in (work_dir / "whole").glob("*.tar"))
     with small_disk(work_dir / "disk", (samples + 4) * (SPEC.size_bytes + (128 << 10))) as disk:
         folder, ballast = disk / "out", disk / "ballast"
         while result.points < points or folder.exists():
-            fill = _Filler(ballast, chance, samples) if result.points < points else ignore
+            fill: Watcher = ignore
+            if result.points < points:
+                fill = _Filler(ballast, chance, samples, stored_bytes // samples)
             try:
-                build(folder, **options, watch=fill)
+                make(folder, fill)
             except StorageError as error:
                 result.points += 1
                 if "no space is left" not in str(error) or "\n" in str(error):
@@ -77,18 +103,21 @@ def fill_and_resume(work_dir: Path, *, points: int, samples: int, seed: int) -> 
             result.different += different(snapshot(folder), expected)
             shutil.rmtree(folder)
             ballast.unlink(missing_ok=True)
+    result.different += different(snapshot(home) if recoded else {}, of_home)
     return result
 
 
 class _Filler:
     """A watcher that leaves a random rest of the disk after a random number of samples."""
 
-    def __init__(self, ballast: Path, chance: random.Random, samples: int) -> None:
+    def __init__(
+        self, ballast: Path, chance: random.Random, samples: int, sample_bytes: int
+    ) -> None:
         self._ballast = ballast
         self._after = chance.randrange(samples)
         # Whole samples, part of one, or a few pages for the small files of a commit.
         self._rest_bytes = chance.choice(
-            [chance.randrange(3 * SPEC.size_bytes), chance.randrange(8) * 4096]
+            [chance.randrange(3 * sample_bytes), chance.randrange(8) * 4096]
         )
 
     def __call__(self, event: Event) -> None:

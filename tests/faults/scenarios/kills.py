@@ -98,6 +98,81 @@ def kill_and_resume(work_dir: Path, *, samples: int, kills: int, seed: int) -> K
     return result
 
 
+@dataclass
+class Struck:
+    """What came of killing a job once at each of some points of it: see :func:`kill_at_calls`.
+
+    Attributes
+    ----------
+    kills : int
+        How many SIGKILLs struck.
+    moments : Counter
+        Which system call was about to be made.
+    went_on_with : Counter
+        How many samples were left to write when the job was begun again.
+    written_twice : list of str
+        Keys of samples that were written again after they had been reported as written.
+    different : list of str
+        Files that differ from those of the build that nothing happened to.
+    """
+
+    kills: int = 0
+    moments: Counter[str] = field(default_factory=Counter)
+    went_on_with: Counter[int] = field(default_factory=Counter)
+    written_twice: list[str] = field(default_factory=list)
+    different: list[str] = field(default_factory=list)
+
+
+def kill_at_calls(
+    work_dir: Path, options: dict[str, Any], *, recode: Path | None = None, points: int
+) -> Struck:
+    """Kill a job at calls that are spread evenly over it, in a folder each, go on, and compare.
+
+    Parameters
+    ----------
+    work_dir : Path
+        Empty.
+    options : dict
+        Of the build whose files are wanted; one of its samples fails.
+    recode : Path, optional
+        A finished data set of the same samples: the job is to compress that one's as `options` say.
+    points : int
+        How many.
+    """
+    result = Struck()
+    job: dict[str, Any] = {"options": options}
+    if recode is not None:
+        compress = {"compress": options["compress"], "delete_after": False}
+        job = {"options": compress, "convert": str(recode)}
+    with Builder(work_dir) as builder:
+        builder.start(work_dir / "built", options)
+        code, events = builder.wait()
+        assert code == 1, events
+        expected = snapshot(work_dir / "built")
+        builder.start(work_dir / "whole", **job)
+        code, events = builder.wait()
+        assert code == 1, events
+        result.different += different(snapshot(work_dir / "whole"), expected)
+        calls = int(events[-1][1].split()[0])
+        for point in range(points):
+            folder = work_dir / f"killed-{point}"
+            builder.start(folder, **job, kill_at_call=1 + (2 * point + 1) * calls // (2 * points))
+            code, before = builder.wait()
+            assert code == -9, before
+            result.kills += 1
+            result.moments.update(rest[0] for kind, *rest in before if kind == "killed")
+            builder.start(folder, **job)
+            code, after = builder.wait()
+            assert code == 1, after
+            first, then = (
+                {e[1] for e in all_of if e[0] == "written"} for all_of in (before, after)
+            )
+            result.went_on_with[len(then)] += 1
+            result.written_twice += sorted(first & then)
+            result.different += different(snapshot(folder), expected)
+    return result
+
+
 def _start(
     builder: Builder,
     folder: Path,

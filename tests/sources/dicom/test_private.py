@@ -168,3 +168,15 @@ def test_a_series_has_the_size_of_its_files_and_their_folders() -> None:
     assert one.size_bytes == 30
     assert one.folders == {"a", ""}
     assert file("a").header == one.files[0].header
+
+
+def test_what_is_kept_of_another_folder_takes_the_place_of_nothing(tmp_path: Path) -> None:
+    register = Pseudonyms(tmp_path / "a").settle_salt(tmp_path)
+    assert Pseudonyms(tmp_path / "b").keep(register) is register
+    assert Pseudonyms(tmp_path / "b").load() == register
+    path = tmp_path / "b/private/series.json"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    other = Pseudonyms(tmp_path / "c").settle_salt(tmp_path)
+    assert Pseudonyms(tmp_path / "b").keep(other) == register
+    assert Pseudonyms().keep(other) is other
+    assert Pseudonyms(tmp_path / "b").load() == register

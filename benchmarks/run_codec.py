@@ -1,0 +1,5 @@
+import runpy
+import sys
+
+sys.path.append(sys.path[0] + "/..")
+runpy.run_module("benchmarks", run_name=__name__)
