@@ -62,6 +62,7 @@ PUBLIC = {
     "ctgpu.errors": "AccessError CtgpuError DecodeError DeviceError EnvironmentFailure FetchError "
     "GeometryError IntensityError MismatchError NewerFormatError SampleError SourceError "
     "StorageError TableError UsageError",
+    "ctgpu.viewing": "Viewed write_view",
     "ctgpu.testing.ctrate": "CT_RATE_DATA LABEL_NAMES RESCALE_PAIR TABLES Volume "
     "chest_phantom lay_out_ct_rate table_names write_tables",
     "ctgpu.testing.hub": "LocalHub Request main",
@@ -110,6 +111,7 @@ PARAMETERS = {
     "compressed nested fixed tables no_chest",
     "ctgpu.testing.ctrate.write_tables": "root volumes split tables",
     "ctgpu.testing.hub.LocalHub": "root repo_id token gated redirect page_size faults port",
+    "ctgpu.viewing.write_view": "folder output num_samples reports looked_at",
     "ctgpu.testing.voxels.random_voxels": "seed shape_hwd dtype order flipped step",
 }
 #: Flags that stay, by command.
@@ -133,6 +135,7 @@ FLAGS = {
     "presets": "",
     "relabel": "debug source",
     "verify": "debug json num-samples original-pattern preprocessed-pattern source",
+    "view": "debug num-samples output reports",
 }
 
 

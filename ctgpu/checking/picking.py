@@ -27,7 +27,7 @@ def pick(tars: Sequence[Path], num_samples: int | None) -> Iterator[TarSample]:
         samples = _scan_enough(tars, num_samples)
         shares = _deal_out([len(of_tar) for of_tar in samples], num_samples)
         picked = itertools.chain.from_iterable(
-            (of_tar[i] for i in _spread(len(of_tar), share))
+            (of_tar[i] for i in spread(len(of_tar), share))
             for of_tar, share in zip(samples, shares, strict=True)
         )
     first = next(picked, None)
@@ -46,7 +46,7 @@ def _scan_enough(tars: Sequence[Path], num_samples: int) -> list[list[TarSample]
     scanned: dict[int, list[TarSample]] = {}
     while left and len(scanned) < num_samples:
         places = list(left)
-        for i in _spread(len(places), num_samples - len(scanned)):
+        for i in spread(len(places), num_samples - len(scanned)):
             if samples := samples_of_tar(left.pop(places[i])):
                 scanned[places[i]] = samples
     return [scanned[place] for place in sorted(scanned)]
@@ -62,6 +62,7 @@ def _deal_out(counts: Sequence[int], wanted: int) -> list[int]:
     return shares
 
 
-def _spread(count: int, wanted: int) -> list[int]:
+def spread(count: int, wanted: int) -> list[int]:
+    """Numbers below `count`, `wanted` or all of them, evenly spaced."""
     wanted = min(count, wanted)
     return [(2 * i + 1) * count // (2 * wanted) for i in range(wanted)]

@@ -19,6 +19,7 @@ from ctgpu.cli import (
     presets,
     relabel,
     verify,
+    view,
 )
 from ctgpu.cli.options import RayCommand, names_flags
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say
@@ -50,6 +51,7 @@ app.command("plan")(names_flags(plan.command))
 app.command("presets")(names_flags(presets.command))
 app.command("relabel", epilog=_EXIT_CODES)(names_flags(relabel.command))
 app.command("verify", epilog=_EXIT_CODES)(names_flags(verify.command))
+app.command("view")(names_flags(view.command))
 
 
 def _show_version(wanted: bool) -> None:

@@ -12,7 +12,9 @@ from ctgpu.cli.display import Display, show_summary
 from ctgpu.cli.options import Debug, Device, log_level
 from ctgpu.cli.stopping import stoppable
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging
+from ctgpu.errors import UsageError
 from ctgpu.testing.demo import BuiltSample, read_back, run_demo
+from ctgpu.viewing import write_view
 
 
 def command(
@@ -34,7 +36,16 @@ def command(
     console.print(
         f"Look around: {output_dir}/source is what went in, {output_dir}/shards what came out."
     )
+    console.print(page_of(report.folder), soft_wrap=True)
     raise typer.Exit(report.exit_code)
+
+
+def page_of(folder: Path) -> str:
+    """Where a page about the data set was written, or why none was."""
+    try:
+        return f"Look at them in a browser: {write_view(folder).path}"
+    except UsageError as error:
+        return f"There is no page to look at them: {error}"
 
 
 def _samples_table(samples: list[BuiltSample]) -> Table:

@@ -13,6 +13,7 @@ def in_words(spec: Spec) -> str:
         "centre": "",
         "foreground": f"the box above {spec.foreground_hu:.6g} HU",
         "body": "the patient's box",
+        "mask": "the box of its mask's labels",
     }
     parts = [
         "axes as stored" if spec.orientation == STORED else spec.orientation,

@@ -164,6 +164,7 @@ def test_what_is_private_holds_uids_and_paths_and_no_text_of_an_element(
         ("inspect", "OUT"),
         ("inspect", "OUT", "--json"),
         ("manifest", "OUT"),
+        ("view", "OUT", "--reports"),
         ("relabel", "OUT", "--debug"),
         ("relabel", "OUT", "--source", ".", "--debug"),
         ("plan", "--source", ".", "--json", "--debug", *SMALL[:6]),

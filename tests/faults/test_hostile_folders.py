@@ -28,6 +28,7 @@ from ctgpu.shards.manifest import manifest_text, write_manifest
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.reader import ShardReader
 from ctgpu.shards.record import ShardRecord, ShardSummary
+from ctgpu.viewing import write_view
 
 # Two shards are committed, of one all samples but one failed; two are begun.
 BEGUN = Path(__file__).parent.parent / "golden/1ecd6b5/ct-rate"
@@ -83,7 +84,13 @@ def inspect(folder: Path) -> None:
         pass
 
 
-COMMANDS: tuple[Callable[[Path], object], ...] = (inspect, load, verify, write_manifest, build)
+def view(folder: Path) -> None:
+    write_view(folder, folder.parent / "view.html", num_samples=1)
+
+
+COMMANDS: tuple[Callable[[Path], object], ...] = (
+    *(inspect, load, view, verify, write_manifest, build),
+)
 PLACES = (
     "plan.json",
     "manifest.json",

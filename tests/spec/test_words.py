@@ -27,5 +27,6 @@ def test_specs_of_every_kind_have_words() -> None:
         (Spec(fit="contain"), "; fitted into 480 × 480 × 240; "),
         (Spec(crop="foreground"), "; the box above -500 HU; "),
         (Spec(crop="body"), "; the patient's box; "),
+        (Spec(crop="mask"), "; the box of its mask's labels; "),
     ):
         assert words in f"; {in_words(spec)}"
