@@ -12,8 +12,9 @@ import numpy as np
 
 from benchmarks.harness.measuring import Array, Facts, Run, rounds, times_of
 from ctgpu.engines import Job
-from ctgpu.engines.batch import Piece, Placed, Span, header_bytes, pack
+from ctgpu.engines.batch import Piece, Span
 from ctgpu.engines.cuda import CudaEngine
+from ctgpu.engines.packing import Placed, header_bytes, pack
 from ctgpu.volume.geometry import VolumePlan
 from ctgpu.volume.raw import Rescale
 
@@ -61,8 +62,8 @@ def on_device(engine: CudaEngine, voxels: Array, plan: VolumePlan) -> Run:
     in_turn = itertools.cycle(sets)
 
     def launch() -> None:
-        *_, header, launches = next(in_turn)
-        engine.kernels.launch(0, launches, header.data.ptr)
+        *_, launches = next(in_turn)
+        engine.kernels.launch(0, launches)
 
     return launch
 

@@ -57,8 +57,10 @@ from support.kernel_counts import (
 )
 from support.nvrtc import CUPY_OPTIONS, Compiled, Nvrtc
 
-USUAL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
-USUAL_DHW = KernelKey("i2", swap=False, fast=0, out=1, rescales=False, clips_before=True)
+USUAL = KernelKey(
+    "i2", swap=False, fast=0, out=2, rescales=False, clips_before=True, rows=4, pairs=True
+)
+USUAL_DHW = replace(USUAL, out=1)
 
 
 def main(asked: Asked) -> int:
@@ -99,13 +101,25 @@ def main(asked: Asked) -> int:
 
 
 def variants() -> list[KernelKey]:
-    """Every kernel to float16, and the usual ones to whatever else is stored."""
+    """Every kernel to float16, and the usual ones to whatever else is stored.
+
+    Those for any strides come first, then those that read four rows at once.
+    """
     fields = VOXEL_TYPES, (False, True), (0, 1, 2), (2, 1), (False, True), (True, False)
     keys = itertools.starmap(KernelKey, itertools.product(*fields))
     # A byte has no other byte order.
     to_float16 = [key for key in keys if not (key.swap and key.voxel[1:] == "1")]
-    others = itertools.product(get_args(Stored)[1:], (USUAL, USUAL_DHW))
-    return to_float16 + [replace(usual, stored=stored) for stored, usual in others]
+    others = [
+        replace(usual, stored=stored)
+        for stored, usual in itertools.product(get_args(Stored)[1:], (USUAL, USUAL_DHW))
+    ]
+    general = to_float16 + [replace(key, rows=1, pairs=False) for key in others]
+    four_rows = [replace(key, rows=4) for key in to_float16 if key.fast == 0]
+    in_pairs = [
+        replace(usual, rescales=rescales)
+        for rescales, usual in itertools.product((False, True), (USUAL, USUAL_DHW))
+    ]
+    return general + four_rows + in_pairs + others
 
 
 def name_of(key: KernelKey) -> str:
@@ -116,6 +130,8 @@ def name_of(key: KernelKey) -> str:
             f"{'HWD'[key.fast]} to {'HWD'[key.out]}",
             *(["rescales"] if key.rescales else []),
             f"clips {'before' if key.clips_before else 'after'}",
+            *(["four rows"] if key.rows == 4 else []),
+            *(["in pairs"] if key.pairs else []),
             *([f"to {key.stored}"] if key.stored != "float16" else []),
         ]
     )

@@ -1,45 +1,30 @@
-"""What the CUDA kernel reads: volumes of a batch as the structs of ``kernels/cuda/tile.h``.
+"""Volumes for the CUDA kernel: which bytes they span, what fits together, which kernel they take.
 
-Everything here is plain NumPy and knows no device: the tests hand the same structs to the same
-code compiled for the host.
+Everything here is plain NumPy and knows no device.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ctgpu.engines.base import Job
+from ctgpu.engines.tables import BAND, FEWEST_ROWS, RUN, RUN_STEPS, SLOTS, STEP, Axis, Bands
 from ctgpu.errors import DeviceError
-from ctgpu.spec import Spec
-from ctgpu.volume.geometry import AxisPlan
-from ctgpu.volume.stored import Stored, numpy_dtype, on_grid, stored_as
+from ctgpu.volume.stored import Stored, numpy_dtype, stored_as
 
 # As in tile.h.
 THREADS = 320
-_SLOTS = 40
 _PLANE = 256
-_MOST_ROWS = 32
 _H, _W, _D = range(3)
 
 #: Offsets of source voxels are 32-bit in the kernel.
 MOST_SOURCE_VOXELS = 2**31 - 1
-
-_STEP = np.dtype([("i0", "i4"), ("i1", "i4"), ("w", "f4")])
-_AXIS = np.dtype(
-    [("steps", "u8"), ("n_out", "i4"), ("pad_before", "i4"), ("n_valid", "i4"), ("stride", "i4")]
-)
-VOLUME = np.dtype(
-    [("source", "u8"), ("out", "u8"), ("axes", _AXIS, 3)]
-    + [(name, "f4") for name in ("slope", "intercept", "clip_lo", "clip_hi", "scale", "offset")]
-    + [(name, "i4") for name in ("rescales", "clips_before", "first_tile", "tile_h", "pad_bits")]
-    + [("reserved", "i4")]
-)
 
 #: What the kernel reads, by kind and size of the dtype, as C++ names it.
 VOXEL_TYPES = {
@@ -73,6 +58,10 @@ class KernelKey:
         Steps of ``preprocess_math.h`` that are done.
     stored : str
         What the voxels of the output are, as :func:`ctgpu.volume.stored.stored_as` says.
+    rows : int
+        Source rows along H that one load brings: 4 where they lie together, else 1.
+    pairs : bool
+        Whether two voxels are clipped at once, as integers, before they are converted.
     """
 
     voxel: str
@@ -82,6 +71,8 @@ class KernelKey:
     rescales: bool
     clips_before: bool
     stored: Stored = "float16"
+    rows: int = 1
+    pairs: bool = False
 
     @property
     def defines(self) -> tuple[str, ...]:
@@ -94,6 +85,8 @@ class KernelKey:
             f"-DCTGPU_RESCALES={self.rescales:d}",
             f"-DCTGPU_CLIPS_BEFORE={self.clips_before:d}",
             f"-DCTGPU_STORED=ctgpu::Stored::{self.stored}",
+            f"-DCTGPU_ROWS={self.rows}",
+            f"-DCTGPU_PAIRS={self.pairs:d}",
         )
 
     @property
@@ -101,6 +94,13 @@ class KernelKey:
         """Size of a tile along W and D, as ``Tile`` in tile.h has it."""
         w = 16 if self.fast != self.out else _PLANE // 4 if self.out == _W else 4
         return w, _PLANE // w
+
+    def bytes_before(self, slots: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Where slots begin in a block's shared memory: ``GROUP`` and ``SLOT`` of tile.h."""
+        if self.rows == 4:
+            group = 8 * 34 + 13
+            return 4 * (slots // 4 * group + slots % 4 * (SLOTS // 4 * group))
+        return 4 * slots * (8 * (36 if self.fast == self.out else 33) + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,49 +151,6 @@ def readable(voxels: Any) -> Any:
         return voxels
     known = voxels.dtype.str[1:] in VOXEL_TYPES
     return voxels.astype(voxels.dtype if known else np.float32, order="K")
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One axis of a piece: :class:`ctgpu.volume.geometry.AxisPlan` as the kernel takes it."""
-
-    n_out: int
-    pad_before: int
-    steps: npt.NDArray[Any]
-
-    @classmethod
-    def of(cls, plan: AxisPlan) -> Axis:
-        """The whole axis."""
-        steps = np.empty(plan.n_valid, _STEP)
-        steps["i0"], steps["i1"], steps["w"] = plan.i0, plan.i1, plan.w
-        return cls(plan.n_out, plan.pad_before, steps)
-
-    def cut(self, first: int, size: int) -> tuple[Axis, slice]:
-        """Output voxels `first` to ``first + size``, and the source voxels these need."""
-        begin = max(first - self.pad_before, 0)
-        steps = self.steps[begin : max(first + size - self.pad_before, begin)].copy()
-        pad_before = min(max(self.pad_before - first, 0), size)
-        if not len(steps):
-            return Axis(size, pad_before, steps), slice(0, 0)
-        low, high = int(steps["i0"][0]), int(steps["i1"][-1])
-        steps["i0"] -= low
-        steps["i1"] -= low
-        return Axis(size, pad_before, steps), slice(low, high + 1)
-
-    @property
-    def tile_rows(self) -> int:
-        """Rows of a tile along this axis, such that no tile needs more source rows than fit."""
-        for rows in range(_MOST_ROWS, _SLOTS // 2, -1):
-            first = np.arange(0, self.n_out, rows) - self.pad_before
-            begin = np.maximum(first, 0)
-            end = np.minimum(
-                np.minimum(first + rows, self.n_out - self.pad_before), len(self.steps)
-            )
-            begin, end = begin[end > begin], end[end > begin]
-            needed = self.steps["i1"][end - 1] - self.steps["i0"][begin] + 1
-            if (np.minimum(needed, 2 * (end - begin)) <= _SLOTS).all():
-                return rows
-        return _SLOTS // 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +221,15 @@ class Piece:
     @property
     def device_bytes(self) -> int:
         """Device memory for everything, with room for alignment."""
-        steps = sum(axis.steps.nbytes for axis in self.axes)
-        return self.source_bytes + self.out_bytes + steps + VOLUME.itemsize + 4 * ALIGNMENT
+        return self.source_bytes + self.out_bytes + self.table_bytes + 4 * ALIGNMENT
+
+    @property
+    def table_bytes(self) -> int:
+        """Room for its tables, whichever kernel reads them."""
+        steps = sum(len(axis.steps) for axis in self.axes) * STEP.itemsize
+        bands = -(-self.axes[_H].n_out // FEWEST_ROWS) * BAND.itemsize
+        runs = (self.axes[_W].n_out // RUN + 2) * RUN_STEPS.itemsize
+        return -(-(steps + bands + runs) // STEP.itemsize) * STEP.itemsize
 
     def out_view(self) -> npt.NDArray[Any]:
         """The part of the job's output that this piece fills."""
@@ -274,21 +238,85 @@ class Piece:
             self.job.out[:, :, slab] if self.job.plan.spec.layout == "HWD" else self.job.out[slab]
         )
 
-    def key(self, voxels: Any) -> KernelKey:
-        """The kernel for this piece when its voxels are held as `voxels`."""
-        strides = [
-            abs(s) if n > 1 else 1 << 62 for s, n in zip(voxels.strides, voxels.shape, strict=True)
-        ]
+    def bands(self, voxels: Any, source_address: int) -> tuple[int, Bands]:
+        """How many rows one load brings when the voxels are held so, and the tiles along H."""
+        axis = self.axes[_H]
+        if _rows_lie_together(voxels, source_address) and not self.axes[_W].skips_voxels:
+            if voxels.strides[_H] < 0:
+                axis = axis.reversed(voxels.shape[_H])
+            bands = axis.bands(4)
+            if bands is not None:
+                return 4, bands
+        bands = self.axes[_H].bands(1)
+        assert bands is not None  # two rows of every step always fit
+        return 1, bands
+
+    def key(self, voxels: Any, rows: int = 1) -> KernelKey:
+        """The kernel for this piece when its voxels are held as `voxels`.
+
+        Parameters
+        ----------
+        voxels : array
+        rows : int
+            As :meth:`bands` has it.
+        """
         spec = self.job.plan.spec
-        return KernelKey(
+        key = KernelKey(
             voxel=voxels.dtype.str[1:],
             swap=not voxels.dtype.isnative,
-            fast=int(np.argmin(strides)),
+            fast=_fastest(voxels),
             out=_D if spec.layout == "HWD" else _W,
             rescales=not self.job.rescale.is_identity,
             clips_before=spec.clip == "before",
             stored=stored_as(spec),
+            rows=rows,
         )
+        can_be_paired = rows == 4 and key.voxel == "i2" and not key.swap and key.clips_before
+        pairs = can_be_paired and pair_limits(self.job) is not None
+        return replace(key, pairs=pairs)
+
+
+def _fastest(voxels: Any) -> int:
+    """The axis along which voxels are contiguous, or nearest to that."""
+    strides = [
+        abs(s) if n > 1 else 1 << 62 for s, n in zip(voxels.strides, voxels.shape, strict=True)
+    ]
+    return int(np.argmin(strides))
+
+
+def _rows_lie_together(voxels: Any, source_address: int) -> bool:
+    """Whether every four rows, from the lowest in memory on, are one vector on its own size."""
+    size, n_h = voxels.dtype.itemsize, voxels.shape[_H]
+    if not n_h or n_h % 4 or _fastest(voxels) != _H or abs(voxels.strides[_H]) != size:
+        return False
+    lowest = source_address + min(voxels.strides[_H], 0) * (n_h - 1)
+    others = [voxels.strides[k] for k in (_W, _D) if voxels.shape[k] > 1]
+    return not any(distance % (4 * size) for distance in (lowest, *others))
+
+
+def pair_limits(job: Job) -> tuple[int, int] | None:
+    """Whole numbers to clip int16 voxels to, before steps 1 and 2, in the place of step 3.
+
+    That gives the same numbers where a rescale only adds a whole number.
+
+    Returns
+    -------
+    tuple of int or None
+        The least and the largest; None where there are none.
+    """
+    values, rescale = job.plan.values, job.rescale
+    least, most = np.iinfo(np.int16).min, np.iinfo(np.int16).max
+    if rescale.slope != 1 or not abs(rescale.intercept) <= most or rescale.intercept % 1:
+        return None
+    limits = []
+    for limit in (np.float32(values.clip_lo), np.float32(values.clip_hi)):
+        there = float(limit) - rescale.intercept
+        if math.isinf(there):
+            there = least if there < 0 else most
+        if there % 1 or not least <= there <= most:
+            return None
+        limits.append(int(there))
+    return limits[0], limits[1]
 
 
 #: Of everything in a batch's device memory: what loads of any width and DMA engines like.
@@ -342,122 +370,3 @@ def _pieces(job: Job, limit_bytes: int) -> list[Piece]:
 def _fits(piece: Piece, limit_bytes: int) -> bool:
     voxels = piece.source_bytes // piece.job.voxels.dtype.itemsize
     return piece.device_bytes <= limit_bytes and voxels <= MOST_SOURCE_VOXELS
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """One launch over volumes ``first … first + count - 1`` of a header."""
-
-    key: KernelKey
-    first: int
-    count: int
-    blocks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Placed:
-    """A piece with its addresses on the device.
-
-    Attributes
-    ----------
-    piece : Piece
-    voxels : array
-        Its voxels as they were copied, for dtype and strides.
-    source_address : int
-        Of voxel (0, 0, 0).
-    out_address : int
-    """
-
-    piece: Piece
-    voxels: Any
-    source_address: int
-    out_address: int
-
-
-def header_bytes(pieces: Sequence[Piece]) -> int:
-    """Size of what :func:`pack` makes."""
-    return sum(VOLUME.itemsize + sum(axis.steps.nbytes for axis in piece.axes) for piece in pieces)
-
-
-def pack(placed: Sequence[Placed], address: int) -> tuple[npt.NDArray[np.uint8], list[Launch]]:
-    """The header of a batch, volumes first and then their tables, and the launches it needs.
-
-    Parameters
-    ----------
-    placed : sequence of Placed
-        Volumes of the batch; those of one kernel become one launch.
-    address : int
-        Where the header will lie.
-    """
-    header = np.zeros(header_bytes([p.piece for p in placed]), np.uint8)
-    volumes = header[: len(placed) * VOLUME.itemsize].view(VOLUME)
-    ordered = sorted(
-        ((p.piece.key(p.voxels), index) for index, p in enumerate(placed)),
-    )
-    launches: list[Launch] = []
-    end = volumes.nbytes
-    for n, (key, index) in enumerate(ordered):
-        volume, piece, voxels = volumes[n], placed[index].piece, placed[index].voxels
-        for k, axis in enumerate(piece.axes):
-            table = volume["axes"][k]
-            table["steps"] = address + end
-            table["n_out"], table["pad_before"] = axis.n_out, axis.pad_before
-            table["n_valid"] = len(axis.steps)
-            if voxels.shape[k] > 1:  # the stride of a single voxel may be anything
-                table["stride"] = voxels.strides[k] // voxels.dtype.itemsize
-            header[end : end + axis.steps.nbytes] = axis.steps.view(np.uint8)
-            end += axis.steps.nbytes
-        _describe(volume, placed[index])
-        blocks = math.prod(
-            -(-axis.n_out // size)
-            for axis, size in zip(piece.axes, (volume["tile_h"], *key.tile_wd), strict=True)
-        )
-        if launches and launches[-1].key == key:
-            last = launches.pop()
-            volume["first_tile"] = last.blocks
-            launches.append(Launch(key, last.first, last.count + 1, last.blocks + blocks))
-        else:
-            launches.append(Launch(key, n, 1, blocks))
-    return header, launches
-
-
-def _describe(volume: Any, placed: Placed) -> None:
-    job = placed.piece.job
-    spec, values = job.plan.spec, job.plan.values
-    volume["source"], volume["out"] = placed.source_address, placed.out_address
-    volume["slope"], volume["intercept"] = job.rescale.slope, job.rescale.intercept
-    volume["clip_lo"], volume["clip_hi"] = values.clip_lo, values.clip_hi
-    volume["scale"], volume["offset"] = values.scale, values.offset
-    volume["rescales"] = not job.rescale.is_identity
-    volume["clips_before"] = spec.clip == "before"
-    volume["tile_h"] = placed.piece.axes[_H].tile_rows
-    volume["pad_bits"] = stored_bits(values.pad, spec)
-
-
-def stored_bits(value: float, spec: Spec) -> int:
-    """A number as the kernel would store it, by step 8 of ``preprocess_math.h``.
-
-    Parameters
-    ----------
-    value : float
-        Not rounded yet; no NaN.
-    spec : Spec
-        The contract: as what it is stored.
-
-    Returns
-    -------
-    int
-        The bits, as an unsigned number.
-    """
-    number, dtype = np.float32(value), spec.dtype
-    if spec.precision_step is not None:
-        number = np.float32(on_grid(np.array([number]), spec.precision_step)[0])
-    if dtype == "bfloat16":
-        bits = int(number.view(np.uint32))
-        return bits + 0x7FFF + (bits >> 16 & 1) >> 16
-    if dtype == "float16":
-        with np.errstate(over="ignore"):  # infinite, as every engine has it
-            return int(number.astype(np.float16).view(np.uint16))
-    limits = np.iinfo(dtype)
-    nearest = int(np.rint(np.clip(number, limits.min, limits.max)))
-    return nearest % (1 << limits.bits)

@@ -13,18 +13,7 @@ from typing import Any
 
 from ctgpu.buffers import Buffer, Bytes, allocate_pages, allocate_pinned
 from ctgpu.engines.base import Engine, Job
-from ctgpu.engines.batch import (
-    KernelKey,
-    Piece,
-    Placed,
-    Span,
-    address_of,
-    aligned,
-    header_bytes,
-    pack,
-    plan_batches,
-    readable,
-)
+from ctgpu.engines.batch import KernelKey, Piece, Span, address_of, aligned, plan_batches, readable
 from ctgpu.engines.cupy_runtime import (
     LentStream,
     count_devices,
@@ -38,6 +27,7 @@ from ctgpu.engines.cupy_runtime import (
 from ctgpu.engines.headers import Headers
 from ctgpu.engines.nvrtc import Kernels
 from ctgpu.engines.on_device import adopt, device_of, output_on_device, queue_jobs
+from ctgpu.engines.packing import Placed, header_bytes, pack
 from ctgpu.engines.staging import Staging
 from ctgpu.errors import DeviceError
 from ctgpu.spec import Dtype
@@ -52,7 +42,9 @@ _SHARE_OF_FREE_MEMORY = 0.8
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 _REGISTER_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 # What nearly every build needs: int16 as NIfTI stores it, HU, to HWD.
-_USUAL_KERNEL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
+_USUAL_KERNEL = KernelKey(
+    "i2", swap=False, fast=0, out=2, rescales=False, clips_before=True, rows=4, pairs=True
+)
 
 
 class CudaEngine(Engine):
@@ -162,7 +154,7 @@ class CudaEngine(Engine):
     ) -> Any:
         """Make volumes of one spec, and leave them on one GPU as one array.
 
-        Volumes that one kernel serves are one launch.
+        Volumes that one kernel serves are one launch, or a few of up to sixteen.
 
         Parameters
         ----------
@@ -383,7 +375,7 @@ class _Lane:
             for span, source in zip(spans, sources, strict=True):
                 if span.size_bytes:
                     upload(self._cupy, base + source, span.address, span.size_bytes, stream)
-            self._kernels.launch(self._ordinal, launches, base)
+            self._kernels.launch(self._ordinal, launches)
             for piece, out in zip(batch, outs, strict=True):
                 self._download(piece, base + out)
         finally:

@@ -123,8 +123,9 @@ def count_devices(cupy: Any) -> int:
         count = 0
     if not count:
         raise DeviceError(
-            "the NVIDIA driver shows no GPU to this process: look at nvidia-smi and at "
-            f"CUDA_VISIBLE_DEVICES, {_OR_CPU}"
+            "the NVIDIA driver shows no GPU to this process: look at nvidia-smi -L, which lists "
+            "GPUs and MIG slices by UUID, and at CUDA_VISIBLE_DEVICES, "
+            f"{_OR_CPU}"
         )
     return count
 
@@ -229,12 +230,13 @@ def compiling(cupy: Any) -> Iterator[None]:
 
 def has_context(ordinal: int) -> bool:
     """Whether this process already has a context on that device."""
-    flags, active = ctypes.c_uint(0), ctypes.c_int(0)
+    device, flags, active = ctypes.c_int(0), ctypes.c_uint(0), ctypes.c_int(0)
     try:
         driver = ctypes.CDLL("libcuda.so.1")
-        failed = driver.cuDevicePrimaryCtxGetState(
-            ctypes.c_int(ordinal), ctypes.byref(flags), ctypes.byref(active)
-        )
+        # Ordinals count what this process can see; the driver has a number of its own for each.
+        failed = driver.cuDeviceGet(
+            ctypes.byref(device), ctypes.c_int(ordinal)
+        ) or driver.cuDevicePrimaryCtxGetState(device, ctypes.byref(flags), ctypes.byref(active))
     except (OSError, AttributeError):
         return False
     return not failed and bool(active.value)

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from ctgpu.engines.batch import THREADS, VOLUME, Launch
+from ctgpu.engines.batch import THREADS
 from ctgpu.engines.cupy_runtime import compiling
+from ctgpu.engines.packing import Launch
 from ctgpu.errors import DeviceError
 
 KERNEL_NAME = "ctgpu_preprocess"
@@ -129,9 +128,7 @@ class Kernels:
                     self._compiled[ordinal, key] = kernel
             return kernel
 
-    def launch(self, ordinal: int, launches: Sequence[Launch], header_address: int) -> None:
+    def launch(self, ordinal: int, launches: Sequence[Launch]) -> None:
         """Queue the launches of a batch of volumes on the current stream."""
         for launch in launches:
-            volumes = header_address + launch.first * VOLUME.itemsize
-            kernel = self.get(ordinal, launch.key)
-            kernel((launch.blocks,), (THREADS,), (np.uint64(volumes), np.int32(launch.count)))
+            self.get(ordinal, launch.key)(launch.grid, (THREADS,), (launch.batch,))

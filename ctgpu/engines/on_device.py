@@ -9,18 +9,11 @@ from typing import Any
 import numpy as np
 
 from ctgpu.engines.base import Job
-from ctgpu.engines.batch import (
-    Placed,
-    Span,
-    address_of,
-    header_bytes,
-    pack,
-    plan_batches,
-    readable,
-)
+from ctgpu.engines.batch import Span, address_of, plan_batches, readable
 from ctgpu.engines.cupy_runtime import upload
 from ctgpu.engines.headers import Headers
 from ctgpu.engines.nvrtc import Kernels
+from ctgpu.engines.packing import Placed, header_bytes, pack
 from ctgpu.errors import UsageError
 from ctgpu.spec import Dtype
 from ctgpu.volume.stored import numpy_dtype
@@ -125,7 +118,7 @@ def queue_jobs(
         device_header = cupy.empty(header_bytes(batch), np.uint8)
         header, launches = pack(placed, device_header.data.ptr)
         headers.upload(header, device_header.data.ptr, stream)
-        kernels.launch(ordinal, launches, device_header.data.ptr)
+        kernels.launch(ordinal, launches)
         for piece, part in parts:
             slab = slice(piece.d_first, piece.d_first + piece.axes[2].n_out)
             is_hwd = piece.job.plan.spec.layout == "HWD"

@@ -37,7 +37,12 @@ def open_engine(device: str = "auto") -> Engine:
         try:
             ordinals = tuple(int(n) for n in numbers.split(",")) if numbers else None
         except ValueError:
-            raise UsageError(f"device is {device!r}; it takes {DEVICE_HELP}") from None
+            by_uuid = (
+                f"; CUDA_VISIBLE_DEVICES={numbers} in the environment makes that one cuda:0"
+                if numbers.startswith(("GPU-", "MIG-"))
+                else ""
+            )
+            raise UsageError(f"device is {device!r}; it takes {DEVICE_HELP}{by_uuid}") from None
         return CudaEngine(ordinals)
     if device == "cpu":
         from ctgpu.engines.cpu import CpuEngine

@@ -12,8 +12,18 @@ namespace {
 
 using namespace ctgpu;
 
+// What a kernel is compiled for, and launched with.
+struct Launch {
+    const Batch &batch;
+    int grid[3];
+    bool swap;
+    int fast, out, rows;
+    Stored stored;
+    bool backwards;
+};
+
 template <class Tile>
-void write(const Tile &tile, Stored stored, int thread, const float *shared) {
+void write(const Tile &tile, Stored stored, unsigned int thread, const float *shared) {
     switch (stored) {
     case Stored::float16:
         return tile.template write<Stored::float16>(thread, shared);
@@ -32,83 +42,72 @@ void write(const Tile &tile, Stored stored, int thread, const float *shared) {
 
 // Between the phases lies the barrier, so within one the order of threads must not matter: it can
 // be turned around.  Shared memory starts as NaN: what no thread stored shows in the output.
-template <class Voxel, bool SWAP, int FAST, int OUT>
-void run(const Volume *volumes, int count, Stored stored, bool backwards) {
-    using Tile = Tile<Voxel, SWAP, FAST, OUT>;
+template <class Voxel, bool SWAP, int FAST, int OUT, int ROWS, bool PAIRS = false>
+void run(const Launch &launch) {
+    using Tile = Tile<Voxel, SWAP, FAST, OUT, ROWS, PAIRS>;
     // What is stored does not depend on what was read: compiled once for all types of voxels.
-    using Writer = ctgpu::Tile<short, false, FAST, OUT>;
-    const auto turn = [backwards](int i, int n) { return backwards ? n - 1 - i : i; };
+    using Writer = ctgpu::Tile<short, false, FAST, OUT, ROWS, false>;
+    const auto turn = [&](auto i, auto n) { return launch.backwards ? n - 1 - i : i; };
+    const auto &[x, y, z] = launch.grid;
     std::vector<float> shared;
-    for (int v = 0; v < count; ++v) {
-        const int tiles = Tile::tiles_of(volumes[v]);
-        for (int t = 0; t < tiles; ++t) {
-            shared.assign(SHARED_FLOATS, std::numeric_limits<float>::quiet_NaN());
-            const Tile tile(volumes[v], turn(t, tiles));
-            if (tile.is_sampled())
-                for (int thread = 0; thread < THREADS; ++thread)
-                    tile.blend(turn(thread, THREADS), shared.data());
-            for (int thread = 0; thread < THREADS; ++thread)
-                write(Writer(volumes[v], turn(t, tiles)), stored, turn(thread, THREADS),
-                      shared.data());
-        }
+    for (int t = 0; t < x * y * z; ++t) {
+        const int block = turn(t, x * y * z);
+        const Place place(launch.batch, block % x, block / x % y, block / x / y);
+        shared.assign(Tile::SHARED_FLOATS, std::numeric_limits<float>::quiet_NaN());
+        const Tile tile(launch.batch, place);
+        if (tile.is_sampled())
+            for (unsigned int thread = 0; thread < THREADS; ++thread)
+                tile.blend(turn(thread, THREADS + 0u), shared.data());
+        for (unsigned int thread = 0; thread < THREADS; ++thread)
+            write(Writer(launch.batch, place), launch.stored, turn(thread, THREADS + 0u),
+                  shared.data());
     }
 }
 
-template <class Voxel, bool SWAP, int FAST>
-void run_to(int out, const Volume *volumes, int count, Stored stored, bool backwards) {
-    if (out == AXIS_W)
-        run<Voxel, SWAP, FAST, AXIS_W>(volumes, count, stored, backwards);
+template <class Voxel, bool SWAP, int FAST, int ROWS = 1, bool PAIRS = false>
+void run_to(const Launch &launch) {
+    if (launch.out == AXIS_W)
+        run<Voxel, SWAP, FAST, AXIS_W, ROWS, PAIRS>(launch);
     else
-        run<Voxel, SWAP, FAST, AXIS_D>(volumes, count, stored, backwards);
+        run<Voxel, SWAP, FAST, AXIS_D, ROWS, PAIRS>(launch);
 }
 
 template <class Voxel, bool SWAP>
-void run_along(int fast, int out, const Volume *volumes, int count, Stored stored, bool backwards) {
-    if (fast == AXIS_H)
-        run_to<Voxel, SWAP, AXIS_H>(out, volumes, count, stored, backwards);
-    else if (fast == AXIS_W)
-        run_to<Voxel, SWAP, AXIS_W>(out, volumes, count, stored, backwards);
+void run_along(const Launch &launch) {
+    if (launch.rows == 4)
+        run_to<Voxel, SWAP, AXIS_H, 4>(launch);
+    else if (launch.fast == AXIS_H)
+        run_to<Voxel, SWAP, AXIS_H>(launch);
+    else if (launch.fast == AXIS_W)
+        run_to<Voxel, SWAP, AXIS_W>(launch);
     else
-        run_to<Voxel, SWAP, AXIS_D>(out, volumes, count, stored, backwards);
+        run_to<Voxel, SWAP, AXIS_D>(launch);
 }
 
 template <class Voxel>
-void run_type(bool swap, int fast, int out, const Volume *volumes, int count, Stored stored,
-              bool backwards) {
-    if (swap)
-        run_along<Voxel, true>(fast, out, volumes, count, stored, backwards);
+void run_type(const Launch &launch) {
+    if (launch.swap)
+        run_along<Voxel, true>(launch);
     else
-        run_along<Voxel, false>(fast, out, volumes, count, stored, backwards);
+        run_along<Voxel, false>(launch);
 }
 
 }  // namespace
 
 extern "C" {
 
-// Blocks that a launch needs for this volume, or -1 for axes that the kernel does not know.
-int ctgpu_tiles(const Volume *volume, int fast, int out) {
-    // Which tile shape is used depends on the two axes alone.
-    if (out != AXIS_W && out != AXIS_D)
-        return -1;
-    if (fast == AXIS_H)
-        return out == AXIS_W ? Tile<short, false, AXIS_H, AXIS_W>::tiles_of(*volume)
-                             : Tile<short, false, AXIS_H, AXIS_D>::tiles_of(*volume);
-    if (fast == AXIS_W)
-        return out == AXIS_W ? Tile<short, false, AXIS_W, AXIS_W>::tiles_of(*volume)
-                             : Tile<short, false, AXIS_W, AXIS_D>::tiles_of(*volume);
-    if (fast == AXIS_D)
-        return out == AXIS_W ? Tile<short, false, AXIS_D, AXIS_W>::tiles_of(*volume)
-                             : Tile<short, false, AXIS_D, AXIS_D>::tiles_of(*volume);
-    return -1;
-}
-
 // Does what a launch does.  `kind` and `size_bytes` are a NumPy dtype's, `stored` is a place in
 // ctgpu::Stored.
-int ctgpu_emulate(const Volume *volumes, int count, char kind, int size_bytes, int swap, int fast,
-                  int out, int stored, int backwards) {
+int ctgpu_emulate(const Batch *batch, const int *grid, char kind, int size_bytes, int swap,
+                  int fast, int out, int rows, int pairs, int stored, int backwards) {
+    const Launch launch{*batch, {grid[0], grid[1], grid[2]}, swap != 0,     fast, out,
+                        rows,   static_cast<Stored>(stored), backwards != 0};
+    if (pairs) {
+        run_to<short, false, AXIS_H, 4, true>(launch);
+        return 0;
+    }
     const auto with = [&](auto voxel) {
-        run_type<decltype(voxel)>(swap != 0, fast, out, volumes, count, static_cast<Stored>(stored),
-                                  backwards != 0);
+        run_type<decltype(voxel)>(launch);
         return 0;
     };
     switch (kind << 8 | size_bytes) {

@@ -1,4 +1,4 @@
-// The CUDA engine: a batch of volumes in one launch, one block per tile of output.
+// The CUDA engine: some volumes in one launch, one block per tile of output.
 //
 // Compiled once for every kind of source and output that is met, chosen by
 //
@@ -9,23 +9,24 @@
 //   CTGPU_RESCALES       1 where slope and intercept are applied
 //   CTGPU_CLIPS_BEFORE   1 where values are clipped before they are blended, 0 for after
 //   CTGPU_STORED         type of the output: one of ctgpu::Stored
+//   CTGPU_ROWS           4 where one load brings four rows, else 1
+//   CTGPU_PAIRS          1 where two voxels are clipped at once, as integers
 
 #include "tile.h"
 
-using Tile = ctgpu::Tile<CTGPU_VOXEL, CTGPU_SWAP, CTGPU_FAST, CTGPU_OUT>;
+// Before sm_90 there is no such instruction.
+constexpr bool PAIRS = CTGPU_PAIRS && __CUDA_ARCH__ >= 900;
+
+using Tile = ctgpu::Tile<CTGPU_VOXEL, CTGPU_SWAP, CTGPU_FAST, CTGPU_OUT, CTGPU_ROWS, PAIRS>;
 
 extern "C" __global__ void __launch_bounds__(ctgpu::THREADS, 3)
-    ctgpu_preprocess(const ctgpu::Volume *__restrict__ volumes, int count) {
-    __shared__ float shared[ctgpu::SHARED_FLOATS];
-    const int block = static_cast<int>(blockIdx.x);
-    int v = 0;
-    while (v + 1 < count && block >= volumes[v + 1].first_tile)
-        ++v;
-    const Tile tile(volumes[v], block - volumes[v].first_tile);
-    const int thread = static_cast<int>(threadIdx.x);
+    ctgpu_preprocess(const __grid_constant__ ctgpu::Batch batch) {
+    __shared__ float shared[Tile::SHARED_FLOATS];
+    const Tile tile(batch, {batch, static_cast<int>(blockIdx.x), static_cast<int>(blockIdx.y),
+                            static_cast<int>(blockIdx.z)});
     if (tile.is_sampled()) {  // the same for the whole block
-        tile.blend(thread, shared);
+        tile.blend(threadIdx.x, shared);
         __syncthreads();
     }
-    tile.write<CTGPU_STORED>(thread, shared);
+    tile.write<CTGPU_STORED>(threadIdx.x, shared);
 }

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from ctgpu.engines import Job
-from ctgpu.engines.batch import KernelKey
+from ctgpu.engines.packing import Launch
 from ctgpu.spec import Spec
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
@@ -112,13 +112,14 @@ def emulation() -> ctypes.CDLL:
     return ctypes.CDLL(str(build("-O1")))
 
 
-def launch(
-    library: ctypes.CDLL, key: KernelKey, address: int, count: int, *, backwards: bool = False
-) -> None:
-    """What a launch does, over the volumes described at `address`."""
+def launch(library: ctypes.CDLL, made: Launch, *, backwards: bool = False) -> None:
+    """What a launch does."""
+    key, batch = made.key, ctypes.c_void_p(made.batch.ctypes.data)
     kind, size_bytes = ctypes.c_char(key.voxel[0].encode()), int(key.voxel[1:])
-    flags = key.swap, key.fast, key.out, get_args(Stored).index(key.stored), backwards
-    assert library.ctgpu_emulate(ctypes.c_void_p(address), count, kind, size_bytes, *flags) == 0
+    flags = key.swap, key.fast, key.out, key.rows, key.pairs
+    stored = get_args(Stored).index(key.stored)
+    grid = (ctypes.c_int * 3)(*made.grid)
+    assert not library.ctgpu_emulate(batch, grid, kind, size_bytes, *flags, stored, backwards)
 
 
 # ---- Jobs ---------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ import pytest
 from cuda_host import assert_same_bits, emulation, expected, job, launch, spec
 
 from ctgpu.engines import Job, cupy_runtime
-from ctgpu.engines.batch import VOLUME, VOXEL_TYPES, KernelKey
+from ctgpu.engines.batch import VOXEL_TYPES, KernelKey
+from ctgpu.engines.packing import BATCH, Launch
 from ctgpu.testing.voxels import MEMORY_ORDERS, random_voxels
 
 
@@ -132,16 +133,16 @@ class HostCuda:
         flags = (defines["RESCALES"] == "1", defines["CLIPS_BEFORE"] == "1")
         axes = (int(defines["FAST"]), int(defines["OUT"]))
         stored: Any = defines["STORED"].removeprefix("ctgpu::Stored::")
-        key = KernelKey(voxel, defines["SWAP"] == "1", *axes, *flags, stored)
+        how = (int(defines["ROWS"]), defines["PAIRS"] == "1")
+        key = KernelKey(voxel, defines["SWAP"] == "1", *axes, *flags, stored, *how)
         return types.SimpleNamespace(get_function=lambda name: self.kernel(key))
 
     def kernel(self, key: KernelKey) -> Callable[..., None]:
-        def run(grid: tuple[int], block: tuple[int], args: tuple[np.uint64, np.int32]) -> None:
+        def run(grid: tuple[int, int, int], block: tuple[int], args: tuple[np.ndarray]) -> None:
             assert block == (320,)
-            address, count = (int(argument) for argument in args)
-            described = (ctypes.c_uint8 * (count * VOLUME.itemsize)).from_address(address)
-            assert (np.frombuffer(described, VOLUME)["first_tile"] < grid[0]).all()
-            launch(emulation(), key, address, count)
+            (batch,) = args
+            assert (batch.dtype, batch.shape) == (BATCH, (1,))  # passed by value
+            launch(emulation(), Launch(key, grid, batch))
             self.launches.append(key)
 
         return run

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from cuda_host import job, spec
 
+from ctgpu.engines import Job
 from ctgpu.engines.batch import (
-    VOLUME,
-    Axis,
     KernelKey,
     Piece,
-    Placed,
     Span,
     address_of,
     aligned,
     can_be_read_in_place,
-    header_bytes,
-    pack,
+    pair_limits,
     plan_batches,
     readable,
 )
+from ctgpu.engines.packing import Placed, pack
 from ctgpu.errors import DeviceError
 from ctgpu.testing.voxels import MEMORY_ORDERS, random_voxels
-from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
 
 
@@ -35,17 +34,6 @@ def test_a_volume_that_never_fits_is_refused() -> None:
         DeviceError, match=r"one slice of a volume of shape \(64, 64, 8\).*--device"
     ):
         list(plan_batches([made], 5000))
-
-
-def test_coarse_sampling_keeps_within_the_slots() -> None:
-    for n, spacing, n_out in ((2000, 0.05, 90), (500, 0.6, 480), (300, 3.0, 600), (700, 1.0, 480)):
-        plan = plan_volume((n, 4, 4), (spacing, 1, 1), spec((n_out, 4, 4)))
-        axis = Axis.of(plan.axes[0])
-        rows = axis.tile_rows
-        assert 20 <= rows <= 32
-        for first in range(0, n_out, rows):
-            tile, source = axis.cut(first, min(rows, n_out - first))
-            assert min(source.stop - source.start, 2 * len(tile.steps)) <= 40
 
 
 @pytest.mark.parametrize("order", MEMORY_ORDERS)
@@ -114,35 +102,85 @@ def test_batches_keep_to_the_limit_and_to_the_order() -> None:
         assert sum(piece.device_bytes for piece in pieces) <= one // 2
 
 
-def test_pieces_of_one_kernel_are_one_launch_and_their_tables_follow() -> None:
-    made = [
-        job(random_voxels(n, (12, 10, 9), dtype), spec((12, 10, 9)), rescale=rescale)
-        for n, (dtype, rescale) in enumerate(
-            [
-                ("<i2", Rescale()),
-                (">f4", Rescale()),
-                ("<i2", Rescale()),
-                ("<i2", Rescale(2, 1, "csv")),
-            ]
-        )
-    ]
-    pieces = [Piece.of(one, 0, 9) for one in made]
-    placed = [Placed(p, p.voxels, 1000 * n, 2000 * n) for n, p in enumerate(pieces)]
-    header, launches = pack(placed, 1 << 40)
-    assert len(header) == header_bytes(pieces)
-    assert [(launch.key.voxel, launch.key.rescales, launch.count) for launch in launches] == [
-        ("f4", False, 1),
-        ("i2", False, 2),
-        ("i2", True, 1),
-    ]
-    assert [launch.first for launch in launches] == [0, 1, 3]
-    volumes = header[: 4 * VOLUME.itemsize].view(VOLUME)
-    assert volumes["source"].tolist() == [1000, 0, 2000, 3000]
-    assert volumes["first_tile"].tolist() == [0, 0, launches[1].blocks // 2, 0]
-    tables = volumes["axes"]["steps"].ravel() - (1 << 40)
-    assert tables[0] == 4 * VOLUME.itemsize
-    assert np.array_equal(np.sort(tables), tables)
-    assert tables[-1] + pieces[0].axes[2].steps.nbytes == len(header)
+def kernel_of(made: Job, address: int = 256) -> KernelKey:
+    """The kernel for a job whose voxel (0, 0, 0) lies at an address."""
+    piece = Piece.of(made, 0, made.plan.axes[2].n_out)
+    (launch,) = pack([Placed(piece, piece.voxels, address, 0)], 0)[1]
+    return launch.key
+
+
+@pytest.mark.parametrize(
+    ("shape", "order", "flipped", "address", "rows"),
+    [
+        ((16, 10, 9), "DWH", (), 256, 4),
+        ((16, 10, 9), "WDH", (1, 2), 256, 4),
+        ((16, 10, 9), "DWH", (0,), 256 + 2 * 15, 4),  # from the other end of a row
+        ((16, 10, 9), "DWH", (0,), 256, 1),
+        ((16, 10, 9), "DWH", (), 256 + 2, 1),  # off the alignment of a vector
+        ((15, 10, 9), "DWH", (), 256, 1),  # and so would be the next column
+        ((10, 16, 9), "DHW", (), 256, 1),  # contiguous along another axis
+    ],
+)
+def test_four_rows_are_read_at_once_where_they_lie_together(
+    shape: tuple[int, int, int], order: str, flipped: tuple[int, ...], address: int, rows: int
+) -> None:
+    voxels = random_voxels(1, shape, "<i2", order, flipped=flipped)
+    assert kernel_of(job(voxels, spec((16, 16, 16))), address).rows == rows
+
+
+def test_rows_that_are_skipped_or_spread_are_read_one_by_one() -> None:
+    voxels = random_voxels(1, (16, 12, 9), "<i2", "DWH")
+    assert kernel_of(job(voxels[:15], spec((16, 16, 16)))).rows == 1
+    assert kernel_of(job(voxels[::2], spec((16, 16, 16)))).rows == 1
+    assert kernel_of(job(voxels[:, ::2], spec((16, 16, 16)))).rows == 4
+    assert kernel_of(job(voxels[:, 3:], spec((16, 16, 16)))).rows == 4
+    tall = random_voxels(1, (400, 12, 9), "<i2", "DWH")
+    assert kernel_of(job(tall, spec((40, 16, 16)), (0.125, 1.0, 1.0))).rows == 1
+    assert kernel_of(job(tall, spec((400, 4, 16)), (1.0, 0.3, 1.0))).rows == 1
+
+
+@pytest.mark.parametrize(
+    ("hu_window", "rescale", "limits"),
+    [
+        ((-1000.0, 1000.0), Rescale(), (-1000, 1000)),
+        ((-150.0, 250.0), Rescale(1.0, -1024.0, "header"), (874, 1274)),
+        (None, Rescale(), (-32768, 32767)),
+        ((-150.5, 250.0), Rescale(), None),
+        ((-150.0, 250.0), Rescale(1.0, 0.5, "header"), None),
+        ((-150.0, 250.0), Rescale(0.5, 0.0, "header"), None),
+        ((-150.0, 40000.0), Rescale(), None),
+        ((-150.0, 250.0), Rescale(1.0, 32800.0, "header"), None),
+    ],
+)
+def test_pairs_are_clipped_to_whole_numbers_that_mean_the_same(
+    hu_window: Any, rescale: Rescale, limits: tuple[int, int] | None
+) -> None:
+    window: dict[str, Any] = {"hu_window": hu_window} | (
+        {} if hu_window else {"normalise": "zscore"}
+    )
+    made = job(
+        random_voxels(1, (16, 10, 9), "<i2", "DWH"), spec((16, 16, 16), **window), rescale=rescale
+    )
+    assert pair_limits(made) == limits
+    assert kernel_of(made).pairs == (limits is not None)
+    if limits is None:
+        return
+    every = np.arange(-32768, 32768, dtype=np.float32)
+    lo, hi = np.float32(made.plan.values.clip_lo), np.float32(made.plan.values.clip_hi)
+    wanted = np.clip(every * np.float32(rescale.slope) + np.float32(rescale.intercept), lo, hi)
+    clipped = np.clip(every, *limits)
+    made_so = clipped * np.float32(rescale.slope) + np.float32(rescale.intercept)
+    np.testing.assert_array_equal(made_so, wanted)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "clip"), [(">i2", "before"), ("<u2", "before"), ("<i2", "after")]
+)
+def test_only_what_is_clipped_first_as_int16_is_clipped_in_pairs(dtype: str, clip: Any) -> None:
+    made = job(random_voxels(1, (16, 10, 9), dtype, "DWH"), spec((16, 16, 16), clip=clip))
+    key = kernel_of(made)
+    assert key.rows == 4
+    assert not key.pairs
 
 
 def test_a_kernel_is_chosen_by_all_that_it_is_compiled_for() -> None:
@@ -159,7 +197,10 @@ def test_a_kernel_is_chosen_by_all_that_it_is_compiled_for() -> None:
         "-DCTGPU_RESCALES=0",
         "-DCTGPU_CLIPS_BEFORE=0",
         "-DCTGPU_STORED=ctgpu::Stored::uint8",
+        "-DCTGPU_ROWS=1",
+        "-DCTGPU_PAIRS=0",
     )
+    assert replace(key, rows=4, pairs=True).defines[-2:] == ("-DCTGPU_ROWS=4", "-DCTGPU_PAIRS=1")
     assert piece.out_shape == (9, 12, 10)
 
 

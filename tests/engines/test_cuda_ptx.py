@@ -9,6 +9,7 @@ import ctypes
 import functools
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,19 +20,9 @@ from cuda_host import CONTRACTS, assert_same_bits, expected, fields_of, job, spe
 from hypothesis import given, settings
 
 from ctgpu.engines import Job, nvrtc, open_engine
-from ctgpu.engines.batch import (
-    THREADS,
-    VOLUME,
-    VOXEL_TYPES,
-    KernelKey,
-    Piece,
-    Placed,
-    Span,
-    pack,
-    plan_batches,
-    readable,
-)
+from ctgpu.engines.batch import THREADS, VOXEL_TYPES, KernelKey, Piece, Span, plan_batches, readable
 from ctgpu.engines.nvrtc import KERNEL_NAME, kernel_options, kernel_source
+from ctgpu.engines.packing import Placed, pack
 from ctgpu.spec import Spec
 from ctgpu.testing.voxels import random_voxels
 from ctgpu.volume.raw import Rescale
@@ -47,11 +38,13 @@ pytestmark = pytest.mark.slow
 TARGETS = (("13", 90), ("12", 75))
 
 #: Source, output and spacing: enlarged with padding and in whole vectors; then coarse, with rows
-#: that are skipped, cropped, and in no whole vectors.  Both leave a rest on every axis.
+#: that are skipped, cropped, and in no whole vectors.  Both leave a rest on every axis.  The rows
+#: of a source are so many more than in these, where four of them are not to lie together.
 GEOMETRIES = (
-    ((37, 29, 41), (72, 40, 88), (1.9, 1.2, 2.3)),
+    ((36, 29, 41), (72, 40, 88), (1.9, 1.2, 2.3)),
     ((80, 9, 70), (33, 13, 27), (0.48, 1.7, 0.3)),
 )
+MORE_ROWS = 1
 
 #: The contiguous axis of a source, by the letters of its memory order.
 ORDERS = {0: "DWH", 1: "HDW", 2: "WHD"}
@@ -96,10 +89,8 @@ def run_batch(batch: Sequence[Piece], target: tuple[str, int]) -> list[tuple[Ker
     reach = [Buffer(memory, writable=False, name="header"), *buffers, *outs]
     done = []
     for launch in launches:
-        at = np.uint64(memory.ctypes.data + launch.first * VOLUME.itemsize)
         kernel = kernel_of(launch.key, target)
-        arguments = [at, np.int32(launch.count)]
-        done.append((launch.key, kernel.launch(launch.blocks, THREADS, arguments, reach)))
+        done.append((launch.key, kernel.launch(launch.grid, THREADS, [launch.batch], reach)))
     for piece, out in zip(batch, outs, strict=True):
         assert out.is_written
         piece.out_view()[...] = out.array
@@ -127,9 +118,14 @@ def jobs_for(
 ) -> list[Job]:
     """Two volumes that the engine gives to that kernel, in one launch."""
     dtype = (">" if key.swap else "<") + key.voxel
+    more = MORE_ROWS if key.rows == 1 else 0
+    if key.pairs:  # what only adds a whole number leaves them to be clipped
+        rescale = Rescale(1.0, -24.0, "header")
+    if not key.rescales:
+        rescale = Rescale()
     return [
         job(
-            random_voxels(n, source, dtype, ORDERS[key.fast], flipped=(n,)),
+            random_voxels(n, (h + more, *wd), dtype, ORDERS[key.fast], flipped=(n,)),
             spec(
                 out,
                 "HWD" if key.out == 2 else "DHW",
@@ -137,16 +133,16 @@ def jobs_for(
                 **(fields_of(key.stored) | others),
             ),
             spacing_mm,
-            rescale if key.rescales else Rescale(),
+            rescale,
         )
-        for n, (source, out, spacing_mm) in enumerate(GEOMETRIES)
+        for n, ((h, *wd), out, spacing_mm) in enumerate(GEOMETRIES)
     ]
 
 
 def all_keys() -> list[KernelKey]:
     """Every kernel to float16; to the other types those of int16, as what is stored does not depend
     on the type that was read."""
-    return [
+    general = [
         KernelKey(voxel, swap, fast, out, rescales, clips_before, stored)
         for stored, voxel, swap, fast, out, rescales, clips_before in itertools.product(
             get_args(Stored),
@@ -160,19 +156,46 @@ def all_keys() -> list[KernelKey]:
         if not (swap and voxel[1:] == "1")  # single bytes have no other order
         if stored == "float16" or (voxel == "i2" and not swap)
     ]
+    in_four_rows = [replace(key, rows=4) for key in general if key.fast == 0]
+    in_pairs = [
+        replace(key, pairs=True)
+        for key in in_four_rows
+        if key.voxel == "i2" and not key.swap and key.clips_before
+    ]
+    # Without a rescale, the volumes of `jobs_for` are clipped in pairs wherever they can be.
+    unpaired = {replace(key, pairs=False) for key in in_pairs if not key.rescales}
+    return [*general, *(key for key in in_four_rows if key not in unpaired), *in_pairs]
+
+
+def usual_of(out: int, stored: Stored = "float16") -> KernelKey:
+    """What nearly every build needs, to another layout or type."""
+    steps = {"rescales": False, "clips_before": True}
+    return KernelKey("i2", False, 0, out, **steps, stored=stored, rows=4, pairs=True)
 
 
 def usual_keys() -> list[KernelKey]:
-    """Every voxel type and byte order once, every pair of axes, every choice of steps; and what
-    nearly every build needs."""
-    usual = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
+    """Every voxel type and byte order once, every pair of axes, every choice of steps; what nearly
+    every build needs; and every voxel type in four rows."""
+    usual = usual_of(2)
     steps = itertools.cycle(itertools.product((0, 1, 2), (1, 2), (True, False)))
     keys = []
     for n, (voxel, swap) in enumerate(itertools.product(VOXEL_TYPES, (False, True))):
         fast, out, rescales = next(steps)
         if not (swap and voxel[1:] == "1"):
             keys.append(KernelKey(voxel, swap, fast, out, rescales, n % 3 > 0))
-    return [usual, *keys]
+    four_rows = [
+        KernelKey(
+            voxel,
+            swap=n % 2 > 0 and voxel[1:] != "1",
+            fast=0,
+            out=1 + n % 2,
+            rescales=n % 3 > 0,
+            clips_before=n % 4 > 1,
+            rows=4,
+        )
+        for n, voxel in enumerate(VOXEL_TYPES)
+    ]
+    return [usual, replace(usual, rescales=True), *keys, *four_rows]
 
 
 def name_of(key: KernelKey) -> str:
@@ -181,7 +204,8 @@ def name_of(key: KernelKey) -> str:
     steps = ("rescaled " if key.rescales else "") + ("before" if key.clips_before else "after")
     axes = f"{letters[key.fast]} to {letters[key.out]}"
     stored = "" if key.stored == "float16" else f" to {key.stored}"
-    return f"{order}{key.voxel} {axes} {steps}{stored}"
+    how = (" in four rows" if key.rows == 4 else "") + (" and pairs" if key.pairs else "")
+    return f"{order}{key.voxel} {axes} {steps}{stored}{how}"
 
 
 @pytest.mark.parametrize("key", usual_keys(), ids=name_of)
@@ -191,17 +215,13 @@ def test_the_usual_kernels_give_exact_arithmetic(key: KernelKey) -> None:
     check(jobs)
 
 
-def usual_of(out: int, stored: Stored = "float16") -> KernelKey:
-    return KernelKey("i2", False, 0, out, rescales=False, clips_before=True, stored=stored)
-
-
 @pytest.mark.parametrize("contract", [name for name in CONTRACTS if name != "float16"])
 @pytest.mark.parametrize("out", [1, 2])
 def test_every_contract_is_exact(out: int, contract: str) -> None:
     """With infinite limits, padding within the range, and numbers beyond the type."""
     others = CONTRACTS[contract]
     stored = stored_as(Spec(**others))
-    key = KernelKey("i2", False, 0, out, rescales=True, clips_before=True, stored=stored)
+    key = replace(usual_of(out, stored), rescales=True, pairs=False)
     jobs = jobs_for(key, Rescale(30.5, -9000.0, "header"), **others)
     assert run(jobs)[0] == {key}
     check(jobs)
@@ -211,8 +231,9 @@ def test_every_contract_is_exact(out: int, contract: str) -> None:
 @pytest.mark.parametrize("out", [1, 2])
 def test_the_oldest_gpu_and_the_older_nvrtc_give_the_same(out: int, stored: Stored) -> None:
     key = usual_of(out, stored)
-    jobs = jobs_for(key)
-    assert run(jobs, TARGETS[1])[0] == {key}
+    keys = {key, replace(key, rows=1, pairs=False)} if stored == "float16" else {key}
+    jobs = [made for one in keys for made in jobs_for(one)]
+    assert run(jobs, TARGETS[1])[0] == keys
     check(jobs)
 
 
@@ -254,7 +275,7 @@ def test_a_full_volume_has_the_bits_of_the_cpu_engine(layout: str) -> None:
     open_engine("cpu").run([twin := twin_of(made)])
     assert_same_bits(made.out, twin.out)
     # All of it in whole vectors, each written once.
-    assert counts.threads["st.v4.u32"] == made.out.size // 8
+    assert counts.threads["st.global.v4.u32"] == made.out.size // 8
     print(f"{layout}: {sum(counts.threads.values()) / made.out.size:.1f} PTX instructions a voxel")
 
 
@@ -317,11 +338,9 @@ def test_the_sign_of_a_zero_that_voxels_are_clipped_to_is_lost(
 
 
 def test_the_counts_are_those_of_the_work() -> None:
-    made = jobs_for(KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True))[
-        0
-    ]
+    made = jobs_for(usual_of(2))[0]
     _, (counts,) = run([made])
-    assert counts.threads["st.v4.u32"] == made.out.size // 8
+    assert counts.threads["st.global.v4.u32"] == made.out.size // 8
     h, w, d = made.plan.axes
     sampled = h.n_valid * w.n_valid * d.n_valid
     # Eight voxels that are sampled or lie beside one: at least a blend along H for each.
@@ -338,25 +357,25 @@ MISTAKES = {
     "a barrier for some": (
         "preprocess.cu",
         "__syncthreads();",
-        "if (thread >= 300) return; __syncthreads();",
+        "if (threadIdx.x >= 300) return; __syncthreads();",
         "divergent barrier",
     ),
     "two rows into one slot": (
         "tile.h",
-        "shared[slot_of[c] * SLOT_FLOATS",
-        "shared[slot_of[c] / 2 * SLOT_FLOATS",
+        "shared[slot_of[c] * GROUP",
+        "shared[slot_of[c] / 2 * GROUP",
         "race",
     ),
-    "one slot too few": (
+    "too few slots": (
         "tile.h",
-        "constexpr int SLOTS = 40; ",
-        "constexpr int SLOTS = 30; ",
+        "SHARED_FLOATS = ROWS * SLOT;",
+        "SHARED_FLOATS = ROWS * SLOT * 3 / 4;",
         "out of bounds",
     ),
     "one step too many along D": (
         "tile.h",
         "larger(t, d.step), d.step + d.steps - 1)",
-        "larger(t, d.step), d.step + d.steps + 40)",
+        "larger(t, d.step), d.step + d.steps + 400)",
         "out of bounds",
     ),
     "vectors where rows are not whole": (
@@ -374,23 +393,51 @@ MISTAKES = {
     "a write into the header": (
         "tile.h",
         "const unsigned int pad =",
-        "const_cast<Volume &>(volume).reserved = 1; const unsigned int pad =",
+        "const_cast<Band &>(band).count = 1; const unsigned int pad =",
         "write to read-only memory",
     ),
     "a row that is written twice": (
         "tile.h",
-        "offset_of(h.first + row,",
-        "offset_of(h.first + row / 2,",
+        "offset_of(h.first + first_row,",
+        "offset_of(h.first + first_row / 2,",
+        "race",
+    ),
+}
+#: Those in what only four rows at once do.
+MISTAKES_IN_FOUR_ROWS = {
+    "two groups in the place of one": ("tile.h", "+ group * GROUP", "+ group / 2 * GROUP", "race"),
+    "a column that is not loaded": (
+        "tile.h",
+        "if (column > last)",
+        "if (column >= last)",
+        "unwritten store",
+    ),
+    "columns beyond those that are needed": (
+        "tile.h",
+        "if (column > last)",
+        "if (column > last + 8)",
+        "out of bounds",
+    ),
+    "rows that begin between vectors": (
+        "tile.h",
+        "read_only(&band.rows[group]);",
+        "read_only(&band.rows[group]) + 1;",
+        "misaligned",
+    ),
+    "a run that is another's": (
+        "tile.h",
+        "voxel_at(run * RUN +",
+        "voxel_at(run / 2 * RUN +",
         "race",
     ),
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("name", [*MISTAKES, *MISTAKES_IN_FOUR_ROWS])
 def test_a_mistake_in_the_kernel_is_found(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file, right, wrong, kind = MISTAKES[name]
+    file, right, wrong, kind = (MISTAKES | MISTAKES_IN_FOUR_ROWS)[name]
     (tmp_path / "cuda").mkdir()
     for source in nvrtc.KERNEL_FILES:
         text = (nvrtc.kernel_folder() / source).read_text()
@@ -398,7 +445,9 @@ def test_a_mistake_in_the_kernel_is_found(
             assert text.count(right) == 1
             text = text.replace(right, wrong)
         (tmp_path / source).write_text(text)
-    key = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
+    key = usual_of(2)
+    if name in MISTAKES:
+        key = replace(key, rows=1, pairs=False)
     kernel_options(key)  # which remembers the hash of the sources as they are
     monkeypatch.setattr(nvrtc, "kernel_folder", lambda: tmp_path)
     kernel_of.cache_clear()

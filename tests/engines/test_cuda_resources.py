@@ -13,7 +13,7 @@ from cuda_host import assert_same_bits, expected, job, spec
 from host_cuda import CUDARuntimeError, DeviceArray, HostCuda, check, installed, some_jobs
 
 import ctgpu
-from ctgpu.engines import Job, batch, open_engine
+from ctgpu.engines import Job, batch, open_engine, packing
 from ctgpu.engines.cuda import CudaEngine
 from ctgpu.errors import DeviceError, UsageError
 from ctgpu.testing.voxels import random_voxels
@@ -101,7 +101,7 @@ def test_headers_are_uploaded_from_pinned_memory(host: HostCuda) -> None:
         engine.run(jobs)
         check(jobs)
         address, size = host.uploads[0]
-        assert size == batch.header_bytes([batch.Piece.of(j, 0, 56) for j in jobs])
+        assert size == packing.header_bytes([batch.Piece.of(j, 0, 56) for j in jobs])
         assert any(
             at <= address and address + size <= at + pinned
             for at, pinned in host.registered.items()

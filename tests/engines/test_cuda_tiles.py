@@ -36,21 +36,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ctgpu.engines import Job, open_engine
-from ctgpu.engines.batch import (
-    VOLUME,
-    Piece,
-    Placed,
-    Span,
-    pack,
-    plan_batches,
-    readable,
-    stored_bits,
-)
+from ctgpu.engines.batch import KernelKey, Piece, Span, plan_batches, readable
+from ctgpu.engines.packing import Placed, pack, stored_bits
 from ctgpu.spec import Dtype, Spec
 from ctgpu.testing.voxels import DTYPES, MEMORY_ORDERS, random_voxels
 from ctgpu.volume.raw import Rescale
 from ctgpu.volume.stored import Stored
 from support.compiling import REPOSITORY, compiler
+
+LIBC = ctypes.CDLL(None)
+LIBC.posix_memalign.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
 
 # The kernel is compiled for the host first.
 pytestmark = pytest.mark.slow
@@ -87,9 +82,8 @@ def run_batch(library: ctypes.CDLL, batch: Sequence[Piece], backwards: bool) -> 
         address = 0
         if voxels.size:
             span = Span.of(voxels)
-            sources.append(np.frombuffer(ctypes.string_at(span.address, span.size_bytes), np.uint8))
-            sources[-1] = sources[-1].copy()
-            address = sources[-1].ctypes.data + span.origin_bytes
+            sources.append(copied(span))
+            address = sources[-1] + span.origin_bytes
         outs.append(out)
         placed.append(Placed(piece, voxels, address, out.ctypes.data))
     size = len(pack(placed, 0)[0])
@@ -97,17 +91,20 @@ def run_batch(library: ctypes.CDLL, batch: Sequence[Piece], backwards: bool) -> 
     header, launches = pack(placed, memory.ctypes.data)
     memory[:] = header
     for launched in launches:
-        key, at = launched.key, memory.ctypes.data + launched.first * VOLUME.itemsize
-        tiles = [
-            library.ctgpu_tiles(ctypes.c_void_p(at + n * VOLUME.itemsize), key.fast, key.out)
-            for n in range(launched.count)
-        ]
-        volumes = memory[launched.first * VOLUME.itemsize :][: launched.count * VOLUME.itemsize]
-        assert volumes.view(VOLUME)["first_tile"].tolist() == np.cumsum([0, *tiles])[:-1].tolist()
-        assert launched.blocks == sum(tiles)
-        launch(library, key, at, launched.count, backwards=backwards)
+        launch(library, launched, backwards=backwards)
     for piece, out in zip(batch, outs, strict=True):
         piece.out_view()[...] = out
+    for address in sources:
+        LIBC.free(ctypes.c_void_p(address))
+
+
+def copied(span: Span) -> int:
+    """The address of a copy, aligned as device memory is, with nothing behind its last byte."""
+    held = ctypes.c_void_p()
+    assert not LIBC.posix_memalign(ctypes.byref(held), 256, span.size_bytes)
+    assert held.value is not None
+    ctypes.memmove(held.value, span.address, span.size_bytes)
+    return held.value
 
 
 def check(library: ctypes.CDLL, jobs: Sequence[Job], **options: Any) -> int:
@@ -135,6 +132,46 @@ def test_every_memory_order(emulation: ctypes.CDLL, dtype: str, order: str, layo
     check(emulation, [made])
     emulate(emulation, [again := twin_of(made)], backwards=True)
     assert_same_bits(again.out, made.out)
+
+
+#: Sources whose rows lie together: enlarged with padding; coarse and cropped; not resampled at all;
+#: steps that share columns, then ones that have more than one row to each.
+FOUR_ROWS = (
+    ((36, 29, 41), (72, 40, 88), (1.9, 1.2, 2.3)),
+    ((80, 9, 70), (33, 13, 27), (0.48, 1.7, 0.3)),
+    ((40, 40, 17), (40, 40, 17), (1.0, 1.0, 1.0)),
+    ((44, 50, 9), (200, 90, 20), (2.9, 2.7, 1.0)),
+)
+
+
+@pytest.mark.parametrize("layout", ["HWD", "DHW"])
+@pytest.mark.parametrize("dtype", ["<u1", "<i2", ">u2", "<f4", ">f8"])
+def test_four_rows_at_once(emulation: ctypes.CDLL, dtype: str, layout: str) -> None:
+    """From either end of a row, clipped in pairs where that is possible, and as it is not."""
+    for n, (source, out, spacing_mm) in enumerate(FOUR_ROWS):
+        for flipped in ((), (0,), (1, 2)):
+            voxels = random_voxels(n, source, dtype, "DWH", flipped=flipped)
+            jobs = [
+                job(voxels, spec(out, layout), spacing_mm, Rescale(1.0, -24.0, "header")),
+                job(voxels, spec(out, layout, hu_window=(-150.5, 250.0)), spacing_mm),
+                job(voxels, spec(out, layout, clip="after"), spacing_mm, Rescale(0.5, 3.0, "csv")),
+            ]
+            check(emulation, jobs)
+            assert {key.rows for key in keys_of(jobs)} == {4}
+            assert {key.pairs for key in keys_of(jobs)} == {False, dtype == "<i2"}
+            emulate(emulation, again := [twin_of(made) for made in jobs], backwards=True)
+            for made, twin in zip(jobs, again, strict=True):
+                assert_same_bits(twin.out, made.out)
+
+
+def keys_of(jobs: Sequence[Job]) -> set[KernelKey]:
+    """The kernels for jobs whose sources lie as well aligned as a device's memory."""
+    keys = set()
+    for made in jobs:
+        piece = whole(made)
+        origin = Span.of(piece.voxels).origin_bytes
+        keys |= {one.key for one in pack([Placed(piece, piece.voxels, origin, 0)], 0)[1]}
+    return keys
 
 
 @pytest.mark.parametrize("layout", ["HWD", "DHW"])
@@ -332,7 +369,7 @@ def test_no_access_beside_any_memory() -> None:
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-4000:]
-    assert ran.stdout == "24 volumes\n"
+    assert ran.stdout == "32 volumes\n"
 
 
 def sanitized(library: ctypes.CDLL) -> int:
@@ -349,6 +386,12 @@ def sanitized(library: ctypes.CDLL) -> int:
                 contract = list(CONTRACTS.values())[done % len(CONTRACTS)]
                 check(library, [job(voxels, spec(out, layout, **contract), spacing_mm)])
                 done += 1
+    for source, out, spacing_mm in FOUR_ROWS:
+        for layout in ("HWD", "DHW"):
+            dtype, flipped = ("<i2", ">f4", "<u1", "<f8")[done % 4], (done % 3,)
+            voxels = random_voxels(done, source, dtype, "DWH", flipped=flipped)
+            check(library, [job(voxels, spec(out, layout), spacing_mm)])
+            done += 1
     return done
 
 

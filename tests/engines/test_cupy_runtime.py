@@ -205,6 +205,21 @@ def test_the_driver_itself_is_asked_which_cuda_it_supports(
         assert not cupy_runtime.has_context(0)
 
 
+@pytest.mark.parametrize("chosen", ["GPU-5d5ba0d6", "MIG-1c0f9f28-0c1c-5f8d", "3"])
+def test_ordinals_are_those_of_what_the_process_can_see(
+    monkeypatch: pytest.MonkeyPatch, chosen: str
+) -> None:
+    """However that was chosen, the driver is asked which device an ordinal is."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", chosen)
+    driver = types.SimpleNamespace(
+        cuDeviceGet=lambda to, ordinal: 101 if ordinal.value else _write(to, 7),
+        cuDevicePrimaryCtxGetState=lambda device, flags, to: _write(to, device.value == 7),
+    )
+    monkeypatch.setattr(cupy_runtime.ctypes, "CDLL", lambda name: driver)
+    assert cupy_runtime.has_context(0)
+    assert not cupy_runtime.has_context(1)
+
+
 def _write(reference: Any, value: int) -> int:
     reference._obj.value = value
     return 0

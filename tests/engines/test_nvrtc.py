@@ -31,7 +31,9 @@ from ctgpu.volume.stored import Stored
 from support.nvrtc import CUPY_OPTIONS, Nvrtc
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
-USUAL = KernelKey("i2", swap=False, fast=0, out=2, rescales=False, clips_before=True)
+USUAL = KernelKey(
+    "i2", swap=False, fast=0, out=2, rescales=False, clips_before=True, rows=4, pairs=True
+)
 
 
 @pytest.fixture(scope="session", params=["12", "13"])
@@ -41,7 +43,7 @@ def nvrtc(request: pytest.FixtureRequest) -> Nvrtc:
 
 def all_kernels() -> list[KernelKey]:
     """Every voxel type, every pair of axes and every type of the output at least once, with both
-    values of each flag."""
+    values of each flag; contiguous along H, every other in four rows."""
     dtypes = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
     axes = list(itertools.product((0, 1, 2), (1, 2)))
     return [
@@ -53,6 +55,7 @@ def all_kernels() -> list[KernelKey]:
             rescales=n % 3 > 0,
             clips_before=n % 5 > 0,
             stored=get_args(Stored)[n % 7 % 6],
+            rows=4 if fast == 0 and n % 4 < 2 else 1,
         )
         for n, (dtype, (fast, out)) in enumerate(
             zip(dtypes * 2, itertools.islice(itertools.cycle(axes), 2 * len(dtypes)), strict=True)
@@ -69,6 +72,16 @@ def test_nvrtc_compiles_for_every_architecture(
     options = kernel_options(replace(USUAL, stored=stored))
     ptx = nvrtc.compile(kernel_source(), (f"-arch=compute_{architecture}", *options, *CUPY_OPTIONS))
     assert f".entry {KERNEL_NAME}" in ptx
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_nvrtc_compiles_the_usual_kernel_without_spills(nvrtc: Nvrtc, architecture: int) -> None:
+    options = (*kernel_options(USUAL), *CUPY_OPTIONS, "--ptxas-options=-v")
+    compiled = (f"-arch=sm_{architecture}", *options)
+    log = nvrtc.build(kernel_source(), compiled).log
+    assert "warning" not in log
+    assert " 0 bytes spill stores, 0 bytes spill loads" in log
 
 
 @pytest.mark.slow

@@ -73,6 +73,12 @@ def test_what_is_no_name_is_refused_with_those_that_are(device: str) -> None:
         open_engine(device)
 
 
+@pytest.mark.parametrize("uuid", ["GPU-5d5ba0d6", "MIG-1c0f9f28-0c1c-5f8d"])
+def test_a_gpu_or_a_slice_of_one_is_chosen_by_its_uuid_in_the_environment(uuid: str) -> None:
+    with pytest.raises(UsageError, match=f"CUDA_VISIBLE_DEVICES={uuid} in the env.* cuda:0$"):
+        open_engine(f"cuda:{uuid}")
+
+
 @pytest.mark.parametrize("device", [None, 0, b"cpu"])
 def test_what_is_no_text_is_refused_too(device: Any) -> None:
     for ask in (open_engine, arithmetic_of):

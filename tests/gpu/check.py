@@ -36,7 +36,7 @@ DEFAULT_LIMIT_S = 560.0
 #: Under a sanitizer everything takes many times as long: one test for each way through a kernel.
 SANITIZED = (
     "every_memory_order or every_type_of_the_output or shapes_that_leave_a_rest "
-    "or batch_of_everything or (page_says and float16 and rice)"
+    "or batch_of_everything or four_rows_at_once or (page_says and float16 and rice)"
 )
 #: With these words ncu says that it cannot work on this machine, whatever it was asked.
 PROFILER_REFUSES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from ctgpu.engines import Job
-from ctgpu.engines.batch import THREADS, KernelKey, Piece, Placed, Span, header_bytes, pack
+from ctgpu.engines.batch import THREADS, KernelKey, Piece, Span
+from ctgpu.engines.packing import Placed, header_bytes, pack
 from ctgpu.spec import Layout, Spec
 from ctgpu.volume.geometry import plan_volume
 from ctgpu.volume.raw import Rescale
@@ -96,8 +98,10 @@ def run_on_cpu(ptx: str, key: KernelKey) -> tuple[Counts, int]:
     source_shape = [round(n * r) for n, r in zip(shape_hwd, ratios, strict=True)]
     small = Spec(target_spacing_mm=(1, 1, 1), shape_hwd=shape_hwd, layout=_LAYOUTS[key.out])
     slow_to_fast = [*(axis for axis in (2, 1, 0) if axis != key.fast), key.fast]
-    stored = np.zeros([source_shape[axis] for axis in slow_to_fast], key.voxel)
-    voxels = stored.transpose(np.argsort(slow_to_fast))
+    shape = [source_shape[axis] for axis in slow_to_fast]
+    # One voxel more in each line, where four rows are not to lie together.
+    stored = np.zeros([*shape[:2], shape[2] + (key.rows == 1)], key.voxel)
+    voxels = stored[..., : shape[2]].transpose(np.argsort(slow_to_fast))
     spacing_mm = tuple((n + 0.5) / s for n, s in zip(shape_hwd, source_shape, strict=True))
     plan = plan_volume(voxels.shape, spacing_mm, small)  # type: ignore[arg-type]
     out = np.empty(small.stored_shape, np.float16)
@@ -106,14 +110,12 @@ def run_on_cpu(ptx: str, key: KernelKey) -> tuple[Counts, int]:
     header = np.empty(header_bytes([piece]), np.uint8)
     placed = Placed(piece, voxels, span.address + span.origin_bytes, out.ctypes.data)
     packed, (launch,) = pack([placed], header.ctypes.data)
+    assert launch.key.rows == key.rows
     header[:] = packed
     counts = Kernel(ptx).launch(
-        launch.blocks,
-        THREADS,
-        [np.uint64(header.ctypes.data), np.int32(1)],
-        [Buffer(header), Buffer(stored), Buffer(out)],
+        launch.grid, THREADS, [launch.batch], [Buffer(header), Buffer(stored), Buffer(out)]
     )
-    return counts, launch.blocks
+    return counts, math.prod(launch.grid)
 
 
 def passes_of(counts: Counts, opcode: str) -> float:

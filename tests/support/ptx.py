@@ -227,19 +227,22 @@ class Kernel:
         """
         grid, block = _three(blocks), _three(threads)
         self._check(grid, block, arguments)
-        buffers = [*memory, *self._variables.values()]
+        passed = {
+            name: Buffer(_aligned(_bytes_of(argument)), writable=False, name="the arguments")
+            for name, argument in zip(self.entry.parameters, arguments, strict=True)
+        }
+        buffers = [*memory, *self._variables.values(), *passed.values()]
         shared = [
             (offset, shared_bytes if size is None else size)
             for offset, size in self._program.shared.values()
         ]
-        values = dict(zip(self.entry.parameters, map(_bytes_of, arguments), strict=True))
         sizes = {
             f"{name}.{axis}": size
             for name, all_axes in (("ntid", block), ("nctaid", grid))
             for axis, size in zip("xyz", all_axes, strict=True)
         }
         presets = [
-            self._preset(r, given, values, sizes) for r, given in self._program.given.items()
+            self._preset(r, given, passed, sizes) for r, given in self._program.given.items()
         ]
         counts = np.zeros((3, len(self._program.operations)), np.uint64)
         held = (  # what the addresses below point at
@@ -287,13 +290,15 @@ class Kernel:
             raise ValueError(f"arguments of {sizes} bytes where {self.entry.name} takes {wanted}")
 
     def _preset(
-        self, register: int, given: Given, values: dict[str, bytes], sizes: dict[str, int]
+        self, register: int, given: Given, passed: dict[str, Buffer], sizes: dict[str, int]
     ) -> _Preset:
         if given.kind == "special":
             return _Preset(register, given.value, 0)
         if given.kind == "parameter":
-            part = values[given.name][given.offset :][: given.size_bytes]
-            return _Preset(register, 0, int.from_bytes(part, "little"))
+            part = passed[given.name].array[given.offset :][: given.size_bytes]
+            return _Preset(register, 0, int.from_bytes(part.tobytes(), "little"))
+        if given.kind == "argument":
+            return _Preset(register, 0, passed[given.name].address)
         if given.kind == "variable":
             if given.name not in self._variables:
                 raise PtxError(f"the variable {given.name} has no size")
@@ -340,13 +345,17 @@ def _bytes_of(argument: Any) -> bytes:
     return np.asarray(argument).tobytes()
 
 
+def _aligned(data: bytes) -> npt.NDArray[np.uint8]:
+    """What lies at a multiple of its alignment, whatever memory NumPy gives."""
+    memory = np.zeros(len(data) + 256, np.uint8)
+    array = memory[-memory.ctypes.data % 256 :][: len(data)]
+    array[:] = np.frombuffer(data, np.uint8)
+    return array
+
+
 def _buffer_of(variable: Variable) -> Buffer:
     initial = variable.initial or bytes(variable.size_bytes or 0)
-    # What lies at a multiple of its alignment, whatever memory NumPy gives.
-    memory = np.zeros(len(initial) + 256, np.uint8)
-    array = memory[-memory.ctypes.data % 256 :][: len(initial)]
-    array[:] = np.frombuffer(initial, np.uint8)
-    return Buffer(array, variable.space == "global", name=variable.name)
+    return Buffer(_aligned(initial), variable.space == "global", name=variable.name)
 
 
 def _place(address: int, buffers: Sequence[Buffer]) -> str:

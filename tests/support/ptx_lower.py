@@ -155,6 +155,8 @@ class _Lowering:
             return self._number(self._local[name])
         if name in self._entry.variables:
             return self._given_register(Given("variable", name=name))
+        if name in self._entry.parameters:
+            return self._given_register(Given("argument", name=name))
         raise self._unknown(f"{name} is not declared")
 
     # ---- Operations ----------------------------------------------------------------------------
@@ -197,7 +199,9 @@ class _Lowering:
 
     @staticmethod
     def _suffix(kind: str) -> str:
-        """How the machine's table ends its names: ``.s``, ``.u``, ``.b`` or a float type."""
+        """How the machine's table ends its names: ``.s``, ``.u``, ``.b``, a float type, a pair."""
+        if kind.endswith("x2"):
+            return f".{kind}"
         return ".b" if kind == "pred" else f".{kind}" if kind[0] == "f" else f".{kind[0]}"
 
     def _compute(
@@ -395,8 +399,10 @@ class _Lowering:
         bits = width_of(kind)
         assert isinstance(address, Address)
         if space == "param":
-            self._load_parameters(address, names, bits)
-            return
+            if address.base not in self._entry.registers:
+                self._load_parameters(address, names, bits)
+                return
+            space = "generic"  # arguments are memory where something takes their address
         held = [self._entry.registers[str(name)] for name in names if name != "_"]
         if len(names) != count or len(set(held)) > 1:
             raise self._unknown("its registers are not those of one vector")

@@ -12,8 +12,9 @@ class Given:
     """What a register holds before the kernel starts.
 
     `kind` is ``number`` (`value`), ``special`` (`value` of ``_SPECIAL``), ``size`` (of the launch:
-    `name` is ``ntid.x`` or so), ``parameter`` (`name`, `offset` and `size_bytes`) or ``variable``
-    (the address of the module's variable `name`, for a generic or a global access).
+    `name` is ``ntid.x`` or so), ``parameter`` (`name`, `offset` and `size_bytes`), ``argument``
+    (the address of the parameter `name`) or ``variable`` (that of the module's variable `name`, for
+    a generic or a global access).
     """
 
     kind: str

@@ -140,6 +140,13 @@ def test_integer_arithmetic(name: str, kind: str) -> None:
     same(got, exactly(INTEGERS[name], kind)(*values))
 
 
+@pytest.mark.parametrize("name", ["min", "max"])
+def test_arithmetic_of_pairs(name: str) -> None:
+    got, values = compute(f"{name}.s16x2 {{d}}, {{a}}, {{b}};", "u32", ("u32", "u32"))
+    a, b, got = (np.ascontiguousarray(value).view("i2") for value in (*values, got))
+    same(got, {"min": np.minimum, "max": np.maximum}[name](a, b))
+
+
 @pytest.mark.parametrize("kind", ["s16", "u16", "s32", "u32"])
 def test_multiplication_to_twice_the_width_and_to_the_high_half(kind: str) -> None:
     bits = TYPES[kind].itemsize * 8

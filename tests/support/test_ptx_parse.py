@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from support.ptx import Buffer, Kernel, PtxError, UnknownInstructionError
+from support.ptx import Buffer, Kernel, KernelFault, PtxError, UnknownInstructionError
 from support.ptx_parse import Address, Immediate, parse
 from support.running import assembled, run_ptx
 
@@ -133,6 +133,24 @@ def test_parameters_that_are_structures_are_read_in_parts() -> None:
     packed["to"], packed["b"], packed["c"] = out.address, -3, [5, 6]
     Kernel(ptx).launch(1, 1, [packed[0]], [out])
     assert out.array[[0, 2, 3]].tolist() == [-3, 5, 6]
+
+
+def test_parameters_are_memory_where_their_address_is_taken() -> None:
+    """As a structure's array is that is read at a place which is computed."""
+    ptx = """
+.visible .entry kernel(.param .align 8 .b8 p[24])
+{ .reg .b64 %rd<6>; .reg .b32 %r<4>;
+  ld.param.u64 %rd1, [p]; mov.u32 %r1, %tid.x; mul.wide.u32 %rd2, %r1, 4;
+  mov.b64 %rd3, p; add.s64 %rd4, %rd3, %rd2; add.s64 %rd5, %rd1, %rd2;
+  ld.param.u32 %r2, [%rd4+8]; st.global.u32 [%rd5], %r2; ret; }
+"""
+    out = Buffer.blank(5, np.int32)
+    packed = np.zeros(1, [("to", "u8"), ("table", "i4", 4)])
+    packed["to"], packed["table"] = out.address, [5, 6, 7, 8]
+    Kernel(ptx).launch(1, 4, [packed], [out])
+    assert out.array[:4].tolist() == [5, 6, 7, 8]
+    with pytest.raises(KernelFault, match=r"out of bounds: .* after the end of the arguments"):
+        Kernel(ptx).launch(1, 5, [packed], [out])
 
 
 @pytest.mark.parametrize(

@@ -264,6 +264,24 @@ void add_integers(Table &table, const std::string &type) {
     table["cvt.rn.f64" + type] = CTGPU_COMPUTE(bits_of(op, static_cast<double>(From{}(op, a))));
 }
 
+// Two signed 16-bit numbers in a register of 32 bits.
+template <class F>
+Handler each_of_pair(F) {
+    return computed([](Op, u64 a, u64 b) {
+        u64 result = 0;
+        for (int at = 0; at < 32; at += 16) {
+            const i64 x = extended<true>(16, a >> at), y = extended<true>(16, b >> at);
+            result |= (static_cast<u64>(F{}(x, y)) & 0xffffu) << at;
+        }
+        return result;
+    });
+}
+
+inline void add_pairs(Table &table) {
+    table["min.s16x2"] = each_of_pair([](i64 x, i64 y) { return std::min(x, y); });
+    table["max.s16x2"] = each_of_pair([](i64 x, i64 y) { return std::max(x, y); });
+}
+
 inline void add_bits(Table &table) {
     // A bit of a known 0 makes an `and` known, of a known 1 an `or`.
     table["and.b"] =

@@ -26,6 +26,7 @@ const std::vector<Named> &handlers() {
         add_integers<true>(table, ".s");
         add_integers<false>(table, ".u");
         add_bits(table);
+        add_pairs(table);
         add_reals<float>(table, ".f32");
         add_reals<double>(table, ".f64");
         add_conversions(table);
