@@ -12,28 +12,44 @@ namespace {
 
 constexpr int MOST_SAMPLES = 16, SAMPLE_ROWS = 64;
 
-// Rows of some tiles, spread through the volume, as a stream encodes them.
+// Rows of some tiles, spread through the volume, as a stream encodes them.  Copied once, for they
+// are tried many times, and where lanes do not adjoin each reading turns them.
 class Samples {
   public:
     Samples(const Variant &variant, const Volume &volume)
-        : variant_(variant), volume_(volume),
+        : variant_(variant),
           rows_(static_cast<int>(std::min<std::ptrdiff_t>(SAMPLE_ROWS, volume.shape[1]))),
-          reader_(variant, volume, rows_), space_(rows_),
-          out_(static_cast<std::size_t>(PLANES) * rows_ * LANES * volume.voxel_bytes) {}
-
-    // Calls work(shape, source) for each.
-    template <class Work>
-    void each(const Work &work) {
-        const std::ptrdiff_t across = tiles_along(volume_.shape[2], LANES);
-        const std::ptrdiff_t tiles = tiles_along(volume_.shape[0], PLANES) * across;
+          row_bytes_(LANES * volume.voxel_bytes), space_(rows_),
+          out_(static_cast<std::size_t>(PLANES) * rows_ * row_bytes_) {
+        const std::ptrdiff_t across = tiles_along(volume.shape[2], LANES);
+        const std::ptrdiff_t tiles = tiles_along(volume.shape[0], PLANES) * across;
         const std::ptrdiff_t count = std::min<std::ptrdiff_t>(tiles, MOST_SAMPLES);
-        const std::ptrdiff_t rows_left = volume_.shape[1] - rows_;
+        const std::ptrdiff_t rows_left = volume.shape[1] - rows_;
+        voxels_.resize(static_cast<std::size_t>(count) * out_.size());
+        TileReader reader(variant, volume, rows_);
         for (std::ptrdiff_t n = 0; n < count; ++n) {
             const std::ptrdiff_t tile = (2 * n + 1) * tiles / (2 * count);
             // Steps of three eighths, that come past every height.
             const std::ptrdiff_t row = (3 * n + 4) % 8 * rows_left / 7;
-            reader_.read({tile / across * PLANES, row, tile % across * LANES}, rows_, 1);
-            work(reader_.shape(0), reader_.source(0));
+            reader.read({tile / across * PLANES, row, tile % across * LANES}, rows_, 1);
+            shapes_.push_back(reader.shape(0));
+            const Source from = reader.source(0);
+            for (int p = 0; p < shapes_.back().planes; ++p)
+                for (int r = 0; r < rows_; ++r)
+                    std::memcpy(voxels_.data() + n * out_.size() + (p * rows_ + r) * row_bytes_,
+                                static_cast<const char *>(from.voxels) + p * from.plane_stride +
+                                    r * from.row_stride,
+                                static_cast<std::size_t>(row_bytes_));
+        }
+    }
+
+    // Calls work(shape, source) for each.
+    template <class Work>
+    void each(const Work &work) {
+        const std::uint8_t *voxels = voxels_.data();
+        for (const TileShape &shape : shapes_) {
+            work(shape, Source{voxels, rows_ * row_bytes_, row_bytes_});
+            voxels += out_.size();
         }
     }
 
@@ -75,11 +91,11 @@ class Samples {
 
   private:
     const Variant &variant_;
-    const Volume &volume_;
     const int rows_;
-    TileReader reader_;
+    const std::ptrdiff_t row_bytes_;
     Workspace space_;
-    std::vector<std::uint8_t> out_;
+    std::vector<std::uint8_t> out_, voxels_;
+    std::vector<TileShape> shapes_;
 };
 
 // The weights of least squares, of Gauss's elimination; 0 where nothing tells them.

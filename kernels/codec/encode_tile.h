@@ -110,8 +110,11 @@ bool walk(const Stream &stream, const TileShape &shape, const Source &source, Wo
             const Row b = Row::load(k);
             const Numbers numbers = split(reinterpret_cast<const Voxel *>(at), impossible);
             numbers.k.store(k);
-            work(numbers, Neighbours{a, b, c, r == 1 ? a : e}, p, r);
-            e = a;
+            work(numbers, Neighbours{a, b, c, e}, p, r);
+            if (r == 0)
+                e = numbers.k;
+            else
+                e = a;
             a = numbers.k;
             c = b;
         }
@@ -146,14 +149,8 @@ class Prediction {
 
 // ---- coding -------------------------------------------------------------------------------------
 
-// A code of Rice, and what is left of z above its bits.
-struct Rice {
-    int code;
-    Row quotients;
-};
-
-// That of fewest bits, of two the smaller, for a z that is not all 0.
-inline Rice rice(Row z, unsigned total, int lanes) {
+// The code of fewest bits, of two the smaller, for a z of that total.
+inline int rice(const Row &z, unsigned total, int lanes) {
     const auto most = static_cast<unsigned>(QUOTIENT_BITS - lanes);
     // The least that can fit: a shift takes less than 1 from each lane, beside the halving.
     const int halvings = std::max(bit_length(total) - 6, 0);
@@ -161,12 +158,14 @@ inline Rice rice(Row z, unsigned total, int lanes) {
     Row quotients = shifted_right(z, width);
     if (lanes == LANES && width + 2 < RICE_WIDE) {
         // At most 57 and 28 of these are left, so that two sums fit one.  One bit more costs as
-        // many bits as there are lanes, which is more than it can save of quotients that fit.
+        // many bits as there are lanes, which is more than it can save of quotients that fit.  No
+        // branches, for no processor could foresee them.
         const unsigned sums = sum(quotients + shifted_left<8>(shifted_right<1>(quotients)));
-        const bool first = (sums & 255) > most, second = first && sums >> 8 > most;
-        width += first + second;
-        return {width, shifted_right(z, width)};
+        width += ((sums & 255) > most) + (sums >> 8 > most);
+        return total == 0 ? RICE_ZERO : width;
     }
+    if (total == 0)
+        return RICE_ZERO;
     unsigned now = sum(quotients);
     for (; now > most && width < RICE_WIDE; now = sum(quotients)) {
         ++width;
@@ -184,7 +183,7 @@ inline Rice rice(Row z, unsigned total, int lanes) {
     }
     const bool wide =
         width >= RICE_WIDE || lanes * (width + 1) + static_cast<int>(now) > 16 * lanes;
-    return {wide ? RICE_WIDE : width, quotients};
+    return wide ? RICE_WIDE : width;
 }
 
 // Bits that are put one after the other.
@@ -213,7 +212,7 @@ class BitWriter {
     }
 
   private:
-    std::uint8_t *const begin_, *at_;
+    std::uint8_t *begin_, *at_;
     std::uint64_t word_ = 0;
     int used_ = 0;
 };
@@ -230,51 +229,90 @@ Parts store_raw(const TileShape &shape, const Source &source, int voxel_bytes, s
     return {static_cast<std::uint32_t>(to - out), 0, 0, 1};
 }
 
+// Codes the residuals of a tile, several groups at a time: a step of one waits for the one before,
+// and a processor then has others to go on with.
+template <Coding coding>
+class Residuals {
+  public:
+    Residuals(Workspace &space, int lanes)
+        : lanes_(lanes), codes_(space.codes.data()), packed_(space.packed.data()),
+          quotients_(space.quotients.data()) {}
+
+    void add(const Row &z) {
+        z.store(z_[count_]);
+        measures_[count_] = coding == Coding::pack ? any_bits(z) : sum(z);
+        if (++count_ == TOGETHER)
+            write();
+    }
+
+    // After the last of them: bytes of packed bits, and of quotients.
+    std::array<std::uint32_t, 2> finish(const Workspace &space) {
+        write();
+        *codes_ = 0;
+        return {static_cast<std::uint32_t>(packed_ - space.packed.data()), quotients_.finish()};
+    }
+
+  private:
+    static constexpr int TOGETHER = 8;
+
+    void write() {
+        int codes[TOGETHER];
+        for (int n = 0; n < count_; ++n)
+            codes[n] = coding == Coding::pack ? std::min(bit_length(measures_[n]), PACK_WIDE)
+                                              : rice(Row::load(z_[n]), measures_[n], lanes_);
+        std::uint8_t *packed = packed_;
+        BitWriter quotients = quotients_;
+        for (int n = 0; n < count_; ++n) {
+            const int code = codes[n];
+            codes_[n] = static_cast<std::uint8_t>(code);
+            if (coding == Coding::rice && code == RICE_ZERO)
+                continue;
+            const Row z = Row::load(z_[n]);
+            const int width = code < (coding == Coding::pack ? PACK_WIDE : RICE_WIDE) ? code : 16;
+            if (width > 0)
+                pack(z, width, packed);
+            packed += (lanes_ * width + 7) / 8;
+            if (coding == Coding::rice && code < RICE_WIDE) {
+                const std::uint64_t word = quotient_word(shifted_right(z, code), lanes_);
+                quotients.put(word, 64 - __builtin_clzll(word));
+            }
+        }
+        codes_ += count_;
+        packed_ = packed;
+        quotients_ = quotients;
+        count_ = 0;
+    }
+
+    const int lanes_;
+    std::uint8_t *codes_, *packed_;
+    BitWriter quotients_;
+    int count_ = 0;
+    unsigned measures_[TOGETHER];
+    alignas(64) std::uint16_t z_[TOGETHER][LANES];
+};
+
 template <Kind kind, Coding coding>
 Parts encode(const Stream &stream, const TileShape &shape, const Source &source, Workspace &space,
              std::uint8_t *out) {
     const Prediction predict(stream);
     const Row lanes = Row::first_lanes(shape.lanes);
-    std::uint8_t *packed = space.packed.data();
-    BitWriter quotients(space.quotients.data()), significands(space.significands.data());
-    std::uint8_t *const codes = space.codes.data();
-    std::size_t group = 0;
-    const auto put_packed = [&](const Row &z, int width) {
-        if (width > 0)
-            pack(z, width, packed);
-        packed += (shape.lanes * width + 7) / 8;
-    };
+    Residuals<coding> residuals(space, shape.lanes);
+    BitWriter significands(space.significands.data());
     const auto put = [&](const Numbers &numbers, const Neighbours &neighbours, int plane, int row) {
-        const Row z = zigzag(numbers.k - predict(neighbours, plane, row)) & lanes;
-        if constexpr (coding == Coding::pack) {
-            const int code = std::min(bit_length(any_bits(z)), PACK_WIDE);
-            codes[group++] = static_cast<std::uint8_t>(code);
-            put_packed(z, code < PACK_WIDE ? code : 16);
-        } else if (const unsigned total = sum(z); total == 0) {
-            codes[group++] = RICE_ZERO;
-        } else {
-            const Rice chosen = rice(z, total, shape.lanes);
-            codes[group++] = static_cast<std::uint8_t>(chosen.code);
-            put_packed(z, chosen.code < RICE_WIDE ? chosen.code : 16);
-            if (chosen.code < RICE_WIDE) {
-                const std::uint64_t word = quotient_word(chosen.quotients, shape.lanes);
-                quotients.put(word, 64 - __builtin_clzll(word));
-            }
-        }
+        residuals.add(zigzag(numbers.k - predict(neighbours, plane, row)) & lanes);
         if constexpr (has_significand_bits(kind))
             extract(numbers.low, numbers.mask & lanes,
                     [&](std::uint64_t bits, int count) { significands.put(bits, count); });
     };
     const bool possible = walk<kind>(stream, shape, source, space, put);
     const std::size_t raw_bytes = shape.voxels() * static_cast<std::size_t>(voxel_bytes(kind));
-    const auto packed_bytes = static_cast<std::uint32_t>(packed - space.packed.data());
-    const std::uint32_t quotient_bytes = quotients.finish(),
-                        significand_bytes = significands.finish();
+    const auto [packed_bytes, quotient_bytes] = residuals.finish(space);
+    const std::uint32_t significand_bytes = significands.finish();
     const std::size_t size =
         shape.code_bytes() + packed_bytes + quotient_bytes + std::size_t{significand_bytes};
     if (!possible || size > raw_bytes)
         return store_raw(shape, source, voxel_bytes(kind), out);
-    codes[group] = 0;
+    const std::uint8_t *const codes = space.codes.data();
     for (std::size_t n = 0; n < shape.code_bytes(); ++n)
         *out++ = static_cast<std::uint8_t>(codes[2 * n] | codes[2 * n + 1] << 4);
     std::memcpy(out, space.packed.data(), packed_bytes);

@@ -169,50 +169,57 @@ inline unsigned sum(Row a) {
 
 // For the first lanes: so many zeros and a one, from the lowest bit on.  They fit 64 bits.
 inline std::uint64_t quotient_word(Row quotients, int lanes) {
-    // Where their ones lie: sums of what is before, in halves of 16.
-    __m256i at = _mm256_permute4x64_epi64(_mm256_packus_epi16(quotients.low, quotients.high), 0xD8);
-    at = _mm256_add_epi8(at, _mm256_set1_epi8(1));
-    at = _mm256_add_epi8(at, _mm256_slli_si256(at, 1));
-    at = _mm256_add_epi8(at, _mm256_slli_si256(at, 2));
-    at = _mm256_add_epi8(at, _mm256_slli_si256(at, 4));
-    at = _mm256_add_epi8(at, _mm256_slli_si256(at, 8));
-    const __m128i half = _mm_shuffle_epi8(_mm256_castsi256_si128(at), _mm_set1_epi8(15));
-    at = _mm256_add_epi8(at, _mm256_inserti128_si256(_mm256_setzero_si256(), half, 1));
-    alignas(32) std::uint8_t ends[LANES];
-    _mm256_store_si256(reinterpret_cast<__m256i *>(ends), at);
-    const __m256i one = _mm256_set1_epi64x(1);
+    // Of eight lanes in 64 bits: behind where their ones lie, by sums of what is before.
+    __m256i ends =
+        _mm256_permute4x64_epi64(_mm256_packus_epi16(quotients.low, quotients.high), 0xD8);
+    ends = _mm256_add_epi8(ends, _mm256_set1_epi8(1));
+    ends = _mm256_add_epi8(ends, _mm256_slli_epi64(ends, 8));
+    ends = _mm256_add_epi8(ends, _mm256_slli_epi64(ends, 16));
+    ends = _mm256_add_epi8(ends, _mm256_slli_epi64(ends, 32));
+    // A lane that is not among the first is shifted out of the word.
+    const __m256i counted =
+        _mm256_setr_epi8(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+                         22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32);
+    const __m256i unused = _mm256_cmpgt_epi8(counted, _mm256_set1_epi8(static_cast<char>(lanes)));
+    const __m256i at = _mm256_or_si256(_mm256_sub_epi8(ends, _mm256_set1_epi8(1)), unused);
     __m256i word = _mm256_setzero_si256();
-    for (int n = 0; n < LANES; n += 4) {
-        std::uint32_t four;
-        std::memcpy(&four, ends + n, sizeof four);
+    for (int byte = 0; byte < 8; ++byte) {
         const __m256i shifts =
-            _mm256_sub_epi64(_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(static_cast<int>(four))), one);
-        word = _mm256_or_si256(word, _mm256_sllv_epi64(one, shifts));
+            _mm256_and_si256(_mm256_srli_epi64(at, 8 * byte), _mm256_set1_epi64x(0xFF));
+        word = _mm256_or_si256(word, _mm256_sllv_epi64(_mm256_set1_epi64x(1), shifts));
     }
+    // Each eight begin where those before end.
+    const __m256i bits = _mm256_srli_epi64(ends, 56);
+    const __m256i pairs = _mm256_add_epi64(bits, _mm256_shuffle_epi32(bits, 0x4E));
+    const __m256i before =
+        _mm256_add_epi64(_mm256_slli_si256(bits, 8), _mm256_permute2x128_si256(pairs, pairs, 0x08));
+    word = _mm256_sllv_epi64(word, before);
     const __m128i two =
         _mm_or_si128(_mm256_castsi256_si128(word), _mm256_extracti128_si256(word, 1));
-    const auto bits = static_cast<std::uint64_t>(
+    return static_cast<std::uint64_t>(
         _mm_cvtsi128_si64(_mm_or_si128(two, _mm_unpackhi_epi64(two, two))));
-    return _bzhi_u64(bits, ends[lanes - 1]);
 }
 
 // The low `width` bits of each lane, 1 to 16, one after the other; writes PACK_BYTES.
 inline void pack(Row z, int width, std::uint8_t *out) {
     if (width == 16) {
-        std::memcpy(out, &z, sizeof z);
+        const auto to = reinterpret_cast<__m256i *>(out);
+        _mm256_storeu_si256(to, z.low);
+        _mm256_storeu_si256(to + 1, z.high);
         return;
     }
     // Two lanes, four, and then eight, which are whole bytes.
     const __m256i mask = _mm256_set1_epi16(static_cast<short>((1 << width) - 1));
     const __m256i apart = _mm256_set1_epi32(1 | 1 << (16 + width));
-    const __m128i of_two = _mm_cvtsi32_si128(2 * width);
-    const __m256i to_left = _mm256_setr_epi64x(4 * width, 64, 4 * width, 64);
-    const __m256i to_right = _mm256_setr_epi64x(0, 64 - 4 * width, 0, 64 - 4 * width);
+    // The lower of two goes up to the upper, and both down again.
+    const __m256i gap = _mm256_set1_epi64x(32 - 2 * width);
+    const __m256i up = _mm256_set1_epi64x(4 * width), down = _mm256_set1_epi64x(64 - 4 * width);
+    const __m256i to_left = _mm256_or_si256(up, _mm256_setr_epi64x(0, 64, 0, 64));
+    const __m256i to_right = _mm256_and_si256(down, _mm256_setr_epi64x(0, -1, 0, -1));
     std::uint8_t *at = out;
     for (const __m256i half : {z.low, z.high}) {
         const __m256i two = _mm256_madd_epi16(_mm256_and_si256(half, mask), apart);
-        const __m256i four = _mm256_or_si256(_mm256_and_si256(two, _mm256_set1_epi64x(0xFFFFFFFF)),
-                                             _mm256_sll_epi64(_mm256_srli_epi64(two, 32), of_two));
+        const __m256i four = _mm256_srlv_epi64(_mm256_sllv_epi32(two, gap), gap);
         const __m256i eight =
             _mm256_or_si256(_mm256_sllv_epi64(_mm256_shuffle_epi32(four, 0x4E), to_left),
                             _mm256_srlv_epi64(four, to_right));
@@ -231,8 +238,12 @@ void extract(Row low, Row mask, const Take &take) {
     if (_mm256_testz_si256(some, some))
         return;
     alignas(32) std::uint64_t values[8], masks[8];
-    std::memcpy(values, &low, sizeof values);
-    std::memcpy(masks, &mask, sizeof masks);
+    const auto store = [](std::uint64_t *to, Row row) {
+        _mm256_store_si256(reinterpret_cast<__m256i *>(to), row.low);
+        _mm256_store_si256(reinterpret_cast<__m256i *>(to + 4), row.high);
+    };
+    store(values, low);
+    store(masks, mask);
     for (int n = 0; n < 8; ++n)
         take(_pext_u64(values[n], masks[n]), static_cast<int>(_mm_popcnt_u64(masks[n])));
 }
