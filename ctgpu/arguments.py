@@ -23,6 +23,9 @@ MOST_WORKERS = 1024
 #: What a size in bytes, or a seed, is counted up to.
 MOST_INT64 = 2**63 - 1
 
+#: What an option is about: the groups of ``--help``.
+Group = Literal["what", "where", "contract", "machine", "again"]
+
 _LONGEST = 60
 _T = TypeVar("_T")
 
@@ -62,6 +65,8 @@ class Option:
         where plans do not record it at all.
     none : str or None
         The word that stands for None, where that is a value.
+    group : str
+        What it is about.
     """
 
     help: str
@@ -73,6 +78,7 @@ class Option:
     most: int = MOST
     selects: Any = UNSAID
     none: str | None = None
+    group: Group = "what"
 
 
 def option(default: Any = None, **how: Any) -> Any:

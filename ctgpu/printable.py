@@ -1,4 +1,4 @@
-"""Text from outside, made safe to show: file names, reports, headers, and messages that quote them.
+"""Text that is shown: from outside made safe (file names, reports, headers), and numbers in words.
 
 A terminal obeys control characters, and a reader of logs believes that a line is one event.  So
 whatever is shown goes through here on its way out, in the sinks (:mod:`ctgpu.cli.terminal`), and no
@@ -40,6 +40,26 @@ def printable_lines(text: object, indent: str = "") -> str:
     """
     lines = str(text).replace("\r\n", "\n").split("\n")
     return "\n".join(indent + printable(line) for line in lines)
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number of things in words.
+
+    Parameters
+    ----------
+    number : int
+        How many.
+    one : str
+        What one of them is called.
+    many : str, optional
+        What others are called; by default `one` with an s.
+
+    Examples
+    --------
+    >>> counted(1, "shard"), counted(0, "shard"), counted(2, "axis", "axes")
+    ('1 shard', '0 shards', '2 axes')
+    """
+    return f"{number} {one if number == 1 else many or f'{one}s'}"
 
 
 def to_json(value: object) -> str:

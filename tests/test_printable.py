@@ -8,9 +8,19 @@ import unicodedata
 
 import pytest
 
-from ctgpu.printable import printable, printable_lines, to_json
+from ctgpu.printable import counted, printable, printable_lines, to_json
 
 REPORT = "Lungs are clear.\u00a0Größe 中文 λ μ ☃ 12 × 8 mm"
+
+
+def test_numbers_of_things_are_words_of_one_or_of_many() -> None:
+    assert [counted(n, "shard") for n in (0, 1, 2, 11)] == [
+        "0 shards",
+        "1 shard",
+        "2 shards",
+        "11 shards",
+    ]
+    assert (counted(1, "axis", "axes"), counted(3, "axis", "axes")) == ("1 axis", "3 axes")
 
 
 def test_what_can_be_seen_stays_as_it_is() -> None:

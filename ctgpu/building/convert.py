@@ -51,9 +51,12 @@ class ConvertRequest(Common):
         False,
         help="Delete a tar once all that it says is in committed and verified shards; what is kept "
         "is named.",
+        group="again",
     )
     dry_run: bool = option(
-        False, help="Convert and delete nothing: say what --delete-after would delete."
+        False,
+        help="Convert and delete nothing: say what --delete-after would delete.",
+        group="again",
     )
 
 

@@ -15,6 +15,7 @@ from ctgpu.data_sets import PLAIN, Description, built_in, named
 from ctgpu.data_sets.fields import TableRule
 from ctgpu.data_sets.layout import SplitFolders
 from ctgpu.errors import MismatchError, UsageError
+from ctgpu.printable import counted
 from ctgpu.shards.plan import Plan
 from ctgpu.sources.base import Source
 from ctgpu.sources.dicom.private import root_of
@@ -55,10 +56,8 @@ class JoinedTable:
 
     def __str__(self) -> str:
         joined = f", joined by {self.key}" if self.key else ""
-        return (
-            f"{self.path} ({', '.join(self.says)}){joined}: {self.volumes} of {self.of} volumes "
-            "have a row"
-        )
+        of, have = counted(self.of, "volume"), "has" if self.of == 1 else "have"
+        return f"{self.path} ({', '.join(self.says)}){joined}: {self.volumes} of {of} {have} a row"
 
 
 def joined_tables(tables: Tables, samples: Sequence[SampleRef]) -> tuple[JoinedTable, ...]:

@@ -27,6 +27,7 @@ from ctgpu.decode import MAX_VOLUME_BYTES
 from ctgpu.decode.npy import HEAD_BYTES, read_header
 from ctgpu.decode.npz import VOLUME_NAMES, arrays_in, locate_voxels
 from ctgpu.errors import DecodeError, FetchError, SourceError, UsageError
+from ctgpu.printable import counted
 from ctgpu.shards.names import natural_key
 from ctgpu.sources import source_kind
 from ctgpu.sources.base import Source
@@ -247,7 +248,7 @@ def _fits(data_set: Description, path: str) -> bool:
 
 
 def _say_what_it_is(draft: Draft, volumes: Mapping[str, int], known: str | None) -> None:
-    number = f"{len(volumes)} volume{'s' if len(volumes) > 1 else ''}"
+    number = counted(len(volumes), "volume")
     draft.say("", f"A first description of {number}, such as {next(iter(volumes))}.")
     draft.say(
         "",

@@ -336,7 +336,13 @@ def estimate(
     if calibrated:
         # One worker a stage, so that a stage's time is not that of waiting for its own kind.
         trial = replace(
-            request, limit=calibrated, num_workers=1, memory_limit_bytes=memory_bytes, shards=None
+            request,
+            # Once it is known that no GPU works, that is not found out, and said, once more.
+            device="cpu" if engine.name == "cpu" and device == "auto" else device,
+            limit=calibrated,
+            num_workers=1,
+            memory_limit_bytes=memory_bytes,
+            shards=None,
         )
         measured = calibrate_in(home, trial, watch)
         calibrated = measured.written

@@ -20,6 +20,7 @@ from ctgpu.building.request import Request
 from ctgpu.errors import FetchError, StorageError, TableError, UsageError
 from ctgpu.installation import __version__
 from ctgpu.machine import require_free_space
+from ctgpu.printable import counted
 from ctgpu.shards.folder import is_committed
 from ctgpu.shards.lease import Lease, LeaseSession, is_leased
 from ctgpu.shards.ledger import LedgerEntry
@@ -68,10 +69,11 @@ class RelabelReport:
     left: Mapping[str, str]
 
     def __repr__(self) -> str:
+        samples = counted(self.manifest["total_samples"], "sample")
         return (
-            f"RelabelReport({str(self.folder)!r}: {len(self.relabelled)} of "
-            f"{self.manifest['total_samples']} samples relabelled, {self.shards} shards rewritten, "
-            f"{len(self.left)} samples left as they are)"
+            f"RelabelReport({str(self.folder)!r}: {len(self.relabelled)} of {samples} relabelled, "
+            f"{counted(self.shards, 'shard')} rewritten, {counted(len(self.left), 'sample')} left "
+            "as they are)"
         )
 
     @property
@@ -278,12 +280,12 @@ class _Relabelling:
             writer.abandon()
         self.shards += 1
         self.relabelled += members
-        log.info("shard %06d: %d samples relabelled", index, len(members))
+        log.info("shard %06d: %s relabelled", index, counted(len(members), "sample"))
         if shard.unlabelled:
             log.warning(
-                "%d samples of shard %06d had labels and have no row of them now, such as %s: they "
-                "are unlabelled",
-                *(len(shard.unlabelled), index, shard.unlabelled[0]),
+                "%s of shard %06d had labels and no row of them now, such as %s: without labels "
+                "from now on",
+                *(counted(len(shard.unlabelled), "sample"), index, shard.unlabelled[0]),
             )
 
     def _require_room(self, record: ShardRecord) -> None:
@@ -356,8 +358,9 @@ def _require_rows(plan: Plan, tables: Tables, source: Source, where: str) -> Non
     # Samples of tars may do without one or the other.
     if not with_rows or (len(with_rows) < len(tables_found) and not isinstance(source, TarSource)):
         table = next(table for table in tables_found if table not in with_rows)
+        planned = counted(len(plan.samples), "sample")
         raise UsageError(
-            f"{where}: {table.table.path} has a row for none of the {len(plan.samples)} samples "
+            f"{where}: {table.table.path} has a row for none of the {planned} "
             "planned; name the source of this data set with --source"
         )
     if missing:

@@ -109,15 +109,18 @@ class Common:
         "which mostly is valid, or the plan's)"
     )
     spec: Spec | None = None
-    device: str | Engine = option("auto", help=f"Where to compute: {DEVICE_HELP}.")
+    device: str | Engine = option("auto", help=f"Where to compute: {DEVICE_HELP}.", group="machine")
     num_workers: int | None = option(
-        help="Threads that download; as many inflate, up to the cores.", most=MOST_WORKERS
+        help="Threads that download; as many inflate, up to the cores.",
+        most=MOST_WORKERS,
+        group="machine",
     )
     memory_limit_bytes: int | None = option(
         flag="--memory-limit",
         written="size",
         help="Bytes for volumes in flight on a machine, such as 16G. (default: half of memory)",
         most=MOST_INT64,
+        group="machine",
     )
     samples_per_shard: int | None = option(
         help=f"Samples in a shard. (default: {DEFAULT_SAMPLES_PER_SHARD})"
@@ -131,6 +134,7 @@ class Common:
         written="range",
         help="Do only shards A-B of the plan, both included. (default: all, or in a SLURM job "
         "array its element's part)",
+        group="again",
     )
     axes: str | None = option(
         selects="checked",
@@ -153,8 +157,8 @@ class Common:
         help="What to do about volumes that are not HU (normalised, grey values, labels, rescaled "
         "twice or never): refuse, or warn and take them. (default: refuse)",
     )
-    force: bool = option(False, help="Build again what is finished already.")
-    retry_failed: bool = option(False, help="Re-do only the samples that failed.")
+    force: bool = option(False, help="Build again what is finished already.", group="again")
+    retry_failed: bool = option(False, help="Re-do only the samples that failed.", group="again")
 
     def __post_init__(self) -> None:
         """Check each value, and make plain Python of NumPy's scalars.
@@ -240,27 +244,40 @@ class Request(Common):
     source: str | PathLike[str] | None = option(
         written="path",
         help="A local copy of CT-RATE, or any folder of volumes, instead of the Hub.",
+        group="where",
     )
-    repo_id: str | None = option(help=f"Data set on the Hub. (default: {DEFAULT_REPO_ID})")
-    revision: str | None = option(help="Branch, tag or commit; pinned to a commit. (default: main)")
+    repo_id: str | None = option(
+        help=f"Data set on the Hub. (default: {DEFAULT_REPO_ID})", group="where"
+    )
+    revision: str | None = option(
+        help="Branch, tag or commit; pinned to a commit. (default: main)", group="where"
+    )
     temp_dir: str | PathLike[str] | None = option(
-        written="path", help="Spool downloads here instead of holding them in memory."
+        written="path",
+        help="Spool downloads here instead of holding them in memory.",
+        group="machine",
     )
     part: Part = Part()
     dataset: str | PathLike[str] | None = option(
         written="path",
         help=f"What lies where: {', '.join(BUILT_IN)}, or a description's file in .toml, as `ctgpu "
         "describe` writes. (default: ct-rate, or plain where a folder has nothing of it)",
+        group="where",
     )
     labels: str | PathLike[str] | None = option(
-        written="path", help="A table of labels: CSV, TSV, Excel or Parquet, a column a class."
+        written="path",
+        help="A table of labels: CSV, TSV, Excel or Parquet, a column a class.",
+        group="where",
     )
-    reports: str | PathLike[str] | None = option(written="path", help="A table of reports.")
+    reports: str | PathLike[str] | None = option(
+        written="path", help="A table of reports.", group="where"
+    )
     key_column: str | None = option(
-        help="Their column that names the volumes. (default: the one whose cells do)"
+        help="Their column that names the volumes. (default: the one whose cells do)", group="where"
     )
     text_columns: str | None = option(
-        help="Columns of a report's text, in order, with commas between them. (default: by name)"
+        help="Columns of a report's text, in order, with commas between them. (default: by name)",
+        group="where",
     )
     split_by: str | None = option(
         selects=WHERE_GIVEN,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gzip
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +18,7 @@ import numpy as np
 import psutil
 
 from ctgpu.buffers import allocate_pages
-from ctgpu.decode.inflate import inflate_backend
+from ctgpu.decode.inflate import BACKENDS, inflate_backend
 from ctgpu.engines import open_engine
 from ctgpu.engines.cupy_runtime import (
     count_devices,
@@ -51,6 +54,8 @@ Status = Literal["ok", "missing", "failed"]
 _HUB_TIMEOUT_S = 5.0
 _COPY_BYTES = 128 << 20
 _COPY_REPEATS = 5
+# From how many times the rate on another library is recommended.
+_WORTH = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +128,7 @@ def diagnose(output_dir: Path | None = None, *, device: str = "auto") -> Report:
     checks = [
         _package(),
         _cpu_engine(),
-        Check("inflate", "ok", inflate_backend(), {"backend": inflate_backend()}),
+        _inflate(),
         _host_copy(),
         _memory(),
         _disk(output_dir or Path()),
@@ -146,6 +151,8 @@ def _choose(device: str) -> tuple[str | None, str]:
         return name, "as asked"
     if name != "cpu":
         return name, "the GPU engine works"
+    if driver_cuda_version() is None:
+        return name, "the CPU engine was chosen"
     try:
         open_engine("cuda").close()
     except DeviceError as error:
@@ -169,6 +176,62 @@ def _cpu_engine() -> Check:
     except CtgpuError as error:
         return Check("CPU engine", "failed", str(error))
     return Check("CPU engine", "ok", f"variant {facts['variant']}", facts)
+
+
+def _inflate() -> Check:
+    """How fast a stream is inflated, and how fast libdeflate would where it is not built in."""
+    name = inflate_backend()
+    # As a scan: noise about two values, without which it would be a copy.
+    voxels = np.random.default_rng(0).normal(0, 40, (32, 128, 128))
+    voxels[:, 32:96, 32:96] -= 800
+    packed = np.frombuffer(gzip.compress(voxels.astype("<i2").tobytes(), 6), np.uint8)
+    out = np.empty(2 * voxels.size, np.uint8)
+    rate = _inflate_rate(lambda: BACKENDS[name].gzip_into(packed, out), out.size)
+    facts: dict[str, Any] = {"backend": name, "gb_per_s": rate}
+    text = f"{name}, {rate:.2f} GB/s, one thread"
+    if name == "libdeflate":
+        return Check("inflate", "ok", text, facts)
+    get = "brew install libdeflate" if sys.platform == "darwin" else "apt install libdeflate-dev"
+    way = f"`{get}`, then install ctgpu again from its sources"
+    other = _loaded_libdeflate()
+    if other is None:
+        text += f"; libdeflate may be faster, which shows here once it is there: {way}"
+        return Check("inflate", "ok", text, facts)
+    gained = _inflate_rate(lambda: other(packed, out), out.size)
+    facts["libdeflate_gb_per_s"] = gained
+    text += f"; libdeflate: {gained:.2f} GB/s, "
+    text += f"so {way}" if gained > _WORTH * rate else "which gains nothing here"
+    return Check("inflate", "ok", text, facts)
+
+
+def _inflate_rate(inflate: Callable[[], object], size_bytes: int) -> float:
+    """Best rate of some runs, in GB/s of what comes out."""
+    seconds = []
+    for _ in range(_COPY_REPEATS):
+        begin = time.perf_counter()
+        inflate()
+        seconds.append(time.perf_counter() - begin)
+    return round(size_bytes / min(seconds) / 1e9, 3)
+
+
+def _loaded_libdeflate() -> Callable[[Any, Any], None] | None:
+    """What inflates a gzip stream by the system's libdeflate; None where there is none."""
+    try:
+        library = ctypes.CDLL(f"libdeflate.{'0.dylib' if sys.platform == 'darwin' else 'so.0'}")
+        make, inflate = library.libdeflate_alloc_decompressor, library.libdeflate_gzip_decompress
+    except (OSError, AttributeError):
+        return None
+    make.restype = ctypes.c_void_p
+    address, size = ctypes.c_void_p, ctypes.c_size_t
+    inflate.argtypes = [address, address, size, address, size, address]
+    state = make()
+
+    def gzip_into(data: Any, out: Any) -> None:
+        failed = inflate(state, data.ctypes.data, data.size, out.ctypes.data, out.size, None)
+        if failed:
+            raise EnvironmentFailure(f"libdeflate refuses a gzip stream (code {failed})")
+
+    return gzip_into
 
 
 def _host_copy() -> Check:
@@ -221,13 +284,16 @@ def _disk(folder: Path) -> Check:
 def _gpus() -> Iterator[Check]:
     driver = driver_cuda_version()
     if driver is None:
-        yield Check("NVIDIA driver", "missing", "none was found")
-    else:
-        text = f"supports CUDA {version_text(driver)}: {install_command(fitting_extra(driver))}"
-        yield Check("NVIDIA driver", "ok", text, {"cuda": driver})
-    yield _cupy_package(driver)
-    if driver is None:
+        # Nothing of a GPU works without it, so that nothing else of one is looked at.
+        text = (
+            "none was found (libcuda.so.1 cannot be loaded): for a GPU, install one or start the "
+            "container with its GPU passed through"
+        )
+        yield Check("NVIDIA driver", "missing", text)
         return
+    text = f"supports CUDA {version_text(driver)}: `{install_command(fitting_extra(driver))}`"
+    yield Check("NVIDIA driver", "ok", text, {"cuda": driver})
+    yield _cupy_package()
     yield _kernel_cache()
     try:
         cupy = import_cupy()
@@ -241,14 +307,14 @@ def _gpus() -> Iterator[Check]:
         yield _gpu(cupy, ordinal)
 
 
-def _cupy_package(driver: int | None) -> Check:
+def _cupy_package() -> Check:
     for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy"):
         try:
             version = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
         return Check("CuPy", "ok", f"{name} {version}", {"package": name, "version": version})
-    return Check("CuPy", "missing" if driver is None else "failed", "not installed")
+    return Check("CuPy", "failed", "not installed")
 
 
 def _kernel_cache() -> Check:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -19,30 +18,42 @@ from ctgpu.building.executor import Executor, LocalExecutor
 from ctgpu.building.report import BuildReport
 from ctgpu.building.request import Part, Request
 from ctgpu.cli.display import Display, show_summary
-from ctgpu.cli.options import Debug, log_level, takes
+from ctgpu.cli.help import HEADINGS
+from ctgpu.cli.options import Debug, Log, log_level, takes
 from ctgpu.cli.stopping import Stopped, stoppable
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging
+from ctgpu.cli.wrapping import shell_line
 from ctgpu.distribute.slurm import part_from_environment
 
 log = logging.getLogger(__name__)
 
 
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu build --source volumes --output-dir shards --limit 8"
+
+
 @takes(Request)
 def command(
-    output_dir: Annotated[Path, typer.Option(help="Folder for shards and manifest.")],
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            rich_help_panel=HEADINGS["where"],
+            help="Folder for shards and manifest.",
+        ),
+    ],
     *,
     options: Request,
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="[ADDRESS]",
+            rich_help_panel=HEADINGS["machine"],
             help="Make the shards on a Ray cluster, HOST:PORT; without ADDRESS the one this "
             "machine belongs to, or a new one on it.",
         ),
     ] = None,
-    log_format: Annotated[LogFormat, typer.Option(help="Log lines as text or json.")] = (
-        LogFormat.text
-    ),
+    log_format: Log = LogFormat.text,
     debug: Debug = False,
 ) -> None:
     """Make WebDataset shards of training-ready volumes.
@@ -51,8 +62,8 @@ def command(
     """
     console = Console(stderr=True)
     configure_logging(log_format, log_level(debug), console)
-    again = ["build", "--output-dir", str(output_dir)]
-    again += ["--force"] * options.force + ["--retry-failed"] * options.retry_failed
+    first = ["build", "--output-dir", str(output_dir)]
+    again = first + ["--force"] * options.force + ["--retry-failed"] * options.retry_failed
     again += ["--ray", ray] if ray is not None else []
     with resumable(output_dir, again), Display(console) as display:
         executor: Executor = LocalExecutor()
@@ -62,7 +73,7 @@ def command(
             options = replace(options, part=_part_of_job_array())
         report = make_shards(path_of("output_dir", output_dir), options, executor, display)
         display.finish(report)
-    finish(report, log_format)
+    finish(report, log_format, first, display.shown)
 
 
 def _part_of_job_array() -> Part:
@@ -87,34 +98,20 @@ def resumable(folder: Path, again: Sequence[str]) -> Iterator[None]:
         with stoppable():
             yield
     except Stopped as stopped:
-        stopped.sentence = (
-            f"stopped; {folder} keeps every finished sample. Go on with: {_shell(again)}"
-        )
+        stopped.sentence = f"stopped; {folder} keeps every finished sample. Go on with:"
+        stopped.command = shell_line(again)
         raise
 
 
-def finish(report: BuildReport, log_format: LogFormat) -> None:
-    """Show the summary on standard output and exit with the build's code."""
+def finish(
+    report: BuildReport, log_format: LogFormat, again: Sequence[str], shown: Collection[str]
+) -> None:
+    """Show the summary on standard output and exit with the build's code.
+
+    `again` are the arguments that go on with it, `shown` the keys whose failures were said.
+    """
     if log_format is LogFormat.json:
         typer.echo(report.to_json())
     else:
-        show_summary(report, Console())
+        show_summary(report, Console(), again, shown)
     raise typer.Exit(report.exit_code)
-
-
-def _shell(arguments: Sequence[str]) -> str:
-    """A command that a shell takes, also where a name has to be written with escapes."""
-    return " ".join(("ctgpu", *map(_quoted, arguments)))
-
-
-def _quoted(word: str) -> str:
-    if word.isprintable():
-        return shlex.quote(word)
-    # As bytes: a shell knows only the characters of its locale.
-    escaped = (
-        c
-        if c.isprintable() and c not in "\\'"
-        else "".join(f"\\x{byte:02x}" for byte in os.fsencode(c))
-        for c in word
-    )
-    return f"$'{''.join(escaped)}'"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -21,6 +23,7 @@ from ctgpu.cli import (
     verify,
     view,
 )
+from ctgpu.cli.help import Command, CommandGroup, example
 from ctgpu.cli.options import RayCommand, names_flags
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say
 from ctgpu.errors import UsageError
@@ -34,24 +37,22 @@ _EXIT_CODES = (
 
 app = typer.Typer(
     name="ctgpu",
+    cls=CommandGroup,
     help="3-D CT volumes from archives into training-ready WebDataset shards.",
-    epilog=_EXIT_CODES,
+    epilog=f"{example('ctgpu demo')}\n\n{_EXIT_CODES}",
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("build", cls=RayCommand, epilog=_EXIT_CODES)(names_flags(build.command))
-app.command("demo")(names_flags(demo.command))
-app.command("describe")(names_flags(describe.command))
-app.command("doctor")(names_flags(doctor.command))
-app.command("inspect")(names_flags(inspect.command))
-app.command("convert", epilog=_EXIT_CODES)(names_flags(convert.command))
-app.command("manifest")(names_flags(manifest.command))
-app.command("plan")(names_flags(plan.command))
-app.command("presets")(names_flags(presets.command))
-app.command("relabel", epilog=_EXIT_CODES)(names_flags(relabel.command))
-app.command("verify", epilog=_EXIT_CODES)(names_flags(verify.command))
-app.command("view")(names_flags(view.command))
+for _module in (
+    *(build, plan, verify, inspect, view, convert, relabel, manifest),
+    *(describe, presets, doctor, demo),
+):
+    app.command(
+        _module.__name__.rpartition(".")[2],
+        cls=RayCommand if _module in (build, plan) else Command,
+        epilog=f"{example(_module.EXAMPLE)}\n\n{_EXIT_CODES}",
+    )(names_flags(_module.command))
 
 
 def _show_version(wanted: bool) -> None:
@@ -93,7 +94,16 @@ def invoke() -> int:
         return app(prog_name="ctgpu", standalone_mode=False) or 0
     except _Mistake as error:
         raise UsageError(_sentence(error)) from error
+    except SystemExit as ended:
+        # So typer ends what it does for shells, before any command.
+        if _COMPLETING in os.environ or sys.argv[1:2] in _COMPLETION:
+            return ended.code if isinstance(ended.code, int) else 0
+        raise
 
+
+#: The variable by which a shell asks how a line may go on.
+_COMPLETING = "_CTGPU_COMPLETE"
+_COMPLETION = (["--install-completion"], ["--show-completion"])
 
 # What click, which typer brings or holds, calls UsageError: any mistake in the arguments.
 _Mistake: type[Exception] = typer.BadParameter.__bases__[0]

@@ -11,8 +11,12 @@ from ctgpu.arguments import path_of
 from ctgpu.building.convert import ConvertRequest, convert
 from ctgpu.cli import build
 from ctgpu.cli.display import Display
-from ctgpu.cli.options import Debug, log_level, takes
+from ctgpu.cli.help import HEADINGS
+from ctgpu.cli.options import Debug, Log, log_level, takes
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging
+
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu convert --input-pattern old --output-dir new --compress rice"
 
 
 @takes(
@@ -26,14 +30,23 @@ from ctgpu.cli.terminal import Console, LogFormat, configure_logging
 def command(
     input_pattern: Annotated[
         str,
-        typer.Option(help="Tars to convert: a folder, or '…/shard-{000000..000314}.tar', quoted."),
+        typer.Option(
+            metavar="PATTERN",
+            rich_help_panel=HEADINGS["where"],
+            help="Tars to convert: a folder, or '…/shard-{000000..000314}.tar', quoted.",
+        ),
     ],
-    output_dir: Annotated[Path, typer.Option(help="Another folder, for shards and manifest.")],
+    output_dir: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            rich_help_panel=HEADINGS["where"],
+            help="Another folder, for shards and manifest.",
+        ),
+    ],
     *,
     options: ConvertRequest,
-    log_format: Annotated[LogFormat, typer.Option(help="Log lines as text or json.")] = (
-        LogFormat.text
-    ),
+    log_format: Log = LogFormat.text,
     debug: Debug = False,
 ) -> None:
     """Make shards from the tars of a WebDataset, raw or preprocessed by older scripts.
@@ -42,11 +55,11 @@ def command(
     """
     console = Console(stderr=True)
     configure_logging(log_format, log_level(debug), console)
-    again = ["convert", "--input-pattern", input_pattern, "--output-dir", str(output_dir)]
-    again += ["--force"] * options.force + ["--retry-failed"] * options.retry_failed
+    first = ["convert", "--input-pattern", input_pattern, "--output-dir", str(output_dir)]
+    again = first + ["--force"] * options.force + ["--retry-failed"] * options.retry_failed
     again += ["--delete-after"] * options.delete_after
     with build.resumable(output_dir, again), Display(console) as display:
         folder = path_of("output_dir", output_dir)
         report = convert(folder, path_of("input_pattern", input_pattern), options, display)
         display.finish(report)
-    build.finish(report, log_format)
+    build.finish(report, log_format, first, display.shown)

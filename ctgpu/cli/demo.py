@@ -16,10 +16,16 @@ from ctgpu.errors import UsageError
 from ctgpu.testing.demo import BuiltSample, read_back, run_demo
 from ctgpu.viewing import write_view
 
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu demo --output-dir demo"
+
 
 def command(
     output_dir: Annotated[
-        Path, typer.Option(help="Empty or new folder for source and shards; takes 0.5 GB.")
+        Path,
+        typer.Option(
+            metavar="PATH", help="Empty or new folder for source and shards; takes 0.5 GB."
+        ),
     ] = Path("demo"),
     device: Device = "auto",
     debug: Debug = False,
@@ -31,12 +37,9 @@ def command(
         report = run_demo(output_dir, device=device, watch=display)
         display.finish(report)
     console.print(_samples_table(read_back(report.folder)))
-    show_summary(report, console)
-    console.print()
-    console.print(
-        f"Look around: {output_dir}/source is what went in, {output_dir}/shards what came out."
-    )
-    console.print(page_of(report.folder), soft_wrap=True)
+    console.prose(f"{output_dir}/source is what went in, {output_dir}/shards what came out.")
+    show_summary(report, console, shown=display.shown)
+    console.prose(page_of(report.folder))
     raise typer.Exit(report.exit_code)
 
 

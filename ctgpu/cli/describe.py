@@ -20,6 +20,10 @@ from ctgpu.errors import StorageError, UsageError, reason_of
 _SUFFIX = ".toml"
 
 
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu describe volumes --output my-data.toml"
+
+
 def command(
     folder: Annotated[
         str | None,
@@ -28,12 +32,18 @@ def command(
             help=f"A folder of volumes; or {', '.join(BUILT_IN)}, to see that description.",
         ),
     ] = None,
-    repo_id: Annotated[str | None, typer.Option(help="A data set on the Hub instead.")] = None,
+    repo_id: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="A data set on the Hub instead.")
+    ] = None,
     revision: Annotated[
-        str | None, typer.Option(help="Its branch, tag or commit. (default: main)")
+        str | None,
+        typer.Option(metavar="TEXT", help="Its branch, tag or commit. (default: main)"),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Write it here, such as my-data.toml, and not to stdout.")
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Write it here, such as my-data.toml, and not to stdout."
+        ),
     ] = None,
     debug: Debug = False,
 ) -> None:

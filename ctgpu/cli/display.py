@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -13,11 +14,13 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 from ctgpu.building.events import (
     Event,
@@ -31,6 +34,8 @@ from ctgpu.building.events import (
     ShardResumed,
 )
 from ctgpu.cli.terminal import Console
+from ctgpu.cli.wrapping import shell_line
+from ctgpu.printable import counted
 
 if TYPE_CHECKING:
     from ctgpu.building.report import BuildReport
@@ -38,6 +43,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
+# Columns that leave room for everything beside the bar.
+_WIDE = 100
+# Failures, or folders, of the summary.
+_LISTED = 5
 
 
 class Display:
@@ -53,12 +62,11 @@ class Display:
         self._live = console.is_terminal
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=max(8, min(40, console.width - 72))),
+            _Done(),
             TextColumn("{task.fields[rates]}", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
+            *([TimeElapsedColumn()] if console.width >= _WIDE else []),
+            _Remaining(),
             TextColumn("{task.fields[failures]}", markup=False),
             console=console,
             disable=not self._live,
@@ -68,6 +76,8 @@ class Display:
         self._pending = self._kept = self._others = 0
         self._written = self._failed = self._bytes = 0
         self._elsewhere: list[int] = []
+        self._shown: set[str] = set()
+        self._listed: Listing | None = None
 
     def __enter__(self) -> Self:
         try:
@@ -85,6 +95,11 @@ class Display:
     ) -> None:
         self._progress.stop()
 
+    @property
+    def shown(self) -> Collection[str]:
+        """Keys of samples whose failures were shown."""
+        return self._shown
+
     def finish(self, report: BuildReport) -> None:
         """Show the rates that the summary states, which count the last commit in."""
         if report.pipeline is not None and report.written:
@@ -93,7 +108,10 @@ class Display:
     def __call__(self, event: Event) -> None:
         """Show one event."""
         match event:
+            case Listing() if event == self._listed:
+                pass  # what is planned and then tried is listed twice
             case Listing(source):
+                self._listed = event
                 self._log(event, "listing %s %s", source["kind"], source["location"])
             case Planned():
                 self._planned(event)
@@ -103,6 +121,7 @@ class Display:
                 self._advance()
             case SampleFailed(key, _, path, failure):
                 self._failed += 1
+                self._shown.add(key)
                 log.warning(
                     "%s failed in %s: %s (%s)",
                     key,
@@ -113,9 +132,10 @@ class Display:
                 )
                 self._advance()
             case ShardCommitted(shard, samples, size_bytes):
-                self._log(event, "shard %06d: %d samples, %s", shard, samples, decimal(size_bytes))
+                made = counted(samples, "sample")
+                self._log(event, "shard %06d: %s, %s", shard, made, decimal(size_bytes))
             case ShardResumed(shard, kept_samples):
-                self._log(event, "shard %06d: %d samples kept", shard, kept_samples)
+                self._log(event, "shard %06d: %s kept", shard, counted(kept_samples, "sample"))
                 self._kept += kept_samples
                 self._progress.update(self._task, advance=kept_samples)
             case ShardElsewhere(shard, holder):
@@ -136,17 +156,19 @@ class Display:
         counts = ", ".join(f"{count} {what}" for what, count in plan.counts.items() if count)
         self._log(
             plan,
-            "%s, described as %s: %d samples in %d shards; to do: %d samples in %d shards",
+            "%s, described as %s: %s in %s; to do: %s",
             counts or "plan read",
             plan.data_set,
-            plan.samples,
-            plan.shards,
-            plan.pending_samples,
-            plan.pending_shards,
+            counted(plan.samples, "sample"),
+            counted(plan.shards, "shard"),
+            f"{counted(plan.pending_samples, 'sample')} in {counted(plan.pending_shards, 'shard')}"
+            if plan.pending_samples
+            else "nothing",
         )
         for table in plan.tables:
             log.info("table: %s", table, extra={"facts": {"event": "Table", **asdict(table)}})
-        self._progress.update(self._task, description="building", total=plan.pending_samples)
+        doing = "building" if plan.pending_samples else "nothing to do"
+        self._progress.update(self._task, description=doing, total=plan.pending_samples)
 
     def _wait(self) -> None:
         """Say what the bar stands still for, unless samples of other shards come in between."""
@@ -167,9 +189,9 @@ class Display:
             left = self._pending - self._kept - self._others - done
             eta_s = left * seconds / done
             log.info(
-                "%d of %d samples, %s, eta %.0f s%s",
+                "%d of %s, %s, eta %.0f s%s",
                 self._kept + self._others + done,
-                self._pending,
+                counted(self._pending, "sample"),
                 rates,
                 eta_s,
                 f", {failures}" if failures else "",
@@ -188,6 +210,22 @@ class Display:
     def _log(self, event: Event, message: str, *args: object) -> None:
         facts = {"event": type(event).__name__, **asdict(event)}
         log.info(message, *args, extra={"facts": facts})
+
+
+class _Done(MofNCompleteColumn):
+    """How many of how many, where there are any."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total else Text("")
+
+
+class _Remaining(TimeRemainingColumn):
+    """When it will be done, where that can be said."""
+
+    def render(self, task: Task) -> Text:
+        if not task.total or task.time_remaining is None or task.finished:
+            return Text("")
+        return Text.assemble("eta ", super().render(task))
 
 
 def stage_table(report: BuildReport) -> Table:
@@ -224,53 +262,89 @@ def _rates(samples: int, size_bytes: int, seconds: float) -> str:
     return f"{samples / seconds:.2f} samples/s, {size_bytes / seconds / 1e6:.0f} MB/s"
 
 
-def show_summary(report: BuildReport, console: Console) -> None:
-    """The end of a build: totals, stage times, failures, and what a training config needs."""
+def show_summary(
+    report: BuildReport,
+    console: Console,
+    again: Sequence[str] = (),
+    shown: Collection[str] = (),
+) -> None:
+    """The end of a build: totals, stage times, failures, a training config, and what comes next.
+
+    Parameters
+    ----------
+    report : BuildReport
+    console : Console
+        Where to show it.
+    again : sequence of str
+        The arguments of ``ctgpu`` that go on with it; by default those of a build.
+    shown : collection of str
+        Keys of samples whose failures were shown while it ran, which are not shown once more.
+    """
     if report.pipeline is not None and report.pipeline.stages and report.written:
         console.print(stage_table(report))
-        console.print(
-            f"{report.written} samples in {report.pipeline.wall_s:.1f} s: {rates_of(report)}, "
-            f"{decimal(report.stored_bytes)} written, "
+        console.prose(
+            f"{counted(report.written, 'sample')} in {report.pipeline.wall_s:.1f} s: "
+            f"{rates_of(report)}, {decimal(report.stored_bytes)} written, "
             f"at most {decimal(report.pipeline.peak_reserved_bytes)} in flight"
         )
     for table in report.tables:
-        console.print(f"table: {table}", soft_wrap=True)
+        console.prose(f"table: {table}")
     manifest = report.manifest
-    console.print(
-        f"{report.folder}: {manifest['total_samples']} samples in "
-        f"{manifest['total_shards']} shards, shape {tuple(manifest['sample_shape'])} "
+    console.prose(
+        f"{report.folder}: {counted(manifest['total_samples'], 'sample')} in "
+        f"{counted(manifest['total_shards'], 'shard')}, shape {tuple(manifest['sample_shape'])} "
         f"{manifest['layout']} {manifest['sample_dtype']}, fingerprint {manifest['fingerprint']}, "
-        f"described as {report.data_set}",
-        soft_wrap=True,
+        f"described as {report.data_set}"
     )
     if report.failures:
-        console.print(f"{len(report.failures)} samples failed; see {report.failures_path}:")
-        for failure in report.failures[:5]:
-            console.print(
-                f"  {failure['key']} ({failure['stage']}): {failure['message']}",
-                soft_wrap=True,
-            )
-        if len(report.failures) > 5:
-            console.print(f"  … and {len(report.failures) - 5} more")
-        console.print("re-do just those with the same command and --retry-failed")
-    if report.missing_folders:
-        number = len(report.missing_folders)
-        console.print(
-            f"{number} folder{'s' if number > 1 else ''} of the source could not be looked at when "
-            "this data set was planned, so it has no volume of:",
-            soft_wrap=True,
+        failed = counted(len(report.failures), "sample")
+        console.prose(f"{failed} failed; see {report.failures_path}")
+        _list(
+            [
+                f"{failure['key']} ({failure['stage']}): {failure['message']}"
+                for failure in report.failures
+                if failure["key"] not in shown
+            ],
+            console,
         )
-        for path, why in list(report.missing_folders.items())[:5]:
-            console.print(f"  {path}: {why}", soft_wrap=True)
-        if number > 5:
-            console.print(f"  … and {number - 5} more")
-        console.print(
+    if report.missing_folders:
+        folders = counted(len(report.missing_folders), "folder")
+        console.prose(
+            f"{folders} of the source could not be looked at when this data set was planned, so "
+            "it has no volume of:"
+        )
+        _list([f"{path}: {why}" for path, why in report.missing_folders.items()], console)
+        console.prose(
             "bring back what is missing, then build it into a folder of its own, or all into "
-            "another one",
-            soft_wrap=True,
+            "another one"
         )
     if manifest["total_samples"]:
         console.print()
         console.print("For a training config:")
         for line in report.training_yaml().splitlines():
             console.print(line, soft_wrap=True)
+    console.print()
+    console.print("Next:")
+    for arguments in _next(report, again):
+        console.print(f"  {shell_line(arguments)}", soft_wrap=True)
+
+
+def _list(lines: Sequence[str], console: Console) -> None:
+    """The first of some lines."""
+    for line in lines[:_LISTED]:
+        console.prose(line, indent="  ")
+    if len(lines) > _LISTED:
+        console.print(f"  … and {len(lines) - _LISTED} more")
+
+
+def _next(report: BuildReport, again: Sequence[str]) -> Iterator[Sequence[str]]:
+    """The two commands that one would type next."""
+    card, folder = report.manifest, str(report.folder)
+    again = again or ["build", "--output-dir", folder]
+    if report.failures:
+        yield [*again, "--retry-failed"]
+    elif card["total_samples"] < card["planned_samples"]:
+        yield again
+    else:
+        yield ["inspect", folder]
+    yield ["verify", folder]

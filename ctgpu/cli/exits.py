@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 import signal
 import sys
 import traceback
@@ -54,7 +55,7 @@ def _run() -> int:
 def _end(error: BaseException) -> int:
     """Say what happened and return its exit code."""
     if isinstance(error, Stopped):
-        _tell(error.sentence)
+        _tell(error.sentence, error.command)
         return error.exit_code
     if isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError):
         error = error.__context__  # libraries exit by themselves then
@@ -136,8 +137,17 @@ def _text(stream: _Stream, encoding: str) -> TextIO:
     )
 
 
-def _tell(sentence: str) -> None:
-    _write(f"ctgpu: {printable(sentence)}")
+def _tell(sentence: str, command: str | None = None) -> None:
+    """Say a sentence, and a command that is to be copied."""
+    said = f"ctgpu: {printable(sentence)}"
+    with contextlib.suppress(OSError, ImportError, ValueError):
+        if sys.stderr is not None and sys.stderr.isatty():
+            from ctgpu.cli.wrapping import wrap
+
+            columns = shutil.get_terminal_size().columns
+            said = "\n".join([*wrap(said, columns), *([] if command is None else [f"  {command}"])])
+            command = None
+    _write(said if command is None else f"{said} {command}")
 
 
 def _write(text: str) -> None:

@@ -18,6 +18,9 @@ from ctgpu.errors import UsageError
 from ctgpu.printable import printable_lines, to_json
 from ctgpu.volume.orientation import Orientation
 
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu inspect shards --num-samples 2 --preview sheet.png"
+
 
 def command(
     where: Annotated[
@@ -26,12 +29,14 @@ def command(
             metavar="PATH|PATTERN|DIR", help="A data set, tars (braces and globs), or a volume."
         ),
     ],
-    num_samples: Annotated[int, typer.Option(help="Look at the first N samples.")] = 4,
+    num_samples: Annotated[int, typer.Option(metavar="N", help="Look at the first N samples.")] = 4,
     preview: Annotated[
-        Path | None, typer.Option(help="Draw them here, such as sheet.png (needs matplotlib).")
+        Path | None,
+        typer.Option(metavar="PATH", help="Draw them here, such as sheet.png (needs matplotlib)."),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option(help="The originals, to be drawn below each sample.")
+        Path | None,
+        typer.Option(metavar="PATH", help="The originals, to be drawn below each sample."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a sample.")] = False,
     debug: Debug = False,
@@ -81,6 +86,9 @@ def _table(facts: SampleFacts) -> Table:
         rows.append(("source", to_json(facts.source)))
     if facts.engine:
         rows.append(("engine", to_json(facts.engine)))
+    table.add_column(no_wrap=True)
+    # What is longer than its box goes on in the next line, and is not cut.
+    table.add_column(overflow="fold")
     for name, text in rows:
         # In its box, a report may keep its lines.
         table.add_row(name, Text(printable_lines(text)))

@@ -8,8 +8,12 @@ from typing import Annotated
 import typer
 
 from ctgpu.cli.options import Debug
-from ctgpu.cli.terminal import say
+from ctgpu.cli.terminal import Console
+from ctgpu.printable import counted
 from ctgpu.shards.manifest import write_manifest
+
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu manifest shards"
 
 
 def command(
@@ -18,8 +22,8 @@ def command(
 ) -> None:
     """Derive manifest.json and failures.jsonl again from the shards' records; no tar is read."""
     card = write_manifest(folder)
-    say(
-        f"{folder}: {card['total_samples']} of {card['planned_samples']} samples in "
-        f"{card['total_shards']} of {card['planned_shards']} shards, "
+    Console().prose(
+        f"{folder}: {card['total_samples']} of {counted(card['planned_samples'], 'sample')} in "
+        f"{card['total_shards']} of {counted(card['planned_shards'], 'shard')}, "
         f"{card['failed_samples']} failed"
     )

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
-from typer.core import TyperCommand
 
 from ctgpu.arguments import Option, options_of
 from ctgpu.building.request import Common
+from ctgpu.cli.help import HEADINGS, Command
+from ctgpu.cli.terminal import LogFormat
 from ctgpu.engines.registry import DEVICE_HELP
 from ctgpu.errors import UsageError
 from ctgpu.spec import Spec
@@ -26,7 +27,9 @@ _BINARY_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Log details; show tracebacks of errors.")]
-Device = Annotated[str, typer.Option(help=f"Where to compute: {DEVICE_HELP}.")]
+Device = Annotated[str, typer.Option(metavar="TEXT", help=f"Where to compute: {DEVICE_HELP}.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Log = Annotated[LogFormat, typer.Option(metavar="text|json", help="How log lines look.")]
 
 
 def log_level(debug: bool) -> int:
@@ -39,7 +42,7 @@ def shorten(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}…")
 
 
-class RayCommand(TyperCommand):
+class RayCommand(Command):
     """A command whose ``--ray`` may stand without a value."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -259,11 +262,32 @@ def _parameter(
     ):
         hint = str if isinstance(one.default, str) and kind is not Spec else str | None
     default = None if kind is Spec else one.default
-    how = typer.Option(flag, help=helps.get(one.name, offered.help))
+    how = typer.Option(
+        flag,
+        help=helps.get(one.name, offered.help),
+        metavar=_metavar(one, offered, kind),
+        rich_help_panel=HEADINGS["contract" if kind is Spec else offered.group],
+    )
     return inspect.Parameter(
         one.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, how]
     )
 
+
+def _metavar(one: Field[Any], offered: Option, kind: type) -> str:
+    """What stands behind the flag of a field."""
+    if offered.written == "numbers":
+        return "H,W,D" if offered.example.count(",") == 2 else "A,B"
+    if offered.written != "plain":
+        return {"path": "PATH", "size": "SIZE", "range": "A-B", "number": "X"}[offered.written]
+    words = offered.choices or get_args(get_type_hints(kind)[one.name])
+    if words and all(isinstance(word, str) for word in words):
+        return "|".join(words) if len("|".join(words)) <= _LONGEST_METAVAR else "WORD"
+    hints = get_args(get_type_hints(kind)[one.name]) or (get_type_hints(kind)[one.name],)
+    return next((name for hint, name in _METAVARS.items() if hint in hints), "TEXT")
+
+
+_LONGEST_METAVAR = 16
+_METAVARS: Mapping[type, str] = {int: "N", float: "X"}
 
 _PRESET = inspect.Parameter(
     "preset",
@@ -273,6 +297,8 @@ _PRESET = inspect.Parameter(
         str | None,
         typer.Option(
             "--preset",
+            metavar="NAME",
+            rich_help_panel=HEADINGS["contract"],
             help="A public project's contract, such as merlin, in which other flags change single "
             "fields; `ctgpu presets` lists them.",
         ),

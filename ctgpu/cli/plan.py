@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -16,65 +17,120 @@ from ctgpu.building.feeding import Feeding, Way
 from ctgpu.building.projection import GBIT, UNLIMITED
 from ctgpu.building.request import Request
 from ctgpu.cli.display import Display
-from ctgpu.cli.options import Debug, log_level, takes
+from ctgpu.cli.help import HEADINGS
+from ctgpu.cli.options import Debug, Json, Log, log_level, takes
 from ctgpu.cli.stopping import stoppable
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say_json
+from ctgpu.cli.wrapping import wrap
 from ctgpu.machine import usable_cores
+from ctgpu.printable import counted
+
+_MEASURED = "What is measured, and what is asked of it"
+
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu plan --source volumes --output-dir shards --cores 64 --gpus 8"
 
 
 @takes(
     Request,
-    without=("shards", "temp_dir", "force", "retry_failed"),
     num_workers="Threads that download. (default: what is suggested)",
     split="Part of the data set. (default: the data set's, which mostly is valid)",
 )
 def command(
     output_dir: Annotated[
-        Path, typer.Option(help="Where the build would write; nothing stays there.")
+        Path,
+        typer.Option(
+            metavar="PATH",
+            rich_help_panel=HEADINGS["where"],
+            help="Where the build would write; nothing stays there.",
+        ),
     ] = Path(),
     *,
     options: Request,
     calibrate: Annotated[
-        int, typer.Option(help="Build so many samples to measure; 0 for none.")
+        int,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_MEASURED,
+            help="Build a trial of so many samples to measure; 0 for none.",
+        ),
     ] = 3,
     cores: Annotated[
-        int | None, typer.Option(help="Of another machine, for which to answer, too.")
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_MEASURED,
+            help="Of another machine, for which to answer, too.",
+        ),
     ] = None,
     network_gbit: Annotated[
-        float | None, typer.Option(help="Its link to the source, Gbit/s at its full rate.")
+        float | None,
+        typer.Option(
+            metavar="X",
+            rich_help_panel=_MEASURED,
+            help="Its link to the source, Gbit/s at its full rate.",
+        ),
     ] = None,
     gpus: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
+            rich_help_panel=_MEASURED,
             help="Its GPUs; as long as none is measured, an upper bound. With --online those that "
-            "train."
+            "train.",
         ),
     ] = None,
     online: Annotated[
         bool,
         typer.Option(
-            "--online", help="Say whether training would wait, fed from raw volumes or from shards."
+            "--online",
+            rich_help_panel=_MEASURED,
+            help="Say whether training would wait, fed from raw volumes or from shards.",
         ),
     ] = False,
     step_ms: Annotated[
-        float | None, typer.Option(help="Of --online: milliseconds of a training step.")
+        float | None,
+        typer.Option(
+            metavar="X",
+            rich_help_panel=_MEASURED,
+            help="Of --online: milliseconds of a training step.",
+        ),
     ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Of --online: samples of a GPU in a step. (default: 1)")
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=_MEASURED,
+            help="Of --online: samples of a GPU in a step. (default: 1)",
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            rich_help_panel=HEADINGS["machine"],
+            help="As `ctgpu build` has it.",
+        ),
+    ] = None,
+    log_format: Log = LogFormat.text,
     debug: Debug = False,
 ) -> None:
     """Say what a build would take: volumes, bytes, memory, time. Exits with 3 if there is no room.
 
-    A few samples are built to measure this machine, stored in each way of --compress, read again
-    and removed. With --cores, --network-gbit or --gpus it also says, by what it measured, what the
-    build would take there; with --online instead whether training there would wait for its samples.
+    It takes every option of `ctgpu build`, so that one line serves both, and answers for the whole
+    data set on this machine, whatever --shards, --force, --retry-failed and --ray say.
+
+    It builds a trial: a few samples are built to measure this machine, stored in each way of
+    --compress, read again and removed. With --cores, --network-gbit or --gpus it also says, by
+    what it measured, what the build would take there; with --online instead whether training there
+    would wait for its samples.
     """
     named = named_machine(cores, network_gbit, gpus)
     training = named_training(online, step_ms, batch_size, gpus)
     errors = Console(stderr=True)
-    configure_logging(LogFormat.text, log_level(debug), errors)
+    configure_logging(log_format, log_level(debug), errors)
+    options = replace(options, shards=None, force=False, retry_failed=False)
     with stoppable(), Display(errors) as display:
         folder = path_of("output_dir", output_dir)
         estimated = estimate(folder, options, calibrate, display, named, training)
@@ -113,6 +169,9 @@ def _show(estimate: Estimate, console: Console) -> None:
     if estimate.online is not None:
         rows += _online(estimate.online)
     rows.append(("suggested", f"--num-workers {estimate.num_workers}"))
+    table.add_column(no_wrap=True)
+    # What is longer than its box goes on in the next line, and is not cut.
+    table.add_column(overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)
@@ -142,12 +201,15 @@ def _show_readings(estimate: Estimate, console: Console) -> None:
         what, *_ = bottleneck.split(",")
         table.add_row(way, to_store, f"{1 / reading.thread_s:.3g}", f"{rate:.3g}", what)
     console.print(table)
-    console.print(
-        f"Measured: {built} {'volume' if built == 1 else 'volumes'}, built, stored in each way and "
+    said = (
+        f"Measured: {counted(built, 'volume')}, built, stored in each way and "
         "read by one thread, from "
         + ("this disk." if estimate.read_from_disk else "memory: a disk may be slower.")
         + " All else is projected from that; a network's speed varies by more."
     )
+    # As wide as the tables, wherever they go.
+    for line in wrap(said, console.width):
+        console.print(line, soft_wrap=True)
 
 
 def _elsewhere(elsewhere: Elsewhere) -> list[tuple[str, str]]:
@@ -173,8 +235,9 @@ def _online(feeding: Feeding) -> list[tuple[str, str]]:
     return [
         (
             "training",
-            f"GPUs: {training.gpus}, {training.batch_size} samples each in {training.step_ms:g} ms "
-            f"take {training.samples_per_s:.3g}/s; cores: {feeding.cores}{link}",
+            f"GPUs: {training.gpus}, {counted(training.batch_size, 'sample')} each in "
+            f"{training.step_ms:g} ms take {training.samples_per_s:.3g}/s; "
+            f"cores: {feeding.cores}{link}",
         ),
         ("from raw", _way(feeding.raw)),
         ("from shards", _way(feeding.shards)),

@@ -13,6 +13,9 @@ from ctgpu.spec import Spec
 from ctgpu.spec.presets import presets
 from ctgpu.spec.words import in_words
 
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu presets merlin"
+
 
 def command(
     name: Annotated[
@@ -23,22 +26,27 @@ def command(
     if name is None:
         _list(Console())
     else:
-        _show(name)
+        _show(name, Console())
 
 
 def _list(console: Console) -> None:
-    table = Table("preset", "contract", "as in", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("preset", no_wrap=True)
+    for heading in ("contract", "as in"):
+        table.add_column(heading, overflow="fold")
     for name, one in presets().items():
         project = one.repository.partition("//")[2].removeprefix("github.com/").strip("/")
         table.add_row(name, in_words(Spec.preset(name)), f"{one.title} ({project})")
     console.print(table)
-    say("`ctgpu presets NAME` shows one in full: flags that say the same, sources, differences")
+    console.prose(
+        "`ctgpu presets NAME` shows one in full: flags that say the same, sources, differences"
+    )
 
 
-def _show(name: str) -> None:
+def _show(name: str, console: Console) -> None:
     spec, one = Spec.preset(name), presets()[name]
-    say(f"{name}: {one.title}")
-    say(in_words(spec))
+    console.prose(f"{name}: {one.title}")
+    console.prose(in_words(spec))
     say("")
     say(f"the same in flags: {flags_of(spec) or 'none, this is the default'}")
     say("")
@@ -46,6 +54,6 @@ def _show(name: str) -> None:
     for address in dict.fromkeys(one.sources.values()):
         say(f"  {address}")
     say("")
-    say(f"differs: {one.distance}")
+    console.prose(f"differs: {one.distance}")
     if one.differs:
-        say(one.differs)
+        console.prose(one.differs)

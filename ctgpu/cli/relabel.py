@@ -13,6 +13,10 @@ from ctgpu.building.relabelling import RelabelReport, relabel
 from ctgpu.cli.build import resumable
 from ctgpu.cli.options import Debug
 from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say
+from ctgpu.printable import counted
+
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu relabel shards --source volumes"
 
 
 def command(
@@ -20,7 +24,8 @@ def command(
     source: Annotated[
         Path | None,
         typer.Option(
-            help="Where the tables are; volumes are not needed. (default: the data set's source)"
+            metavar="PATH",
+            help="Where the tables are; volumes are not needed. (default: the data set's source)",
         ),
     ] = None,
     debug: Debug = False,
@@ -43,15 +48,20 @@ def command(
         )
     for key, reason in report.left.items():
         say(f"{key}: {reason}")
-    say(_summary(report))
+    Console().prose(_summary(report))
     raise typer.Exit(report.exit_code)
 
 
 def _summary(report: RelabelReport) -> str:
     card = report.manifest
-    left = f"; {len(report.left)} are not as the tables say" if report.left else ""
+    left = ""
+    if report.left:
+        verb = "is" if len(report.left) == 1 else "are"
+        left = f"; {len(report.left)} {verb} not as the tables say"
+    samples = counted(card["total_samples"], "sample")
+    shards = counted(card["total_shards"], "shard")
     return (
-        f"{report.folder}: {len(report.relabelled)} of {card['total_samples']} samples relabelled, "
-        f"{report.shards} of {card['total_shards']} shards rewritten; "
-        f"{card['unlabelled_samples']} samples without labels{left}"
+        f"{report.folder}: {len(report.relabelled)} of {samples} relabelled, "
+        f"{report.shards} of {shards} rewritten; "
+        f"{counted(card['unlabelled_samples'], 'sample')} without labels{left}"
     )

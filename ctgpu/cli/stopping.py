@@ -22,6 +22,8 @@ class Stopped(BaseException):
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
         self.sentence = "stopped"
+        #: What goes on with it, where something does.
+        self.command: str | None = None
 
 
 @contextlib.contextmanager

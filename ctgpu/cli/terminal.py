@@ -18,6 +18,7 @@ import typer
 from rich.logging import RichHandler
 from rich.text import Text
 
+from ctgpu.cli.wrapping import wrap
 from ctgpu.printable import printable, printable_lines, to_json
 
 
@@ -33,6 +34,12 @@ class Console(rich.console.Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options | {"markup": False, "emoji": False})
+
+    def prose(self, text: str, indent: str = "") -> None:
+        """Print a paragraph: on a terminal broken between words, elsewhere as one line."""
+        said = printable(text)
+        for line in wrap(said, self.width, indent) if self.is_terminal else [indent + said]:
+            self.print(line, soft_wrap=True)
 
     def on_broken_pipe(self) -> None:
         # Called where the error is being handled: exits.py decides what becomes of it.

@@ -15,7 +15,11 @@ from ctgpu.checking.verify import Verification, verify_folder
 from ctgpu.cli.options import Debug, shorten
 from ctgpu.cli.terminal import Console, say, say_json
 from ctgpu.errors import UsageError
+from ctgpu.printable import counted
 from ctgpu.shards.findings import Finding
+
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu verify shards --num-samples 8"
 
 
 def command(
@@ -24,17 +28,24 @@ def command(
     ] = None,
     source: Annotated[
         Path | None,
-        typer.Option(help="Derive samples of DIR again from these volumes, and compare."),
+        typer.Option(
+            metavar="PATH", help="Derive samples of DIR again from these volumes, and compare."
+        ),
     ] = None,
     preprocessed_pattern: Annotated[
-        str | None, typer.Option(help="Compare the samples of these tars, instead of DIR's.")
+        str | None,
+        typer.Option(
+            metavar="PATTERN", help="Compare the samples of these tars, instead of DIR's."
+        ),
     ] = None,
     original_pattern: Annotated[
-        Path | None, typer.Option(help="Derive them again from these raw tars.")
+        Path | None, typer.Option(metavar="PATTERN", help="Derive them again from these raw tars.")
     ] = None,
     num_samples: Annotated[
         str | None,
-        typer.Option(help="Compare N samples, spread over the shards, or all. (default: 8)"),
+        typer.Option(
+            metavar="N|all", help="Compare N samples, spread over the shards, or all. (default: 8)"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead.")] = False,
     debug: Debug = False,
@@ -70,7 +81,10 @@ def command(
             found=show,
             checked=lambda done, shards: progress.update(task, completed=done, total=shards),
         )
-    say(result.to_json() if as_json else _verdict(result))
+    if as_json:
+        say(result.to_json())
+    else:
+        Console().prose(_verdict(result))
     raise typer.Exit(result.exit_code)
 
 
@@ -89,7 +103,7 @@ def _compare(
         samples = [sample.to_dict() for sample in compared]
         say_json({"passed": passed == len(compared), "samples": samples})
     else:
-        say(f"{passed} of {len(compared)} samples passed")
+        say(f"{passed} of {counted(len(compared), 'sample')} passed")
     raise typer.Exit(0 if passed == len(compared) else 1)
 
 
@@ -113,10 +127,11 @@ def _line(sample: Comparison) -> str:
 
 
 def _verdict(result: Verification) -> str:
-    what = f"{result.samples} samples in {result.shards} shards, {decimal(result.size_bytes)}"
+    samples, shards = counted(result.samples, "sample"), counted(result.shards, "shard")
+    what = f"{samples} in {shards}, {decimal(result.size_bytes)}"
     if result.findings:
         damaged = sum(finding.damaged for finding in result.findings)
         missing = len(result.findings) - damaged
         return f"{result.folder}: {what}: {damaged} damaged, {missing} not finished"
-    failed = f"; {result.failed_samples} samples failed" if result.failed_samples else ""
+    failed = f"; {counted(result.failed_samples, 'sample')} failed" if result.failed_samples else ""
     return f"{result.folder}: {what}: every byte is as it was written{failed}"

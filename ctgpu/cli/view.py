@@ -10,19 +10,25 @@ from rich.filesize import decimal
 from rich.progress import Progress
 
 from ctgpu.cli.options import Debug
-from ctgpu.cli.terminal import Console, say
+from ctgpu.cli.terminal import Console
+from ctgpu.printable import counted
 from ctgpu.viewing import Viewed, write_view
+
+#: One call of it, as its help shows it.
+EXAMPLE = "ctgpu view shards/valid --num-samples 8 --output valid.html"
 
 
 def command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The data set's folder.")],
     output: Annotated[
-        Path | None, typer.Option(help="The page to write. (default: DIR/view.html)")
+        Path | None,
+        typer.Option(metavar="PATH", help="The page to write. (default: DIR/view.html)"),
     ] = None,
     num_samples: Annotated[
         int,
         typer.Option(
-            help="Show N samples in pictures, as far as there is room (needs Pillow); 0 for none."
+            metavar="N",
+            help="Show N samples in pictures, as far as there is room (needs Pillow); 0 for none.",
         ),
     ] = 4,
     reports: Annotated[
@@ -53,17 +59,17 @@ def command(
             looked_at=lambda done, shards: progress.update(task, completed=done, total=shards),
         )
     for line in lines_about(viewed):
-        say(line)
+        Console().prose(line)
 
 
 def lines_about(viewed: Viewed) -> list[str]:
     """What a page that was written holds, to be said."""
     lines = [
-        f"{viewed.path}: {viewed.samples} of {viewed.planned} planned samples, {viewed.shown} of "
-        f"them in pictures, {decimal(viewed.size_bytes)}; open it in a browser"
+        f"{viewed.path}: {viewed.samples} of {counted(viewed.planned, 'planned sample')}, "
+        f"{viewed.shown} of them in pictures, {decimal(viewed.size_bytes)}; open it in a browser"
     ]
     if viewed.shown < viewed.asked:
-        lines.append(f"there was no room for the {viewed.asked} samples that were asked for")
+        lines.append(f"there was no room for {counted(viewed.asked, 'sample')}, as was asked for")
     if viewed.damaged:
         lines.append(
             f"damaged samples: {viewed.damaged}, as the page says; `ctgpu verify` finds all damage"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from built import read_samples, tar_bytes
+from ctgpu.building.described import JoinedTable
 from ctgpu.building.estimate import estimate_build
 from ctgpu.building.relabelling import relabel
 from ctgpu.cli.commands import app
@@ -378,3 +380,10 @@ def test_folders_may_be_the_keys_and_numbers_of_a_workbook_too(tmp_path: Path) -
         "102": [0],
     }
     check(tmp_path / "out", tmp_path / "source", 2)
+
+
+def test_a_joined_table_says_how_many_have_a_row_of_one_or_of_more() -> None:
+    one = JoinedTable("a.csv", "id", ("labels",), 1, 1)
+    assert str(one) == "a.csv (labels), joined by id: 1 of 1 volume has a row"
+    two = replace(one, key="", of=2)
+    assert str(two) == "a.csv (labels): 1 of 2 volumes have a row"

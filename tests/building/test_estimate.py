@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from rich.filesize import decimal
 
 import ctgpu
@@ -18,6 +17,7 @@ from ctgpu.building.calibration import WAYS, Calibration
 from ctgpu.building.estimate import Estimate, Storage, estimate_build
 from ctgpu.building.feeding import Training
 from ctgpu.cli.plan import _show
+from ctgpu.cli.terminal import Console
 from ctgpu.errors import UsageError
 from ctgpu.machine import usable_cores
 from ctgpu.shards.plan import LEAST_EXPECTED_RATIO

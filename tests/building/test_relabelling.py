@@ -144,7 +144,7 @@ def test_rows_that_come_and_go_are_counted(
     assert np.isnan(samples["valid_1_a_1"].labels).all()
     assert samples["valid_5_a_1"].text == ""
     assert samples["valid_5_a_1"].metadata["report"] == {}
-    assert "1 samples of shard 000000 had labels and have no row of them now" in caplog.text
+    assert "1 sample of shard 000000 had labels and no row of them now" in caplog.text
     assert verify_folder(out).findings == []
     with (source / LABELS).open("a") as table:
         table.write(all_positive("valid_1_a_1.nii.gz"))
@@ -405,7 +405,7 @@ def test_what_a_stopped_command_left_is_named_where_nothing_is_to_be_rewritten(
 def test_its_report_has_a_short_repr(out: Path, source: Path) -> None:
     mend(source / LABELS, "valid_1_a_1", all_positive)
     assert repr(relabel(out, source=source)) == (
-        f"RelabelReport({str(out)!r}: 1 of 4 samples relabelled, 1 shards rewritten, "
+        f"RelabelReport({str(out)!r}: 1 of 4 samples relabelled, 1 shard rewritten, "
         "0 samples left as they are)"
     )
     keys = [f"valid_{number}_a_1" for number in range(5000)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import io
 import json
@@ -9,15 +10,17 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from ctgpu.checking import doctor
-from ctgpu.cli.doctor import table_of
+from ctgpu.cli.doctor import text_of
 from ctgpu.engines import cuda, cupy_runtime
 from ctgpu.engines.cpu import CpuEngine
-from ctgpu.errors import DeviceError
+from ctgpu.errors import DeviceError, EnvironmentFailure
 from ctgpu.installation import install_command
 from ctgpu.testing.hub import LocalHub
 
@@ -62,7 +65,7 @@ def found(report: doctor.Report) -> dict[str, doctor.Check]:
 
 def rendered(report: doctor.Report) -> str:
     text = io.StringIO()
-    Console(file=text, width=200).print(table_of(report))
+    Console(file=text, width=200).print(text_of(report, 200))
     return text.getvalue()
 
 
@@ -83,10 +86,16 @@ def test_a_machine_without_a_gpu(hub: list[tuple[str, str | None]], tmp_path: Pa
     checks = found(report)
     assert report.device == "cpu"
     assert report.exit_code == 0
-    assert "no NVIDIA driver was found" in report.why
+    # That there is no driver is said once, with the way out.
+    assert report.why == "the CPU engine was chosen"
+    assert [check.name for check in report.checks if "driver" in check.text + check.name] == [
+        "NVIDIA driver"
+    ]
+    assert "CuPy" not in rendered(report)
+    assert "install one or start the container" in checks["NVIDIA driver"].text
     assert checks["NVIDIA driver"].status == "missing"
     assert checks["CPU engine"].facts["variant"] in checks["CPU engine"].text
-    assert checks["inflate"].text in ("libdeflate", "isal")
+    assert checks["inflate"].facts["backend"] in ("libdeflate", "isal")
     assert checks["host copy"].facts["gb_per_s"] > 0
     assert checks["memory"].facts["usable_bytes"] <= checks["memory"].facts["total_bytes"]
     assert checks["disk"].facts["folder"] == str(tmp_path)
@@ -215,7 +224,7 @@ def test_a_driver_without_cupy_names_the_extra(
     monkeypatch.setattr(doctor, "import_cupy", refuse)
     monkeypatch.setattr(cuda, "import_cupy", refuse)
     report = doctor.diagnose(tmp_path)
-    assert found(report)["NVIDIA driver"].text.endswith(install_command("cuda12"))
+    assert found(report)["NVIDIA driver"].text.endswith(f"`{install_command('cuda12')}`")
     assert found(report)["GPU"].status == "failed"
     assert "'ctgpu[cuda12]'" in rendered(report)  # markup does not swallow it
     assert report.device == "cpu"
@@ -227,3 +236,67 @@ def test_a_machine_with_a_gpu(hub: list[object], tmp_path: Path) -> None:
     assert report.device == cuda.CudaEngine().name
     facts = found(report)["cuda:0"].facts
     assert min(facts[f"{what}_gb_per_s"] for what in ("upload", "download", "device_copy")) > 0
+
+
+def inflated(monkeypatch: pytest.MonkeyPatch, backend: str) -> doctor.Check:
+    monkeypatch.setattr(doctor, "inflate_backend", lambda: backend)
+    monkeypatch.setitem(doctor.BACKENDS, backend, doctor.BACKENDS["isal"])
+    return doctor._inflate()
+
+
+def test_where_libdeflate_is_built_in_its_rate_alone_is_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    check = inflated(monkeypatch, "libdeflate")
+    assert check.text == f"libdeflate, {check.facts['gb_per_s']:.2f} GB/s, one thread"
+
+
+@pytest.mark.parametrize(
+    ("platform", "way"), [("linux", "apt install libdeflate-dev"), ("darwin", "brew install")]
+)
+def test_what_libdeflate_would_gain_is_measured_where_it_is_there(
+    monkeypatch: pytest.MonkeyPatch, platform: str, way: str
+) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    seen: list[bytes] = []
+
+    def inflate(data: Any, out: Any) -> None:
+        seen.append(gzip.decompress(bytes(data)))
+        assert len(seen[-1]) == out.size
+
+    monkeypatch.setattr(doctor, "_loaded_libdeflate", lambda: inflate)
+    for other, said in ((0.8, f"so `{way}"), (0.5, "which gains nothing here")):
+        rates = iter((0.5, other))
+
+        def measured(run: Any, size_bytes: int, rates: Iterator[float] = rates) -> float:
+            run()
+            return next(rates)
+
+        monkeypatch.setattr(doctor, "_inflate_rate", measured)
+        check = inflated(monkeypatch, "isal")
+        begin = f"isal, 0.50 GB/s, one thread; libdeflate: {other:.2f} GB/s, "
+        assert check.text.startswith(begin + said)
+        assert check.facts["libdeflate_gb_per_s"] == other
+    assert len(seen) == 2
+    monkeypatch.setattr(doctor, "_inflate_rate", lambda run, size_bytes: 0.5)
+    monkeypatch.setattr(doctor, "_loaded_libdeflate", lambda: None)
+    check = inflated(monkeypatch, "isal")
+    assert f"once it is there: `{way}" in check.text
+    assert "libdeflate_gb_per_s" not in check.facts
+
+
+def test_the_libdeflate_of_the_system_inflates(monkeypatch: pytest.MonkeyPatch) -> None:
+    if (inflate := doctor._loaded_libdeflate()) is None:
+        pytest.skip("there is no libdeflate here")
+    packed = np.frombuffer(gzip.compress(b"lung" * 1000), np.uint8)
+    out = np.zeros(4000, np.uint8)
+    inflate(packed, out)
+    assert out.tobytes() == b"lung" * 1000
+    with pytest.raises(EnvironmentFailure, match="libdeflate refuses a gzip stream"):
+        inflate(packed[:-9], out)
+    monkeypatch.setattr(doctor.ctypes, "CDLL", raising_os_error)
+    assert doctor._loaded_libdeflate() is None
+
+
+def raising_os_error(name: str) -> None:
+    raise OSError(f"{name}: cannot open shared object file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -32,6 +33,34 @@ def test_build_shows_what_it_did_and_exits_0(tmp_path: Path, source: Path) -> No
     assert len(read_samples(tmp_path / "out")) == 3
 
 
+def next_of(shown: str) -> list[list[str]]:
+    """The arguments of the commands with which a summary ends."""
+    _, _, commands = shown.partition("\nNext:\n")
+    words = [shlex.split(line) for line in commands.splitlines()]
+    assert all(program == "ctgpu" for program, *_ in words)
+    return [rest for _, *rest in words]
+
+
+def test_a_summary_ends_with_the_two_commands_that_come_next(tmp_path: Path, source: Path) -> None:
+    folder = tmp_path / "a folder's"
+    words = ("build", "--output-dir", folder, "--source", source, "--samples-per-shard", "2")
+    part = run_here(*words, *SMALL, "--shards", "0-0")
+    assert "2 samples in 1 shard," in part.stdout
+    assert next_of(part.stdout) == [["build", "--output-dir", str(folder)], ["verify", str(folder)]]
+    whole = run_here(*next_of(part.stdout)[0], "--device", "cpu")
+    assert "3 samples in 2 shards," in whole.stdout
+    assert "shard 000001: 1 sample, " in whole.stderr
+    commands = next_of(whole.stdout)
+    assert commands == [["inspect", str(folder)], ["verify", str(folder)]]
+    for arguments in commands:
+        result = run_here(*arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+    # Nothing is left to do.
+    done = run_here("build", "--output-dir", folder, "--device", "cpu")
+    assert "3 samples in 2 shards; to do: nothing" in done.stderr
+    assert next_of(done.stdout) == commands
+
+
 def test_json_log_lines_and_summary_can_be_parsed(tmp_path: Path, source: Path) -> None:
     result = run_here(
         *("build", "--output-dir", tmp_path, "--source", source, "--log-format", "json", *SMALL)
@@ -51,9 +80,13 @@ def test_a_failed_sample_exits_1_and_says_how_to_retry(tmp_path: Path, source: P
         target.write_bytes(path.read_bytes()[: 2000 if "valid_3" in path.name else None])
     result = run_here("build", "--output-dir", tmp_path / "out", "--source", copy, *SMALL)
     assert result.returncode == 1
-    assert "1 samples failed" in result.stdout
-    assert "valid_3_a_1" in result.stdout
-    assert "--retry-failed" in result.stdout
+    assert f"1 sample failed; see {tmp_path / 'out' / 'failures.jsonl'}\n" in result.stdout
+    # Why, is said once: when it happens, or at the end by a run that does not come upon it.
+    assert (result.stderr.count("valid_3_a_1 failed"), result.stdout.count("valid_3_a_1")) == (1, 0)
+    again = ["build", "--output-dir", str(tmp_path / "out")]
+    assert next_of(result.stdout) == [[*again, "--retry-failed"], ["verify", again[2]]]
+    result = run_here(*again, "--device", "cpu")
+    assert (result.stderr.count("valid_3_a_1"), result.stdout.count("  valid_3_a_1 (")) == (0, 1)
     assert "Traceback" not in result.stderr
 
 

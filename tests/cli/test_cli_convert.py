@@ -30,12 +30,12 @@ def test_the_command_converts_and_says_how_it_went(tmp_path: Path, real_ct: Path
         result = go(*convert_deleting(tmp_path / "raw", tmp_path / "out"))
         assert result.returncode == 0, result.stderr
         assert list((tmp_path / "raw").iterdir()) == []
-        assert "1 samples in 1 shards" in result.stdout
+        assert "1 sample in 1 shard" in result.stdout
     manifest = (tmp_path / "out/manifest.json").read_bytes()
     (tmp_path / "out/manifest.json").unlink()
     result = run_here("manifest", tmp_path / "out")
     assert result.returncode == 0, result.stderr
-    assert "1 of 1 samples in 1 of 1 shards, 0 failed" in result.stdout
+    assert "1 of 1 sample in 1 of 1 shard, 0 failed" in result.stdout
     assert (tmp_path / "out/manifest.json").read_bytes() == manifest
 
 
@@ -61,8 +61,8 @@ def test_what_failed_is_said_with_the_command_that_tries_it_again(tmp_path: Path
     raw = lay_out(tmp_path / "raw", content)
     result = run_here(*convert_deleting(raw, tmp_path / "out"))
     assert result.returncode == 1, result.stderr
-    assert "1 samples failed" in result.stdout
-    assert "scan_1" in result.stdout
+    assert "1 sample failed" in result.stdout
+    assert result.stderr.count("scan_1 failed in ") == 1
     assert "--retry-failed" in result.stdout
     assert [path.name for path in raw.iterdir()] == ["shard-000000.tar"]
 

@@ -10,13 +10,13 @@ import pytest
 from rich.console import Console
 
 from ctgpu.checking.doctor import Check, Report
-from ctgpu.cli.doctor import table_of
+from ctgpu.cli.doctor import text_of
 from support.command_line import run, run_here
 
 
 def shown(report: Report) -> str:
     text = io.StringIO()
-    Console(file=text, width=200).print(table_of(report))
+    Console(file=text, width=200).print(text_of(report, 200))
     return text.getvalue()
 
 
@@ -57,3 +57,28 @@ def test_a_device_that_there_is_not_is_said_and_ends_with_3(tmp_path: Path) -> N
     result = run_here("doctor", "--device", "cuda:99", "--output-dir", tmp_path)
     assert result.returncode == 3
     assert "no device works" in result.stdout
+
+
+@pytest.mark.parametrize("width", [50, 80])
+def test_no_word_and_no_command_is_broken(width: int) -> None:
+    text = "run `pip install -e '/a/rather/long/path/to/a/checkout[cuda12]'` or see what else says"
+    report = Report(tuple(Check(name, "ok", text) for name in ("NVIDIA driver", "x")), "cpu", text)
+    shown = io.StringIO()
+    Console(file=shown, width=width).print(text_of(report, width), soft_wrap=True)
+    lines = shown.getvalue().splitlines()
+    assert " ".join(shown.getvalue().split()).count(text) == 3
+    for line in lines:
+        assert len(line.rstrip()) <= width or "`pip install -e" in line
+    assert (
+        sum("`pip install -e '/a/rather/long/path/to/a/checkout[cuda12]'`" in x for x in lines) == 3
+    )
+
+
+def test_it_ends_with_the_next_step(tmp_path: Path) -> None:
+    place = ("--output-dir", tmp_path)
+    good = run_here("doctor", "--device", "cpu", *place, COLUMNS="80")
+    assert good.stdout.endswith("\n\nNext:\n  ctgpu demo\n  ctgpu plan --source FOLDER\n")
+    lines = good.stdout.replace(str(tmp_path), "/tmp").splitlines()
+    assert max(map(len, lines)) <= 80
+    bad = run_here("doctor", "--device", "cuda:99", *place)
+    assert bad.stdout.endswith("Next:\n  ctgpu doctor  # once what is marked `no` is mended\n")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from ctgpu.building.estimate import estimate_build
+from ctgpu.engines import cupy_runtime
 from support.command_line import run, run_here
 from support.data_set_copies import MINE, SPEC, lay_out_mine
+from support.phantoms import SPEC_FLAGS
 
 
 @pytest.fixture
@@ -56,3 +58,24 @@ def test_the_command_plan_says_what_would_be_joined(tmp_path: Path, mine: Path) 
     )
     assert calibrated.calibrated_on == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_it_answers_whatever_a_build_is_told_and_says_each_thing_once(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cupy_runtime, "driver_cuda_version", lambda: None)
+    place = ("--output-dir", tmp_path, "--source", source, "--calibrate", 1, *SPEC_FLAGS)
+    going_on = ("--shards", "7-9", "--force", "--retry-failed", "--temp-dir", tmp_path / "spool")
+    (tmp_path / "spool").mkdir()
+    plain = run_here("plan", *place, "--json")
+    told = run_here("plan", *place, *going_on, "--ray", "--log-format", "json", "--json")
+    for result in (plain, told):
+        assert result.returncode == 0, result.stderr
+        assert result.stderr.count("using the CPU engine: no NVIDIA driver was found") == 1
+        assert result.stderr.count("listing folder ") == 1
+    found, asked = json.loads(plain.stdout), json.loads(told.stdout)
+    assert (found["storage"], found["counts"]) == (asked["storage"], asked["counts"])
+    assert asked["calibrated_on"] == 1
+    events = [json.loads(line).get("event") for line in told.stderr.splitlines()]
+    assert events.count("Listing") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["spool"]

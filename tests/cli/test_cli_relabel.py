@@ -34,7 +34,7 @@ def test_the_command_says_what_it_did(out: Path, tables: Path) -> None:
     assert left[0].startswith("valid_1_a_1: ")
     assert summary.endswith(
         "1 of 3 samples relabelled, 1 of 2 shards rewritten; 0 samples without labels; "
-        "1 are not as the tables say"
+        "1 is not as the tables say"
     )
 
 

@@ -33,7 +33,7 @@ def test_the_command_prints_a_sentence_for_each_finding_and_exits_1(
     good = run("verify", folder)
     assert (good.returncode, good.stderr) == (0, "")
     assert "2 samples in 2 shards" in good.stdout
-    assert "every byte is as it was written; 1 samples failed" in good.stdout
+    assert "every byte is as it was written; 1 sample failed" in good.stdout
     (folder / "shard-000001.idx").unlink()
     with (folder / "shard-000000.tar").open("r+b") as tar:
         tar.write(b"x")

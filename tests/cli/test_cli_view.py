@@ -72,6 +72,6 @@ def test_what_there_was_no_room_for_and_what_is_damaged_is_said() -> None:
     )
     assert lines_about(viewed) == [
         "x.html: 90 of 100 planned samples, 7 of them in pictures, 4.9 MB; open it in a browser",
-        "there was no room for the 40 samples that were asked for",
+        "there was no room for 40 samples, as was asked for",
         "damaged samples: 2, as the page says; `ctgpu verify` finds all damage",
     ]

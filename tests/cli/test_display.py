@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +62,7 @@ def report_of(tmp_path: Path, **changed: Any) -> BuildReport:
     ]
     manifest = {
         "total_samples": 6,
+        "planned_samples": 6,
         "total_shards": 1,
         "sample_shape": [4, 4, 4],
         "layout": "HWD",
@@ -145,3 +148,50 @@ def test_the_bottleneck_is_the_stage_whose_speed_decides_and_has_a_heading(
         ("device", "2.00", ""),
         ("write", "1.00", ""),
     ]
+
+
+@pytest.mark.parametrize("pending", [0, 1, 12345])
+def test_the_bar_says_nothing_of_what_there_is_not(pending: int) -> None:
+    line = Screen().last_line(planned(pending))
+    assert ("nothing to do" in line) is (pending == 0)
+    assert (f"0/{pending}" in line) is (pending > 0)
+    assert "eta" not in line
+    assert "eta" not in Screen().last_line()  # while it lists
+
+
+def test_the_bar_of_a_long_build_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(monotonic=itertools.count(0.0, 0.25).__next__)
+    monkeypatch.setattr("ctgpu.cli.display.time", clock)
+    screen = Screen()
+    failed = SampleFailed("valid_2", 0, "valid_2.nii.gz", Failure("decode", "DecodeError", "no"))
+    heavy = SampleWritten("valid_1", 0, 100, 3 * 10**8)
+    line = screen.last_line(planned(12345), heavy, heavy, failed)
+    assert "3/12345" in line
+    assert "1.60 samples/s, 480 MB/s " in line
+    assert line.rstrip().endswith("1 failed")
+    assert len(line.rstrip()) <= 80
+    assert "…" not in line
+
+
+def test_a_summary_breaks_no_word_on_a_terminal_and_no_line_elsewhere(tmp_path: Path) -> None:
+    failures = [
+        {"key": f"valid_{n}", "stage": "decode", "message": f"/a/{'long/' * 30}{n}.gz is cut short"}
+        for n in range(8)
+    ]
+    report = report_of(tmp_path, failures=failures)
+    shown = {}
+    for is_terminal in (True, False):
+        screen = io.StringIO()
+        console = Console(file=screen, width=80, force_terminal=is_terminal, no_color=True)
+        show_summary(report, console, ["build", "--output-dir", "o"], {"valid_0", "valid_7"})
+        shown[is_terminal] = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue())
+    assert shown[True].split() == shown[False].split()
+    for line in shown[True].splitlines():
+        assert len(line) <= 80 or "long/" in line or str(tmp_path) in line
+    assert "\n  valid_1 (decode): /a/long/" in shown[False]
+    assert "  … and 1 more\n" in shown[False]
+    assert not any(f"{key} (" in shown[False] for key in ("valid_0", "valid_7"))
+    assert "8 samples failed; see " in shown[False]
+    assert shown[False].endswith(
+        f"\nNext:\n  ctgpu build --output-dir o --retry-failed\n  ctgpu verify {tmp_path}\n"
+    )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import ctgpu
 from ctgpu.checking.verify import verify_folder
+from ctgpu.cli import exits
+from ctgpu.cli.stopping import Stopped
 from support.command_line import CTGPU, SMALL, finish, patched, run_here, sentence, shell
 
 # What is raised, wherever it is
@@ -347,3 +351,36 @@ def test_a_working_folder_that_is_gone(
     assert result.returncode == code, result.stderr
     if code:
         assert sentence(result)
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_command_to_copy_is_in_a_line_of_its_own_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped = Stopped(signal.SIGTERM)
+    stopped.sentence = "stopped; shards keeps every finished sample. Go on with:"
+    stopped.command = "ctgpu build --output-dir 'a  folder' --retry-failed"
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = {}
+    for stream in (Terminal(), io.StringIO()):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stderr", stream)
+            patch.setattr(exits, "_open_standard_streams", lambda: None)
+            patch.setattr("ctgpu.cli.commands.invoke", raising(stopped))
+            assert exits._run() == 143
+        shown[stream.isatty()] = stream.getvalue()
+    assert shown[False] == f"ctgpu: {stopped.sentence} {stopped.command}\n"
+    assert shown[True] == (
+        f"ctgpu: stopped; shards keeps every\nfinished sample. Go on with:\n  {stopped.command}\n"
+    )
+
+
+def raising(error: BaseException) -> Callable[[], int]:
+    def invoke() -> int:
+        raise error
+
+    return invoke

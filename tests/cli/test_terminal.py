@@ -240,6 +240,7 @@ def test_the_lines_for_a_training_config_are_yaml_whatever_the_folder_is_called(
     result = run_here("build", "--output-dir", built, "--device", "cpu")
     assert result.returncode == 1, result.stderr
     _, _, text = result.stdout.partition("For a training config:\n")
+    text, _, _ = text.partition("\nNext:\n")
     data = yaml.safe_load(text)["data"]
     assert data["urls"] == str(built / "shard-000000.tar")
     assert data["num_samples"] == 3
@@ -305,3 +306,47 @@ def test_a_live_display_that_cannot_start_gives_the_cursor_back(
             pass
     sys.stdout, sys.stderr = stdout, stderr
     assert shown.getvalue().rfind("\x1b[?25h") > shown.getvalue().rfind("\x1b[?25l") >= 0
+
+
+COLOURS = re.compile(r"\x1b\[[0-9;]*(?:3[0-8]|4[0-8]|9[0-7])[0-9;]*m")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_no_color_is_honoured_by_tables_log_lines_and_the_live_display(
+    tmp_path: Path, evil: Path, monkeypatch: pytest.MonkeyPatch, is_asked: bool
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    if is_asked:
+        monkeypatch.setenv("NO_COLOR", "1")
+    build = ("build", "--output-dir", tmp_path / "out", "--source", evil, *SMALL)
+    for command in (build, ("doctor", "--output-dir", tmp_path, "--device", "cpu")):
+        _, seen = run_on_terminal(*command)
+        assert bool(COLOURS.search(seen)) is not is_asked, command
+
+
+@pytest.mark.slow
+def test_an_error_on_a_terminal_breaks_between_words(tmp_path: Path) -> None:
+    words = ("describe", tmp_path / "nothing.here")
+    code, seen = run_on_terminal(*words)
+    assert code == 2
+    lines = seen.replace("\r", "").splitlines()
+    assert lines[0].startswith("ctgpu: ")
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 100
+    # Elsewhere it is one line of the same words.
+    piped = run_here(*words).stderr
+    assert piped.count("\n") == 1
+    assert " ".join(lines).split() == piped.split()
+
+
+def test_prose_is_broken_between_words_on_a_terminal_alone() -> None:
+    for is_terminal in (True, False):
+        shown = io.StringIO()
+        console = Console(file=shown, width=30, force_terminal=is_terminal, highlight=False)
+        console.prose("a  [b]\x1b of /a/path/that/is/longer/than/the/terminal\n end", indent=" ")
+        assert shown.getvalue() == (
+            " a  [b]\\x1b of\n /a/path/that/is/longer/than/the/terminal\\n\n end\n"
+            if is_terminal
+            else " a  [b]\\x1b of /a/path/that/is/longer/than/the/terminal\\n end\n"
+        )

@@ -60,9 +60,9 @@ DOCTOR = """
 import json, sys
 from rich.console import Console
 from ctgpu.checking.doctor import diagnose
-from ctgpu.cli.doctor import table_of
+from ctgpu.cli.doctor import text_of
 report = diagnose(device="cuda")
-Console(width=160).print(table_of(report))
+Console(width=160).print(text_of(report, 160))
 json.dump(report.to_dict(), open(sys.argv[1], "w"))
 sys.exit(report.exit_code)
 """
