@@ -59,6 +59,16 @@ bool holds_parts(const TileShape &shape, const Parts &parts) {
     return parts.size >= shape.code_bytes() + parts.packed + std::size_t{parts.quotients};
 }
 
+// Whether rows of two bytes a voxel may be stored past the caches: as whole lines, and not where
+// all of them are one block, which is read again soon.
+inline bool rows_lie_apart(const TileShape &shape, const Target &target) {
+    constexpr std::ptrdiff_t ROW_BYTES = LANES * 2;
+    const auto bits = reinterpret_cast<std::uintptr_t>(target.voxels) |
+                      static_cast<std::uintptr_t>(target.plane_stride) |
+                      static_cast<std::uintptr_t>(target.row_stride);
+    return shape.lanes == LANES && bits % ROW_BYTES == 0 && target.row_stride != ROW_BYTES;
+}
+
 struct TileParts {
     const std::uint8_t *codes, *packed;
     BitPart quotients, significands;

@@ -9,11 +9,6 @@
 
 namespace ctgpu::codec {
 
-namespace scalar {
-Fault decode_tile(const Stream &, const TileShape &, const Parts &, const std::uint8_t *,
-                  const Target &);
-}
-
 namespace CTGPU_VARIANT {
 namespace {
 
@@ -100,7 +95,8 @@ alignas(64) constexpr Sequences SEQUENCES = sequences();
 // for the first one those of all.
 constexpr std::uint64_t WORDS_BEFORE = 0x7F3F1F0F070301FF;
 
-inline std::uint64_t sum_packed(const TileShape &shape, Coding coding, const std::uint8_t *codes) {
+inline std::uint64_t packed_bytes(const TileShape &shape, Coding coding,
+                                  const std::uint8_t *codes) {
     const std::array<std::uint8_t, 16> bytes = group_bytes(coding, shape.lanes);
     const Row table =
         _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes.data())));
@@ -297,14 +293,7 @@ Fault decode(const Stream &parameters, const TileShape &shape, const TileParts &
 template <Kind kind>
 Fault decode(const Stream &stream, const TileShape &shape, const TileParts &parts,
              const Target &target) {
-    // Past the caches, whole lines at a time; but not to where all rows are one block, which is
-    // read again soon.
-    const auto row_bytes = static_cast<std::ptrdiff_t>(sizeof(Lanes));
-    const auto bits = reinterpret_cast<std::uintptr_t>(target.voxels) |
-                      static_cast<std::uintptr_t>(target.plane_stride) |
-                      static_cast<std::uintptr_t>(target.row_stride);
-    const bool rows_apart = kind != Kind::uint8 && shape.lanes == LANES &&
-                            bits % sizeof(Lanes) == 0 && target.row_stride != row_bytes;
+    const bool rows_apart = kind != Kind::uint8 && rows_lie_apart(shape, target);
     const Groups groups = groups_of(stream.coding, shape.lanes);
     if (stream.coding == Coding::rice)
         return rows_apart ? decode<kind, Coding::rice, true>(stream, shape, parts, groups, target)
@@ -314,30 +303,7 @@ Fault decode(const Stream &stream, const TileShape &shape, const TileParts &part
 }
 
 }  // namespace
-
-Fault decode_tile(const Stream &stream, const TileShape &shape, const Parts &parts,
-                  const std::uint8_t *data, const Target &target) {
-    if (!holds_parts(shape, parts))
-        return Fault::size;
-    if (sum_packed(shape, stream.coding, data) != parts.packed)
-        return Fault::packed;
-    const TileParts at(shape, parts, data);
-    switch (stream.kind) {
-    case Kind::uint8:
-        return decode<Kind::uint8>(stream, shape, at, target);
-    case Kind::int16:
-        return decode<Kind::int16>(stream, shape, at, target);
-    case Kind::grid:
-        return decode<Kind::grid>(stream, shape, at, target);
-    case Kind::float16:
-        return decode<Kind::float16>(stream, shape, at, target);
-    default:
-        // Four of 15 bits and a shift do not fit a word.
-        return tiny_bits(stream.kind, stream.grid) > 14
-                   ? scalar::decode_tile(stream, shape, parts, data, target)
-                   : decode<Kind::bfloat16>(stream, shape, at, target);
-    }
-}
-
 }  // namespace CTGPU_VARIANT
 }  // namespace ctgpu::codec
+
+#include "codec/decode_kinds.h"

@@ -10,11 +10,6 @@
 
 namespace ctgpu::codec {
 
-namespace scalar {
-Fault decode_tile(const Stream &, const TileShape &, const Parts &, const std::uint8_t *,
-                  const Target &);
-}
-
 namespace CTGPU_VARIANT {
 namespace {
 
@@ -275,13 +270,7 @@ Fault decode(const Stream &stream, const TileShape &shape, const TileParts &part
              const Target &target) {
     const Groups groups = groups_of(coding, shape.lanes);
     if constexpr (kind != Kind::uint8 && STORES_PAST_CACHES) {
-        // Past the caches, whole lines at a time; but not to where all rows are one block, which is
-        // read again soon.
-        constexpr auto ROW_BYTES = static_cast<std::ptrdiff_t>(sizeof(Lanes));
-        const auto bits = reinterpret_cast<std::uintptr_t>(target.voxels) |
-                          static_cast<std::uintptr_t>(target.plane_stride) |
-                          static_cast<std::uintptr_t>(target.row_stride);
-        if (shape.lanes == LANES && bits % sizeof(Lanes) == 0 && target.row_stride != ROW_BYTES)
+        if (rows_lie_apart(shape, target))
             return decode<kind, coding, true>(stream, shape, parts, groups, target);
     }
     return decode<kind, coding, false>(stream, shape, parts, groups, target);
@@ -305,30 +294,7 @@ std::size_t packed_bytes(const TileShape &shape, Coding coding, const std::uint8
 }
 
 }  // namespace
-
-Fault decode_tile(const Stream &stream, const TileShape &shape, const Parts &parts,
-                  const std::uint8_t *data, const Target &target) {
-    if (!holds_parts(shape, parts))
-        return Fault::size;
-    if (packed_bytes(shape, stream.coding, data) != parts.packed)
-        return Fault::packed;
-    const TileParts at(shape, parts, data);
-    switch (stream.kind) {
-    case Kind::uint8:
-        return decode<Kind::uint8>(stream, shape, at, target);
-    case Kind::int16:
-        return decode<Kind::int16>(stream, shape, at, target);
-    case Kind::grid:
-        return decode<Kind::grid>(stream, shape, at, target);
-    case Kind::float16:
-        return decode<Kind::float16>(stream, shape, at, target);
-    default:
-        // Eight of 15 bits and a shift do not fit 16 bytes.
-        return tiny_bits(stream.kind, stream.grid) > 14
-                   ? scalar::decode_tile(stream, shape, parts, data, target)
-                   : decode<Kind::bfloat16>(stream, shape, at, target);
-    }
-}
-
 }  // namespace CTGPU_VARIANT
 }  // namespace ctgpu::codec
+
+#include "codec/decode_kinds.h"
