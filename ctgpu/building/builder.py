@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,8 +30,8 @@ from ctgpu.errors import StorageError, UsageError, reason_of, shortage
 from ctgpu.machine import SMALL_MEMBERS_BYTES, require_free_space, require_writable
 from ctgpu.shards import disk
 from ctgpu.shards.lease import LeaseSession
-from ctgpu.shards.manifest import write_manifest
-from ctgpu.shards.names import FAILURES_NAME, partial_name, shard_name
+from ctgpu.shards.manifest import read_failures, write_manifest
+from ctgpu.shards.names import partial_name, shard_name
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.work import samples_to_make
 from ctgpu.sources.base import Source
@@ -196,13 +195,12 @@ def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
             "command with --shards 0-%d",
             *(folder, left, plan.shards, plan.shards - 1),
         )
-    ledger = (folder / FAILURES_NAME).read_text().splitlines()
     return BuildReport(
         folder,
         manifest,
         written,
         stored_bytes,
-        [json.loads(line) for line in ledger],
+        read_failures(folder),
         report,
         made.data_set,
         made.tables,

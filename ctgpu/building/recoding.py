@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import threading
@@ -41,9 +40,8 @@ from ctgpu.shards import disk
 from ctgpu.shards.folder import committed_shards, is_committed
 from ctgpu.shards.lease import Lease, LeaseSession
 from ctgpu.shards.ledger import LedgerEntry
-from ctgpu.shards.manifest import write_manifest
+from ctgpu.shards.manifest import read_failures, write_manifest
 from ctgpu.shards.names import (
-    FAILURES_NAME,
     PLAN_NAME,
     parse_shard_name,
     record_name,
@@ -205,13 +203,12 @@ def _run(
             "originals, or this command when %s has them",
             *(folder, left, plan.shards, home),
         )
-    ledger = (folder / FAILURES_NAME).read_text().splitlines()
     return BuildReport(
         folder,
         manifest,
         work.written,
         work.stored_bytes,
-        [json.loads(line) for line in ledger],
+        read_failures(folder),
         report if todo else None,
         name_in(plan),
     )

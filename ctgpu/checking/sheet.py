@@ -277,8 +277,13 @@ def cuts(volume: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
     volume : numpy.ndarray
         Axes to the patient's left, back and head.
     """
-    left, back, head = (n // 2 for n in volume.shape)
-    return volume[:, :, head].T, volume[:, back, ::-1].T, volume[left, :, ::-1].T
+    return tuple(cut(volume, axis, volume.shape[axis] // 2) for axis in (2, 1, 0))
+
+
+def cut(volume: npt.NDArray[Any], axis: int, place: int) -> npt.NDArray[Any]:
+    """A slice across `axis`; volume and rows as :func:`cuts` has them."""
+    rows: npt.NDArray[Any] = np.moveaxis(volume, axis, 0)[place].T
+    return rows if axis == 2 else rows[::-1]
 
 
 def _extent_mm(axis: int, shape: tuple[int, ...], spacing_mm: Spacing) -> tuple[float, float]:

@@ -129,3 +129,14 @@ def write_manifest(folder: Path) -> dict[str, Any]:
         # Looked at again: a process that has committed a shard meanwhile may have written these
         # files before this one did.
         written = texts
+
+
+def read_failures(folder: Path) -> list[dict[str, Any]]:
+    """The lines of ``failures.jsonl``, as :func:`write_manifest` has left it.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    """
+    return [json.loads(line) for line in (folder / FAILURES_NAME).read_text().splitlines()]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ctgpu.checking.picking import spread
-from ctgpu.checking.sheet import View, as_displayed
+from ctgpu.checking.sheet import View, as_displayed, cut
 from ctgpu.spec import Dtype
 from ctgpu.viewing.pictures import jpeg, outlines
 from ctgpu.volume.stored import numbers_of
@@ -100,23 +98,18 @@ def planes_of(view: View, dtype: Dtype, black: float, white: float) -> tuple[Pla
                 volume.shape[axis],
                 tuple(places),
                 tuple(
-                    jpeg(_grey(numbers_of(cut, dtype), black, white), (width, height))
-                    for cut in _cuts(volume, axis, places)
+                    jpeg(
+                        _grey(numbers_of(cut(volume, axis, place), dtype), black, white),
+                        (width, height),
+                    )
+                    for place in places
                 ),
-                tuple(outlines(cut, (width, height)) for cut in _cuts(mask, axis, places))
+                tuple(outlines(cut(mask, axis, place), (width, height)) for place in places)
                 if mask is not None
                 else (b"",) * len(places),
             )
         )
     return tuple(planes)
-
-
-def _cuts(volume: npt.NDArray[Any], axis: int, places: list[int]) -> Iterator[npt.NDArray[Any]]:
-    """Slices across an axis, rows from the top of the picture; axes to left, back and head."""
-    across = np.moveaxis(volume, axis, 0)
-    for place in places:
-        cut = across[place].T
-        yield cut if axis == 2 else cut[::-1]
 
 
 def _grey(numbers: npt.NDArray[np.float32], black: float, white: float) -> npt.NDArray[np.uint8]:
