@@ -9,11 +9,9 @@ do in their memory.
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
-import atheris
-from instrumented import instrumented
+from instrumented import fuzz, instrumented
 
 with instrumented("ctgpu", comparisons=False):
     from ctgpu.codec import CtzError
@@ -66,16 +64,5 @@ def write_seeds(folder: Path) -> None:
         (folder / f"seed-{k:03d}").write_bytes(bytes([k * 37 % 256]) + member)
 
 
-def main() -> None:
-    """Fuzz until libFuzzer's options say stop."""
-    folders = [a for a in sys.argv[1:] if not a.startswith("-")]
-    with tempfile.TemporaryDirectory() as made:
-        seeds = Path(made)
-        write_seeds(seeds)
-        options = [a for a in sys.argv[1:] if a.startswith("-")]
-        atheris.Setup([sys.argv[0], *folders, *options, str(seeds)], decode_one)
-        atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(decode_one, write_seeds)

@@ -11,12 +11,10 @@ import contextlib
 import gzip
 import io
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import atheris
-from instrumented import instrumented
+from instrumented import fuzz, instrumented
 
 with instrumented("ctgpu", "zipfile", "numpy"):
     from ctgpu.buffers import BufferPool
@@ -116,16 +114,5 @@ def write_seeds(folder: Path) -> None:
         (folder / f"seed-{k:03d}").write_bytes(seed)
 
 
-def main() -> None:
-    """Fuzz until libFuzzer's options say stop."""
-    folders = [a for a in sys.argv[1:] if not a.startswith("-")]
-    with tempfile.TemporaryDirectory() as made:
-        seeds = Path(made)
-        write_seeds(seeds)
-        arguments = [sys.argv[0], *folders, *(a for a in sys.argv[1:] if a.startswith("-"))]
-        atheris.Setup([*arguments, str(seeds)], decode_one)
-        atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(decode_one, write_seeds)

@@ -8,14 +8,11 @@ to the working directory.
 from __future__ import annotations
 
 import io
-import os
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
 
-import atheris
-from instrumented import instrumented
+from instrumented import fuzz, instrumented
 
 with instrumented("ctgpu"):
     from ctgpu.errors import DecodeError
@@ -75,16 +72,5 @@ def write_seeds(folder: Path) -> None:
         (folder / f"seed-{k:03d}").write_bytes(bytes([k % 2 * 0x80]) + seed)
 
 
-def main() -> None:
-    """Fuzz until libFuzzer's options say stop."""
-    folders = [a for a in sys.argv[1:] if not a.startswith("-")]
-    with tempfile.TemporaryDirectory() as made:
-        seeds = Path(made)
-        write_seeds(seeds)
-        options = [a for a in sys.argv[1:] if a.startswith("-")]
-        atheris.Setup([sys.argv[0], *folders, *options, os.fspath(seeds)], scan_one)
-        atheris.Fuzz()
-
-
 if __name__ == "__main__":
-    main()
+    fuzz(scan_one, write_seeds)

@@ -1,13 +1,16 @@
-"""Imports that tell Atheris which of their lines run, from an editable installation too."""
+"""Fuzzing by Atheris, told which lines of imports run, from an editable installation too."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec, SourceFileLoader
+from pathlib import Path
 from typing import Any
 
+import atheris
 from atheris.import_hook import AtherisMetaPathFinder
 
 
@@ -42,3 +45,13 @@ def instrumented(*packages: str, comparisons: bool = True) -> Iterator[None]:
         yield
     finally:
         sys.meta_path[:] = before
+
+
+def fuzz(run_one: Callable[[bytes], None], write_seeds: Callable[[Path], None]) -> None:
+    """Fuzz from seeds, and the corpora of the command line, until libFuzzer's options say stop."""
+    folders = [a for a in sys.argv[1:] if not a.startswith("-")]
+    options = [a for a in sys.argv[1:] if a.startswith("-")]
+    with tempfile.TemporaryDirectory() as seeds:
+        write_seeds(Path(seeds))
+        atheris.Setup([sys.argv[0], *folders, *options, seeds], run_one)
+        atheris.Fuzz()

@@ -70,19 +70,23 @@ def test_tar_program(shard: Path, plan: Plan, tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.filterwarnings(
-    "ignore::ResourceWarning"
-)  # webdataset leaves its file to the collector
-def test_stock_webdataset(shard: Path, plan: Plan) -> None:
+def _read_by_webdataset(shard: Path) -> dict[str, dict[str, bytes]]:
     dataset = webdataset.WebDataset(
         str(shard), shardshuffle=False, nodesplitter=webdataset.split_by_node
     )
-    found = {
+    return {
         sample["__key__"]: {
             extension: data for extension, data in sample.items() if not extension.startswith("__")
         }
         for sample in dataset
     }
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning"
+)  # webdataset leaves its file to the collector
+def test_stock_webdataset(shard: Path, plan: Plan) -> None:
+    found = _read_by_webdataset(shard)
     assert found == _expected(plan)
     assert list(found) == list(_expected(plan))
 
@@ -170,15 +174,7 @@ def test_tar_program_lists_a_compressed_shard() -> None:
     "ignore::ResourceWarning"
 )  # webdataset leaves its file to the collector
 def test_stock_webdataset_reads_a_compressed_shard() -> None:
-    dataset = webdataset.WebDataset(
-        str(COMPRESSED), shardshuffle=False, nodesplitter=webdataset.split_by_node
-    )
-    found = {
-        sample["__key__"]: {
-            extension: data for extension, data in sample.items() if not extension.startswith("__")
-        }
-        for sample in dataset
-    }
+    found = _read_by_webdataset(COMPRESSED)
     assert found == _compressed_members()
     assert list(found) == ["a", "b"]
     for sample in found.values():  # which the page's few lines of NumPy decode
