@@ -67,6 +67,8 @@ COMMANDS = {
     "inspect": "inspect {out}",
     "manifest": "manifest {out}",
     "view": "view {out} --num-samples 0",
+    "export": "export {out} --to npy --samples all --output-dir {other}",
+    "index": "export {out} --to energon",
     "relabel": "relabel {out} --source {source}",
     "convert": "convert --input-pattern {out}/shard-*.tar --output-dir {other} --device cpu",
     "go on converting": "convert --input-pattern {source} --output-dir {out} --device cpu",
@@ -106,14 +108,15 @@ def test_no_command_touches_a_folder_of_a_newer_version(
 
 
 @pytest.mark.parametrize(
-    "command", ["resume", "force", "retry", "verify", "manifest", "inspect", "view"]
+    "command",
+    ["resume", "force", "retry", "verify", "manifest", "inspect", "view", "export", "index"],
 )
 def test_a_record_of_a_newer_version_is_enough(old: Path, command: str) -> None:
     rewrite(old / "shards", "shard-*.json", state_version_9)
     assert_left_alone(old, r"shard-000000\.json", lambda: run(COMMANDS[command], old))
 
 
-@pytest.mark.parametrize("command", ["verify", "manifest", "convert", "view"])
+@pytest.mark.parametrize("command", ["verify", "manifest", "convert", "view", "export", "index"])
 @pytest.mark.parametrize("change", [state_version_9, add_unknown_field])
 def test_a_manifest_of_a_newer_version_is_enough(old: Path, command: str, change: Change) -> None:
     rewrite(old / "shards", "manifest.json", change)

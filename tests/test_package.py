@@ -127,6 +127,7 @@ FLAGS = {
     "demo": "debug device output-dir",
     "describe": "debug output repo-id revision",
     "doctor": "debug device json output-dir",
+    "export": "debug force hu output-dir samples split to",
     "inspect": "debug json num-samples preview source",
     "manifest": "debug",
     "plan": "axes batch-size calibrate cores dataset debug device gpus hu-guard json limit "

@@ -15,6 +15,7 @@ from ctgpu.cli import (
     demo,
     describe,
     doctor,
+    export,
     inspect,
     manifest,
     plan,
@@ -45,7 +46,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _module in (
-    *(build, plan, verify, inspect, view, convert, relabel, manifest),
+    *(build, plan, verify, inspect, view, export, convert, relabel, manifest),
     *(describe, presets, doctor, demo),
 ):
     app.command(
