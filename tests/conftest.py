@@ -32,7 +32,7 @@ LONG_FILES = (
     *("test_cuda.py", "test_cuda_engine.py", "test_cpu_bits.py", "test_cpu.py"),
     *("test_cuda_tiles.py", "test_whole_check.py", "test_endless_hub.py"),
     *("test_hu_scale.py", "test_terminal.py", "test_nvrtc.py", "test_install.py", "test_exits.py"),
-    *("test_hostile_dicom.py",),
+    *("test_hostile_dicom.py", "test_examples.py"),
 )
 
 
