@@ -26,7 +26,7 @@ CPP = kernels tests/fuzz tests/support
 unexport PYTHONDONTWRITEBYTECODE
 NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
 
-.PHONY: help demo quick test exhaustive test-hostile lint layers types format bench sanitize fuzz gpu-pack gpu-check clean
+.PHONY: help demo quick test exhaustive test-hostile lint layers types format docs bench sanitize fuzz gpu-pack gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ format: $(VENV)/.developer  ## rewrite the sources as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(find $(CPP) -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+docs: $(VENV)/.docs  ## the pages of docs/ as a site in build/docs, strictly: every link leads somewhere
+	$(BIN)/python -m mkdocs build --quiet
+	@echo "docs: build/docs/index.html; to search it: $(BIN)/python -m http.server --directory build/docs"
 
 bench: $(VENV)/.developer  ## every benchmark at tiny size, on one page
 	$(BIN)/python -m benchmarks
@@ -102,4 +106,8 @@ $(VENV)/.installed: $(NATIVE) | $(VENV)/bin/python
 
 $(VENV)/.developer: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group docs
 	@touch $@

@@ -253,6 +253,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_tar(root / "old/preprocessed/shard-000000.tar", {STUDY: old})
     convert_tars(root / "old/raw", root / "shards/converted", device="cpu")
     convert_tars(root / "shards/valid", root / "shards/rice", compress="rice")
+    ctgpu.build(root / "shards/mine", source=root / "scans", device="cpu")
+    ctgpu.build(root / "shards/clinic", source=root / "pacs", device="cpu")
     with LocalHub(root / "CT-RATE", "ibrahimhamamci/CT-RATE", token="hf_docs") as hub:
         (root / "endpoint").write_text(hub.url)
         yield root
@@ -297,7 +299,7 @@ def test_every_shown_command_runs(
     words = shlex.split(line)
     if words[1] in ("build", "convert") and "--output-dir" in words:
         target = tmp_path / words[words.index("--output-dir") + 1]
-        if target.exists() and {"--split", "--input-pattern"} & set(words):
+        if target.exists() and {"--split", "--source", "--input-pattern"} & set(words):
             shutil.rmtree(target)  # shown as the first command of a new data set
     if words[1] == "describe" and "--output" in words:
         (tmp_path / words[words.index("--output") + 1]).unlink()  # likewise of a new description
