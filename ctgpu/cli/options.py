@@ -244,6 +244,10 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+# It evaluates every field of a class, and is asked for one at a time.
+_hints = functools.cache(get_type_hints)
+
+
 def _parameters(command: Callable[..., None]) -> list[inspect.Parameter]:
     return list(inspect.signature(command, eval_str=True).parameters.values())
 
@@ -252,7 +256,7 @@ def _parameter(
     one: Field[Any], offered: Option, flag: str, helps: Mapping[str, str], kind: type
 ) -> inspect.Parameter:
     """A field as typer wants it."""
-    hint: Any = get_type_hints(kind)[one.name]
+    hint: Any = _hints(kind)[one.name]
     if offered.written == "path":
         hint = Path | None
     elif (
@@ -279,10 +283,11 @@ def _metavar(one: Field[Any], offered: Option, kind: type) -> str:
         return "H,W,D" if offered.example.count(",") == 2 else "A,B"
     if offered.written != "plain":
         return {"path": "PATH", "size": "SIZE", "range": "A-B", "number": "X"}[offered.written]
-    words = offered.choices or get_args(get_type_hints(kind)[one.name])
+    hint = _hints(kind)[one.name]
+    words = offered.choices or get_args(hint)
     if words and all(isinstance(word, str) for word in words):
         return "|".join(words) if len("|".join(words)) <= _LONGEST_METAVAR else "WORD"
-    hints = get_args(get_type_hints(kind)[one.name]) or (get_type_hints(kind)[one.name],)
+    hints = get_args(hint) or (hint,)
     return next((name for hint, name in _METAVARS.items() if hint in hints), "TEXT")
 
 
