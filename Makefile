@@ -14,7 +14,7 @@ FUZZ = -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20
 # Where tests/fuzz/test_fuzz_ctz.py builds it too.
 FUZZ_CTZ = cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DCTGPU_PYTHON=OFF -DCTGPU_FUZZ=ON \
   -DCTGPU_SANITIZE=ON && cmake --build build/fuzz --parallel --target fuzz_ctz
-# Of static programs AddressSanitizer makes none.
+# tests/support/compiling.py builds it so too.  Of static programs AddressSanitizer makes none.
 ARM = command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null
 SANITIZE_ARM = cmake -S . -B build/sanitize-arm -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ \
   -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_EXE_LINKER_FLAGS=-static \
@@ -26,7 +26,7 @@ CPP = kernels tests/fuzz tests/support
 unexport PYTHONDONTWRITEBYTECODE
 NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
 
-.PHONY: help demo quick test exhaustive test-hostile lint layers types format docs bench sanitize fuzz gpu-pack gpu-check clean
+.PHONY: help demo quick test test-package test-product exhaustive test-hostile lint layers types format docs bench sanitize fuzz gpu-pack gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,8 +37,13 @@ demo: $(VENV)/.installed  ## make a small CT-RATE-like source, build it, show wh
 quick: $(VENV)/.developer  ## the tests that are not marked slow
 	$(PYTEST) -m 'not slow'
 
-test: $(VENV)/.developer  ## every test that needs no GPU but the exhaustive, on up to four cores
-	$(PYTEST)
+test: test-package test-product  ## every test that needs no GPU but the exhaustive, on up to four cores
+
+test-package: $(VENV)/.developer  ## those of the package
+	$(PYTEST) -m 'not product'
+
+test-product: $(VENV)/.developer  ## those of what people install, open and copy: wheel, pages in a browser, examples
+	$(PYTEST) -m product
 
 exhaustive: $(VENV)/.developer  ## every variant of the CUDA kernel and full volumes, as PTX on the CPU
 	$(BIN)/python -m pytest --durations=10 -m exhaustive

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -21,8 +20,7 @@ from ctgpu.engines import Job
 from ctgpu.engines.cpu import preprocess
 from ctgpu.spec import Layout, Precision, Spec
 from ctgpu.volume.stored import Stored, stored_as
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from support.compiling import built_for_arm
 
 
 def bits_of(job: Job, variant: str, threads: int, poison: int = 0xFF) -> npt.NDArray[Any]:
@@ -180,30 +178,9 @@ def test_to_half_keeps_nans_as_the_hardware_does() -> None:
 
 
 @pytest.fixture(scope="module")
-def neon_test_bits(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """The command that runs kernels/cpu/test_bits.cpp for AArch64, natively or emulated."""
-    compiler = shutil.which("aarch64-linux-gnu-g++")
-    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-    cmake = shutil.which("cmake")
-    if compiler is None or emulator is None or cmake is None:
-        pytest.skip("needs cmake, g++-aarch64-linux-gnu and qemu-user")
-    build = tmp_path_factory.mktemp("neon")
-    configure = [
-        cmake,
-        "-S",
-        str(REPOSITORY),
-        "-B",
-        str(build),
-        "-DCTGPU_PYTHON=OFF",
-        "-DCTGPU_TESTS=ON",
-        "-DCMAKE_SYSTEM_NAME=Linux",
-        "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
-        f"-DCMAKE_CXX_COMPILER={compiler}",
-        "-DCMAKE_EXE_LINKER_FLAGS=-static",
-    ]
-    for command in (configure, [cmake, "--build", str(build), "--target", "test_bits"]):
-        subprocess.run(command, check=True, capture_output=True)
-    return [emulator, str(build / "test_bits")]
+def neon_test_bits() -> list[str]:
+    """The command that runs kernels/cpu/test_bits.cpp for AArch64, emulated."""
+    return built_for_arm("test_bits")
 
 
 def write_case(path: Path, job: Job) -> None:

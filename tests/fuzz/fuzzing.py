@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
 
 from support.compiling import REPOSITORY
 
@@ -33,21 +29,3 @@ def run_fuzzer(harness: Path, folder: Path, runs: int, max_len: int) -> None:
     )
     assert result.returncode == 0, result.stderr[-4000:]
     assert f"Done {runs} runs" in result.stderr
-
-
-def built(target: str, build: Path, *definitions: str) -> Path:
-    """A program that CMakeLists.txt has, made in `build` unless it is there and newer."""
-    cmake = shutil.which("cmake")
-    if cmake is None:
-        pytest.skip("cmake is not installed")
-    build.mkdir(parents=True, exist_ok=True)
-    with (build / "lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        configure = [cmake, "-S", str(REPOSITORY), "-B", str(build), "-DCTGPU_PYTHON=OFF"]
-        for command in (
-            [*configure, *(f"-D{definition}" for definition in definitions)],
-            [cmake, "--build", str(build), "--parallel", "--target", target],
-        ):
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert result.returncode == 0, result.stderr[-4000:]
-    return build / target

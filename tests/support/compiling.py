@@ -1,4 +1,4 @@
-"""C++ of the tests as shared libraries, each compiled once for all processes and runs."""
+"""C++ of the tests, each compiled once for all processes and runs."""
 
 from __future__ import annotations
 
@@ -58,3 +58,37 @@ def _cpu() -> bytes:
     except OSError:
         return platform.processor().encode()
     return b"".join(sorted(set(told)))
+
+
+def built(target: str, build: Path, *definitions: str) -> Path:
+    """A program that CMakeLists.txt has, made in `build` unless it is there and newer."""
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        pytest.skip("cmake is not installed")
+    build.mkdir(parents=True, exist_ok=True)
+    with (build / "lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        configure = [cmake, "-S", str(REPOSITORY), "-B", str(build), "-DCTGPU_PYTHON=OFF"]
+        for command in (
+            [*configure, *(f"-D{definition}" for definition in definitions)],
+            [cmake, "--build", str(build), "--parallel", "--target", target],
+        ):
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, result.stderr[-4000:]
+    return build / target
+
+
+def built_for_arm(target: str) -> list[str]:
+    """The command that runs such a program, emulated, as ``make sanitize`` makes it for Arm."""
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if compiler is None or emulator is None:
+        pytest.skip("needs g++-aarch64-linux-gnu and qemu-user")
+    program = built(
+        target,
+        REPOSITORY / "build" / "sanitize-arm",
+        *(f"CMAKE_CXX_COMPILER={compiler}", "CMAKE_EXE_LINKER_FLAGS=-static", "CTGPU_TESTS=ON"),
+        *("CMAKE_SYSTEM_NAME=Linux", "CMAKE_SYSTEM_PROCESSOR=aarch64"),
+        "CMAKE_CXX_FLAGS=-fsanitize=undefined -fno-sanitize-recover=all",
+    )
+    return [emulator, str(program)]
