@@ -9,6 +9,7 @@ import typer
 
 from ctgpu.arguments import require_choice
 from ctgpu.cli.options import Debug
+from ctgpu.cli.stopping import stoppable
 from ctgpu.cli.terminal import Console, say
 from ctgpu.errors import UsageError
 from ctgpu.exporting import export_samples, write_energon_index
@@ -75,21 +76,23 @@ def command(
         return
     if split is not None:
         raise UsageError("--split is for the index of --to energon; leave it out")
-    if output_dir is None or not samples:
+    listed = [name for one in samples or () for name in map(str.strip, one.split(",")) if name]
+    if output_dir is None or not listed:
         raise UsageError(
             "say where the files go with --output-dir, and which samples they are with --samples: "
             "names, numbers or all"
         )
     form = next(name for name in _FORMATS if name == to)
-    chosen = None if samples == ["all"] else [name for one in samples for name in one.split(",")]
+    chosen = None if listed == ["all"] else listed
     exported = faults = 0
-    for sample in export_samples(where, output_dir, to=form, samples=chosen, hu=hu, force=force):
-        if sample.fault is None:
-            exported += 1
-            say(f"{sample.key}: {', '.join(path.name for path in sample.files)}")
-        else:
-            faults += 1
-            say(f"{sample.key}: {sample.fault}")
+    with stoppable():
+        for one in export_samples(where, output_dir, to=form, samples=chosen, hu=hu, force=force):
+            if one.fault is None:
+                exported += 1
+                say(f"{one.key}: {', '.join(path.name for path in one.files)}")
+            else:
+                faults += 1
+                say(f"{one.key}: {one.fault}")
     damaged = f"; {faults} could not be" if faults else ""
     Console().prose(
         f"{output_dir}: {exported} of {counted(exported + faults, 'sample')} exported{damaged}"

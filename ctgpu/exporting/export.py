@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
@@ -23,7 +24,7 @@ from ctgpu.loading.catalogue import Named, describe
 from ctgpu.loading.dataset import VolumeDataset
 from ctgpu.loading.region import in_stored_order, to_hwd
 from ctgpu.printable import to_json
-from ctgpu.shards.disk import remove
+from ctgpu.shards.disk import remove, remove_stale_temporaries
 from ctgpu.shards.names import PLAN_NAME
 from ctgpu.spec import Spec
 from ctgpu.viewing.members import Metadata, read_metadata
@@ -43,6 +44,8 @@ _ENDINGS: Mapping[Form, tuple[str, ...]] = {
 # Order of the axes of their arrays; those of NumPy's are as they are stored.
 _AXES: Mapping[Form, str] = {"nifti": "HWD", "blosc2": "CDWH"}
 _NUMBER = re.compile(r"-?[0-9]{1,18}")
+# How many names are suggested for one that is not there, and how like it they are at least.
+_NEAR, _NEAR_RATIO = 3, 0.8
 # Bits behind the point of a number's fraction.
 _FRACTION_BITS = {"float16": 10, "bfloat16": 7}
 
@@ -127,7 +130,10 @@ def export_samples(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{folder} cannot be made: {reason_of(error)}") from error
+        raise StorageError(
+            f"{folder} cannot be made: {reason_of(error)}; choose another --output-dir"
+        ) from error
+    remove_stale_temporaries(folder)
     return _export_all(dataset, folder, to, hu)
 
 
@@ -144,30 +150,45 @@ def _wanted(samples: Sequence[str | int], dataset: VolumeDataset, named: str) ->
         require_kind("samples", one, (str, int), "a list of names and numbers", optional=False)
         if isinstance(one, str) and normal_form(one) not in names:
             if not _NUMBER.fullmatch(one):
-                raise UsageError(
-                    f"samples has {shown(one)}, which is the name of no sample of {named}; give "
-                    f"study ids or keys that it holds, or numbers below {len(dataset)}"
-                )
+                raise UsageError(f"samples has {shown(one)}, which {_fault(one, dataset, named)}")
             one = int(one)
         wanted.append(one)
     return wanted
 
 
+def _fault(name: str, dataset: VolumeDataset, named: str) -> str:
+    """Why a data set has no sample of a name, and the way out."""
+    failed = {normal_form(study) for shard in dataset.shards for _, study in shard.holes}
+    if normal_form(name) in failed:
+        return (
+            f"failed when {named} was built; leave it out, or see in its failures.jsonl why and "
+            "build it with --retry-failed"
+        )
+    # Ids mostly differ in a digit, or in how they are written.
+    known = {entry.study_id.lower(): entry.study_id for entry in dataset.entries}
+    if near := difflib.get_close_matches(name.lower(), known, n=_NEAR, cutoff=_NEAR_RATIO):
+        wanted = f"did you mean {' or '.join(known[one] for one in near)}?"
+    else:
+        wanted = f"give study ids or keys that it holds, or numbers below {len(dataset)}"
+    return f"is the name of no sample of {named}; {wanted}"
+
+
 def _require_room(dataset: VolumeDataset, folder: Path, to: Form, force: bool) -> None:
     """Refuse names that would meet, and files that are there."""
     keys = [entry.key for entry in dataset.entries]
-    # Some file systems take two names for one that differ in their case alone.
-    twice = [key for key, count in Counter(map(str.casefold, keys)).items() if count > 1]
+    # Some file systems take two names for one that differ in case or in Unicode's form alone.
+    folded = Counter(normal_form(key).casefold() for key in keys)
+    twice = [key for key, count in folded.items() if count > 1]
     if twice:
         raise UsageError(
             f"{len(twice)} names stand for several samples, or differ in their case alone, such as "
             f"{twice[0]}, and could be files of one name; export these samples apart"
         )
-    held = {key.casefold() for key in keys}
-    if to == "blosc2" and (meet := sorted(key for key in held if f"{key}_seg" in held)):
+    masks = [key for key in keys if key.casefold().endswith("_seg")]
+    if to == "blosc2" and masks:
         raise UsageError(
-            f"nnU-Net would take the sample {meet[0]}_seg for the mask of {meet[0]}; export them "
-            "apart, or as npy or nifti"
+            f"nnU-Net takes every file such as {masks[0]}.b2nd for the mask of another case; leave "
+            "this sample out, or export it as npy or nifti"
         )
     shards = {shard.path.parent for shard in dataset.shards}
     if (folder / PLAN_NAME).exists() or any(_is_same(place, folder) for place in shards):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from ctgpu.volume.orientation import Orientation
 
 Floats = npt.NDArray[np.float64]
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # Types that NIfTI lacks.
 _IN_NIFTI: Mapping[str, str] = {"float16": "float32"}
 
@@ -45,7 +47,8 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
         finally:
             remove(temporary)
     except OSError as error:
-        raise StorageError(f"{path} cannot be written: {reason_of(error)}") from error
+        way_out = "; free some, or choose another folder" if error.errno in _NO_SPACE else ""
+        raise StorageError(f"{path} cannot be written: {reason_of(error)}{way_out}") from error
 
 
 def write_npy(path: Path, voxels: npt.NDArray[Any]) -> None:
@@ -63,8 +66,12 @@ def write_npy(path: Path, voxels: npt.NDArray[Any]) -> None:
     StorageError
         If it cannot be written.
     """
+    array = np.ascontiguousarray(voxels)
+    header = np.lib.format.header_data_from_array_1_0(array)
     with new_file(path) as file:
-        np.save(file, np.ascontiguousarray(voxels), allow_pickle=False)
+        np.lib.format.write_array_header_1_0(file, header)
+        # `numpy.save` says of a full disk only how many items it has written.
+        file.write(array.data)
 
 
 def write_nifti(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +50,39 @@ def test_a_damaged_sample_is_said_and_the_exit_code_is_1(tmp_path: Path, built: 
     assert run_here("export", built, *words, "--force").returncode == 0
 
 
+# A signal comes while a file is half written.
+_STOPPED_HALFWAY = """
+import os, signal, sys
+from ctgpu.cli import main
+
+number = signal.Signals[sys.argv.pop(1)]
+os.fsync = lambda fd: os.kill(os.getpid(), number)
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("signal_name", ["SIGINT", "SIGTERM"])
+def test_no_half_file_stays_where_it_is_stopped(
+    tmp_path: Path, built: Path, signal_name: str
+) -> None:
+    words = ("export", built, "--to", "npy", "--output-dir", tmp_path / "to", "--samples", "all")
+    result = subprocess.run(
+        [sys.executable, "-c", _STOPPED_HALFWAY, signal_name, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 128 + signal.Signals[signal_name]
+    assert (result.stdout, result.stderr) == ("", "ctgpu: stopped\n")
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_blanks_around_names_are_no_part_of_them(tmp_path: Path, built: Path) -> None:
+    words = ("--to", "npy", "--output-dir", tmp_path, "--samples", f" {NAMES[0]}, {NAMES[1]},")
+    result = run_here("export", built, *words)
+    assert result.stdout.splitlines()[-1] == f"{tmp_path}: 2 of 2 samples exported"
+
+
 def test_an_index_for_energon(tmp_path: Path, built: Path) -> None:
     folder = shutil.copytree(built, tmp_path / "out")
     words = ("export", folder, "--to", "energon", "--split", "val")
@@ -64,6 +100,10 @@ def test_an_index_for_energon(tmp_path: Path, built: Path) -> None:
         (["{out}"], "Missing option '--to'"),
         (["{out}", "--to", "mha"], "--to is 'mha'; it is npy"),
         (["{out}", "--to", "npy"], "--output-dir, and which samples"),
+        (
+            ["{out}", "--to", "npy", "--output-dir", "{tmp}/x", "--samples", ", ,"],
+            "--samples: names, numbers or all",
+        ),
         (["{out}", "--to", "npy", "--output-dir", "{tmp}/x"], "--samples: names, numbers or all"),
         (
             ["{out}", "--to", "npy", "--output-dir", "{tmp}/x", "--samples", "none"],

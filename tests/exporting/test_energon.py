@@ -22,6 +22,7 @@ from ctgpu.errors import UsageError
 from ctgpu.exporting import write_energon_index
 from ctgpu.loading import VolumeDataset
 from ctgpu.shards.record import checksum
+from support.compressed_folders import compress_folder
 
 # What a user of Energon writes: a cooker, and the loop.
 _STOCK = """
@@ -196,7 +197,12 @@ def run(script: str, *arguments: object) -> str:
 
 @stock
 @pytest.mark.slow
-def test_stock_energon_reads_the_samples(folder: Path) -> None:
+@pytest.mark.parametrize("compression", [None, "rice"])
+def test_stock_energon_reads_the_samples(
+    tmp_path: Path, folder: Path, compression: str | None
+) -> None:
+    if compression is not None:
+        folder = compress_folder(folder, tmp_path / "packed", compression)
     write_energon_index(folder)
     dataset = VolumeDataset(folder)
     wanted = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ctgpu.exporting import export_samples
 from ctgpu.loading import VolumeDataset
 from ctgpu.spec import Spec
 from ctgpu.testing.masks import LABELS
-from stored import chest_as, save
+from stored import chest_as, rotated, save
 from support.compressed_folders import compress_folder
 from support.phantoms import SPACING_MM
 
@@ -52,6 +53,16 @@ def test_axes_of_arrays_are_in_the_stored_order(tmp_path: Path) -> None:
     export(made, tmp_path / "as", to="nifti", samples=["a"])
     found = np.asanyarray(nibabel.load(tmp_path / "as/a.nii.gz").dataobj)
     np.testing.assert_array_equal(found, dhw.transpose(1, 2, 0).astype(np.float32))
+
+
+def test_a_mask_lies_on_its_volume_and_has_whole_numbers(tmp_path: Path, made: Path) -> None:
+    export(made, tmp_path, to="nifti", samples=["a"])
+    volume, mask = (nibabel.load(tmp_path / f"a{ending}.nii.gz") for ending in ("", ".seg"))
+    np.testing.assert_array_equal(mask.affine, volume.affine)
+    assert mask.get_data_dtype() == np.uint8
+    wanted = VolumeDataset(made)["a"]["mask"][0].transpose(1, 2, 0)
+    assert wanted.any()
+    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), wanted)
 
 
 @pytest.mark.parametrize("to", ["npy", "nifti"])
@@ -118,7 +129,7 @@ def test_samples_are_chosen_by_name_and_number(
 @pytest.mark.parametrize(
     ("samples", "wanted"),
     [
-        (["c"], r"samples has 'c', which is the name of no sample of .*numbers below 3"),
+        (["lung"], r"samples has 'lung', which is the name of no sample of .*numbers below 3"),
         (["3"], "there is no sample 3"),
         ([True], "chosen by their numbers, not by a mask"),
         ([1.5], "samples is 1.5"),
@@ -132,6 +143,20 @@ def test_what_is_not_there_is_refused(
     with pytest.raises(UsageError, match=wanted):
         export_samples(made, tmp_path / "to", to="npy", samples=samples)
     assert not (tmp_path / "to").exists()
+
+
+def test_a_name_that_is_not_there_is_told_what_is_near_it_or_became_of_it(tmp_path: Path) -> None:
+    for name in ("valid_12_a_1", "valid_13_a_1", "other"):
+        save(tmp_path / f"scans/{name}.nii", chest_as("LPS"))
+    (tmp_path / "scans/valid_14_a_1.nii").write_bytes(b"no scan")
+    report = ctgpu.build(tmp_path / "out", source=tmp_path / "scans", spec=SPEC, device="cpu")
+    assert [failure["key"] for failure in report.failures] == ["valid_14_a_1"]
+    for name, wanted in (
+        ("Valid_12_a_2", r"no sample of .*out; did you mean valid_12_a_1 or valid_13_a_1\?$"),
+        ("valid_14_a_1", r"failed when .*out was built; .*failures\.jsonl why .*--retry-failed"),
+    ):
+        with pytest.raises(UsageError, match=wanted):
+            export_samples(tmp_path / "out", tmp_path / "to", to="npy", samples=[name])
 
 
 def test_a_damaged_sample_is_told_of_and_the_rest_exported(tmp_path: Path, folder: Path) -> None:
@@ -177,8 +202,31 @@ def test_the_folder_of_a_data_set_takes_no_files(folder: Path) -> None:
 
 
 def test_samples_of_one_name_are_refused(tmp_path: Path, made: Path, folder: Path) -> None:
-    with pytest.raises(UsageError, match="could be files of one name"):
+    with pytest.raises(UsageError, match=r"3 names .* could be files of one name"):
         export_samples([made, folder], tmp_path / "to", to="npy")
+
+
+def test_names_that_a_file_system_may_take_for_one_are_refused(tmp_path: Path) -> None:
+    for name in ("Scan", "scan", "x"):
+        save(tmp_path / f"scans/{name}.nii", chest_as("LPS"))
+    ctgpu.build(tmp_path / "out", source=tmp_path / "scans", spec=SPEC, device="cpu")
+    with pytest.raises(UsageError, match=r"1 names .* in their case alone, such as scan"):
+        export_samples(tmp_path / "out", tmp_path / "to", to="npy")
+    exported = export(tmp_path / "out", tmp_path / "to", to="npy", samples=["Scan", "x"])
+    assert [one.key for one in exported] == ["Scan", "x"]
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path: Path, made: Path) -> None:
+    old, new, other = (
+        tmp_path / name for name in (".a.npy.0a.ctgpu-tmp", ".b.npy.0b.ctgpu-tmp", ".mine.tmp")
+    )
+    for path in (old, new, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (1e9, 1e9))
+    export(made, tmp_path, to="npy", samples=["a"])
+    # A new one may be that of another process.
+    assert (old.exists(), new.exists(), other.exists()) == (False, True, True)
 
 
 @pytest.mark.parametrize(
@@ -196,14 +244,12 @@ def test_another_argument_is_refused(
         export_samples(made, tmp_path / "to", **({"to": "npy"} | change))
 
 
-def centre_mm(image: Any, above: float) -> Any:
-    """Where what is brighter than `above` has its centre in the world."""
-    weight = np.maximum(np.asanyarray(image.dataobj, np.float64) - above, 0)
-    index = [
-        np.average(np.arange(n), weights=weight.sum(tuple({0, 1, 2} - {axis})))
-        for axis, n in enumerate(weight.shape)
-    ]
-    return nibabel.affines.apply_affine(image.affine, index)
+def interpolated(scan: Any, points_mm: Any, hu: Any) -> Any:
+    """A scan's HU at points of the world, and which of these lie in it; by nothing of ctgpu."""
+    scipy_ndimage = pytest.importorskip("scipy.ndimage")
+    at = nibabel.affines.apply_affine(np.linalg.inv(scan.affine), points_mm)
+    inside = ((at >= 0) & (at <= np.array(hu.shape) - 1)).all(-1)
+    return scipy_ndimage.map_coordinates(hu, at[inside].T, order=1, output=np.float64), inside
 
 
 @pytest.mark.parametrize(
@@ -214,34 +260,43 @@ def test_an_exported_nifti_lies_over_the_real_scan(
     tmp_path: Path, real_ct: Path, name: str, orientation: str
 ) -> None:
     scan = nibabel.load(real_ct / f"{name}.nii.gz")
-    voxels = np.asanyarray(scan.dataobj, np.float32).clip(-1000, 280)
-    # Off the centre along every axis, so that no turn or shift puts it elsewhere unseen; what is
-    # around it is even, so that resampling leaves its centre where it is.
-    middle = [int(n * at) for n, at in zip(voxels.shape, (0.4, 0.55, 0.62), strict=True)]
-    for half, hu in ((8, 300), (3, 900)):
-        voxels[tuple(slice(max(0, m - half), m + half) for m in middle)] = hu
-    marked = nibabel.Nifti1Image(voxels.astype(np.int16), scan.affine)
+    # Askew, as patients lie; how the axes lead is the scan's own.
+    askew = nibabel.Nifti1Image(np.asanyarray(scan.dataobj), rotated(7, 1) @ scan.affine)
     (tmp_path / "scans").mkdir()
-    nibabel.save(marked, tmp_path / "scans/x.nii.gz")
-    h, w, d = nibabel.affines.voxel_sizes(scan.affine)
+    nibabel.save(askew, tmp_path / "scans/x.nii.gz")
+    sizes_mm = nibabel.affines.voxel_sizes(scan.affine)
+    # Cropped along one axis, padded along another.
+    spacing, shares = (1.3, 1.1, 0.9), (0.6, 1.1, 0.9)
     spec = Spec(
-        target_spacing_mm=(1.3 * h, 1.1 * w, 0.9 * d),
-        shape_hwd=tuple(int(0.9 * n) for n in voxels.shape),
-        orientation=orientation,
+        target_spacing_mm=tuple(float(mm * k) for mm, k in zip(sizes_mm, spacing, strict=True)),
+        shape_hwd=tuple(int(n * k) for n, k in zip(scan.shape, shares, strict=True)),
     )
     if orientation != "stored":
-        spec = replace(spec, target_spacing_mm=(1.2 * min(h, w, d),) * 3, shape_hwd=(160, 170, 180))
+        finest = 1.2 * float(min(sizes_mm))
+        spec = Spec(
+            target_spacing_mm=(finest, finest, 1.5 * finest),
+            shape_hwd=(100, 130, 120),
+            orientation=orientation,
+        )
     report = ctgpu.build(
         tmp_path / "out", source=tmp_path / "scans", spec=spec, axes="stored", device="cpu"
     )
     assert report.exit_code == 0, report.failures
     export(tmp_path / "out", tmp_path / "to", to="nifti", hu=True)
     image = nibabel.load(tmp_path / "to/x.nii.gz")
-    assert image.get_sform(coded=True)[1] == 1
+    assert image.get_sform(coded=True)[1] == image.get_qform(coded=True)[1] == 1
+    np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-3)
     if orientation != "stored":
         assert "".join(nibabel.aff2axcodes(image.affine)) == orientation
-    off = np.abs(centre_mm(image, 301) - centre_mm(marked, 301))
-    assert off.max() < 0.2 * min(spec.target_spacing_mm)
+    found = np.asanyarray(image.dataobj)
+    index = np.moveaxis(np.indices(found.shape), 0, -1)
+    points_mm = nibabel.affines.apply_affine(image.affine, index)
+    hu = np.asanyarray(askew.dataobj, np.float32).clip(-1000, 1000)
+    wanted, inside = interpolated(askew, points_mm, hu)
+    assert inside.sum() > 50_000
+    # A fifth of a millimetre off would be 60 HU somewhere.
+    lost = beside(tmp_path / "to", "x")["values"]["rounded_by_hu"]
+    assert np.abs(wanted - found[inside]).max() < lost + 0.3
 
 
 def test_a_scan_without_an_affine_gives_a_file_that_names_no_scanner(tmp_path: Path) -> None:

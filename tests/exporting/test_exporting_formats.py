@@ -42,6 +42,21 @@ def test_a_place_that_takes_no_file_is_one_sentence(tmp_path: Path) -> None:
     assert [one.name for one in tmp_path.iterdir()] == ["x.npy"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened(path: Path, mode: str) -> Any:
+        path.touch()
+        return open("/dev/full", "wb")
+
+    monkeypatch.setattr(Path, "open", opened)
+    # More than a buffer, so that it is writing that fails.
+    voxels = np.zeros((64, 64, 64), np.float32)
+    for write in (write_npy, lambda path, array: write_nifti(path, array, AFFINE)):
+        with pytest.raises(StorageError, match=r"x cannot be written: No space left.*; free some"):
+            write(tmp_path / "x", voxels)
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_an_array_is_in_c_order(tmp_path: Path) -> None:
     write_npy(tmp_path / "x.npy", VOXELS)
     found = np.load(tmp_path / "x.npy")

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from exporting_cases import contents, export
+from exporting_cases import SPEC, contents, export
 
+import ctgpu
 from ctgpu.errors import SampleError, UsageError
 from ctgpu.exporting.nnunet import (
     blocks_and_chunks,
@@ -21,6 +22,7 @@ from ctgpu.exporting.nnunet import (
 )
 from ctgpu.loading import VolumeDataset
 from ctgpu.testing.masks import LABELS
+from stored import chest_as, save
 
 BLOSC2 = "blosc2"
 
@@ -100,6 +102,15 @@ def test_a_case_without_a_mask_is_its_volume_alone(tmp_path: Path) -> None:
     pytest.importorskip(BLOSC2)
     volume = np.zeros((4, 5, 6), np.int16)
     assert write_case(tmp_path, "x", volume, None, (1.0, 2.0, 3.0), {}) == [tmp_path / "x.b2nd"]
+
+
+def test_a_name_that_nnunet_takes_for_a_mask_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip(BLOSC2)
+    save(tmp_path / "scans/x_seg.nii", chest_as("LPS"))
+    ctgpu.build(tmp_path / "out", source=tmp_path / "scans", spec=SPEC, device="cpu")
+    with pytest.raises(UsageError, match=r"x_seg\.b2nd for the mask of another case; leave"):
+        export(tmp_path / "out", tmp_path / "to", to="blosc2")
+    assert len(export(tmp_path / "out", tmp_path / "to", to="npy")) == 1
 
 
 def test_a_missing_library_is_one_sentence(
