@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.product
+
 NOTEBOOK = Path(__file__).resolve().parent.parent.parent / "examples/build_look_train.ipynb"
 
 
