@@ -18,6 +18,7 @@ from ctgpu.buffers import BufferPool, allocate_pages
 from ctgpu.engines import Engine, Job, open_engine
 from ctgpu.errors import CtgpuError, EnvironmentFailure, UsageError
 from ctgpu.machine import usable_cores
+from ctgpu.printable import counted
 from ctgpu.spec import CT_RATE, Intensity, Spec
 from ctgpu.volume.arrays import output_of, spacing_of
 from ctgpu.volume.intensity import HuGuard
@@ -261,7 +262,7 @@ def _spacings_mm(value: Any, count: int) -> list[Spacing | None]:
         return [spacing_of(value)] * count
     if len(rows) != count:
         raise UsageError(
-            f"spacing_mm has {len(rows)} voxel sizes for {count} volumes; wanted one for all, or "
-            "one, or None, for each"
+            f"spacing_mm has {counted(len(rows), 'voxel size')} for {counted(count, 'volume')}; "
+            "wanted one for all, or one, or None, for each"
         )
     return [None if one is None else spacing_of(one) for one in rows]

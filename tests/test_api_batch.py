@@ -147,7 +147,7 @@ def test_what_is_taken_with_a_warning_is_in_the_log(
         ({"volumes": "scan.nii.gz"}, "volumes is 'scan.nii.gz'; wanted a sequence of paths"),
         ({"on_error": "ignore"}, "on_error is 'ignore'; it is raise or skip"),
         ({"output": "cupy"}, "output='cupy' needs a CUDA device and the engine is cpu"),
-        ({"spacing_mm": [None, None]}, "spacing_mm has 2 voxel sizes for 1 volumes; wanted one "),
+        ({"spacing_mm": [None, None]}, "spacing_mm has 2 voxel sizes for 1 volume; wanted one "),
         ({"spacing_mm": [[1, 2]]}, r"spacing_mm is \[1, 2\]; wanted three numbers"),
         ({"spacing_mm": (1, 2)}, r"spacing_mm is \(1, 2\); wanted three numbers"),
         ({"spacing_mm": 2.0}, "spacing_mm is 2.0; wanted three numbers"),

@@ -409,7 +409,7 @@ def test_a_scan_that_is_there_twice_is_named_and_becomes_two_samples(scans: Path
     (scans / "e.nii.gz").write_bytes((scans / "a.nii.gz").read_bytes())
     result = run("ctgpu build --source scans --output-dir out", *SMALL)
     assert result.returncode == 0, result.stderr
-    assert "1 of the volumes are the same bytes as another one, such as a.nii.gz" in result.stderr
+    assert "1 of the volumes is the same bytes as another one, such as a.nii.gz" in result.stderr
     assert len(read_samples(Path("out"))) == 5
 
 

@@ -201,7 +201,7 @@ def test_the_page_on_building_builds(
     (code,) = blocks("building.md")
     exec(code, {})
     summary, failure = capsys.readouterr().out.splitlines()
-    assert summary == "1 samples written, 1 failed"
+    assert summary == "1 sample written, 1 failed"
     assert failure.startswith("b decode ")
 
 

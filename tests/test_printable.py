@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 
+import ctgpu
 from ctgpu.printable import counted, printable, printable_lines, to_json
 
 REPORT = "Lungs are clear.\u00a0Größe 中文 λ μ ☃ 12 × 8 mm"
@@ -21,6 +25,56 @@ def test_numbers_of_things_are_words_of_one_or_of_many() -> None:
         "11 shards",
     ]
     assert (counted(1, "axis", "axes"), counted(3, "axis", "axes")) == ("1 axis", "3 axes")
+
+
+THINGS = "samples|shards|volumes|folders|files|tars|tables|studies|columns|rows|classes|tasks|nodes"
+MANY = re.compile(rf" (?:(?:planned|finished|more|other|usable) )?(?:{THINGS}|cores|GPUs)\b(?!/s)")
+# What stands before them is no number, or never 1.
+NEVER_ONE = {
+    "building/cleaner.py": ["%s tars"],
+    "building/describing.py": ["_VOLUMES"],
+    "building/seen_tables.py": ["there"],
+    "cli/plan.py": ["way.cores_needed"],
+    "decode/dicom_stack.py": ["found"],
+    "distribute/ray_driver.py": ["self._in_a_row"],
+    "distribute/slurm.py": ["%d tasks"],
+    "engines/ctz_on_device.py": ["len(samples)"],
+    "engines/cuda.py": ["len(jobs)"],
+    "loading/reading.py": ["_MOST_IN_A_ROW"],
+    "machine.py": ["hard", "needed"],
+    "shards/patterns.py": ["_MOST_TARS"],
+    "shards/writer.py": ["len(self.pending)"],
+    "sources/base.py": ["len(named)"],
+    "sources/folder.py": ["f'{wanted}, or' if wanted else '; wanted'"],
+    "sources/hub/source.py": ["', '.join(VOLUME_SUFFIXES)"],
+}
+
+
+def numbered(source: str) -> list[str]:
+    """What of a module's texts has a number, or what may be one, before things in the plural."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            for before, text in zip(node.values, node.values[1:], strict=False):
+                if isinstance(before, ast.FormattedValue) and isinstance(text, ast.Constant):
+                    found += [ast.unparse(before.value)] * bool(MANY.match(str(text.value)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found += re.findall(rf"%[ds]{MANY.pattern}", node.value)
+    return found
+
+
+@pytest.mark.slow
+def test_no_message_says_1_samples() -> None:
+    assert numbered('f"{n} more samples"') == ["n"]
+    assert numbered('log("%d shards", n)') == ["%d shards"]
+    assert numbered('f"{counted(n)} of {size} files/s"') == []
+    root = Path(ctgpu.__file__).parent
+    found = {
+        str(path.relative_to(root)): said
+        for path in root.rglob("*.py")
+        if (said := numbered(path.read_text(encoding="utf-8")))
+    }
+    assert found == NEVER_ONE
 
 
 def test_what_can_be_seen_stays_as_it_is() -> None:

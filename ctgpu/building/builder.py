@@ -28,6 +28,7 @@ from ctgpu.building.tally import OrientationTally
 from ctgpu.engines import arithmetic_of
 from ctgpu.errors import StorageError, UsageError, reason_of, shortage
 from ctgpu.machine import SMALL_MEMBERS_BYTES, require_free_space, require_writable
+from ctgpu.printable import counted
 from ctgpu.shards import disk
 from ctgpu.shards.lease import LeaseSession
 from ctgpu.shards.manifest import read_failures, write_manifest
@@ -191,9 +192,9 @@ def _run(job: BuildJob, executor: Executor, watch: Watcher) -> BuildReport:
     tally.finish(manifest)
     if left := plan.shards - manifest["total_shards"]:
         log.info(
-            "%s: %d of the plan's %d shards are not made yet: the other parts make them, or this "
-            "command with --shards 0-%d",
-            *(folder, left, plan.shards, plan.shards - 1),
+            "%s: %d of the plan's %s not made yet: the other parts make the rest, or this command "
+            "with --shards 0-%d",
+            *(folder, left, counted(plan.shards, "shard is", "shards are"), plan.shards - 1),
         )
     return BuildReport(
         folder,

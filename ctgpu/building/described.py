@@ -183,7 +183,7 @@ def with_short_cuts(
             raise UsageError(seen.fault)
         if seen.key is None or seen.volumes == 0:
             raise UsageError(
-                f"{path} names none of the {len(study_ids)} volumes, such as "
+                f"{path} names none of the {counted(len(study_ids), 'volume')}, such as "
                 f"{min(study_ids, default='none')}, in {request.key_column or 'any column'}; pass "
                 "--key-column with the column of their names, without folder and suffix"
             )

@@ -399,7 +399,8 @@ def _describe_tables(draft: Draft, source: Source, files: _Files) -> None:
     ids = ids_of(draft.description, [*files.volumes])
     add_tables(draft, paths[:_MOST_TABLES], read, ids)
     if more := paths[_MOST_TABLES:]:
-        draft.say("tables", f"{len(more)} more tables were not looked at, such as {more[0]}.")
+        number = counted(len(more), "more table was", "more tables were")
+        draft.say("tables", f"{number} not looked at, such as {more[0]}.")
     if files.others:
         draft.say(
             "tables",

@@ -36,6 +36,7 @@ from ctgpu.machine import (
     free_space_bytes,
     usable_cores,
 )
+from ctgpu.printable import counted
 from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD
 from ctgpu.sources.hub.quota import ACCOUNT_QUOTA
 from ctgpu.spec import CT_RATE, Spec
@@ -371,8 +372,9 @@ def estimate(
     workers = request.num_workers or (work.suggest() if work else default_workers())
     if (named or training) and work is None:
         raise UsageError(
-            f"none of {calibrate} volumes could be built to measure this machine, and what is "
-            "asked is projected from it: see why with ctgpu build --limit, or take the plan alone"
+            f"none of {counted(calibrate, 'volume')} could be built to measure this machine, and "
+            "what is asked is projected from it: see why with `ctgpu build --limit`, or take the "
+            "plan alone"
         )
     requests = ACCOUNT_QUOTA[1] if request.source is None else None
     return Estimate(

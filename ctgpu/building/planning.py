@@ -25,7 +25,7 @@ from ctgpu.data_sets import DEFAULT_SPLIT, PLAIN, Description, built_in
 from ctgpu.data_sets.layout import SplitFolders
 from ctgpu.engines import Engine, arithmetic_of
 from ctgpu.errors import UsageError
-from ctgpu.printable import printable
+from ctgpu.printable import counted, printable
 from ctgpu.shards.names import PLAN_NAME
 from ctgpu.shards.plan import DEFAULT_SAMPLES_PER_SHARD, Plan
 from ctgpu.sources import open_source, source_kind
@@ -436,9 +436,10 @@ def _name_duplicates(source: Source, selected: Sequence[SampleRef], counts: dict
     if same:
         counts["the same as another"] = sum(len(group) - 1 for group in same)
         _log.warning(
-            "%d of the volumes are the same bytes as another one, such as %s: each becomes a "
-            "sample; to have it once, leave the others out with --exclude",
-            *(counts["the same as another"], " and ".join(ref.path for ref in same[0][:3])),
+            "%s the same bytes as another one, such as %s: each becomes a sample; to have it once, "
+            "leave the others out with --exclude",
+            counted(counts["the same as another"], "of the volumes is", "of the volumes are"),
+            " and ".join(ref.path for ref in same[0][:3]),
         )
 
 
@@ -466,8 +467,8 @@ def _warn_of_mixed_splits(plan: Plan) -> None:
     ]
     if others:
         _log.warning(
-            "%d of the %d volumes planned as the split %r are of the other one, such as %s: "
-            "the data set is completed as it was begun; to have them apart, build into another "
-            "folder",
-            *(len(others), len(plan.samples), plan.split, others[0]),
+            "of the %s planned as the split %r %s of the other one, such as %s: the data set is "
+            "completed as it was begun; to have them apart, build into another folder",
+            *(counted(len(plan.samples), "volume"), plan.split),
+            *(counted(len(others), "is", "are"), others[0]),
         )

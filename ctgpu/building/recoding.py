@@ -36,6 +36,7 @@ from ctgpu.machine import (
     require_open_files,
     require_writable,
 )
+from ctgpu.printable import counted
 from ctgpu.shards import disk
 from ctgpu.shards.folder import committed_shards, is_committed
 from ctgpu.shards.lease import Lease, LeaseSession
@@ -199,9 +200,9 @@ def _run(
     manifest = write_manifest(folder)
     if left := plan.shards - manifest["total_shards"]:
         log.info(
-            "%s: %d of the plan's %d shards are not there: `ctgpu build` makes them of the "
-            "originals, or this command when %s has them",
-            *(folder, left, plan.shards, home),
+            "%s: %d of the plan's %s not there: `ctgpu build` makes the rest, of the originals, or "
+            "this command when %s has it",
+            *(folder, left, counted(plan.shards, "shard is", "shards are"), home),
         )
     return BuildReport(
         folder,

@@ -10,7 +10,7 @@ from typing import Any
 
 from ctgpu.building.described import JoinedTable
 from ctgpu.building.pipeline import PipelineReport
-from ctgpu.printable import printable, to_json
+from ctgpu.printable import counted, printable, to_json
 from ctgpu.shards.names import FAILURES_NAME, shard_name
 
 
@@ -50,9 +50,9 @@ class BuildReport:
     def __repr__(self) -> str:
         return (
             f"BuildReport({str(self.folder)!r}: {self.manifest['total_samples']} of "
-            f"{self.manifest['planned_samples']} planned samples in "
-            f"{self.manifest['total_shards']} shards, {self.written} of them written now, "
-            f"{len(self.failures)} failed)"
+            f"{counted(self.manifest['planned_samples'], 'planned sample')} in "
+            f"{counted(self.manifest['total_shards'], 'shard')}, {self.written} of them written "
+            f"now, {len(self.failures)} failed)"
         )
 
     @property

@@ -10,6 +10,7 @@ from ctgpu.data_sets.description import Description
 from ctgpu.data_sets.fields import SplitRule, VolumeRule
 from ctgpu.data_sets.globs import glob_of_name
 from ctgpu.data_sets.writing import Draft, field_line
+from ctgpu.printable import counted
 from ctgpu.volume.ref import SampleRef, normal_form
 
 #: What folders and columns call the splits, and what a description does.
@@ -50,8 +51,8 @@ def describe_paths(draft: Draft, paths: Sequence[str]) -> None:
     if unreadable := [path for path in paths if not _is_utf8(path)]:
         draft.say(
             "volumes",
-            f"Rename {len(unreadable)} volumes, such as {unreadable[0]}, whose names are not "
-            "UTF-8: a build refuses them.",
+            f"Rename what has a name that is not UTF-8, as a build refuses it: "
+            f"{counted(len(unreadable), 'volume')}, such as {unreadable[0]}.",
         )
     draft.say("volumes", "How volumes lie that do not say so, along H, W and D:")
     draft.offer("volumes", field_line("orientation", "LPS"))
@@ -116,8 +117,9 @@ def _describe_splits(
         names = sorted({path[len(root)] for path in others})
         draft.say(
             "splits",
-            f"{len(others)} volumes are in no folder of a split and are left out "
-            f"({_shortened(names)}): if they belong to one, add a glob of theirs to its volumes.",
+            f"{counted(len(others), 'volume is', 'volumes are')} in no folder of a split and left "
+            f"out ({_shortened(names)}): if they belong to one, add a glob of theirs to its "
+            "volumes.",
         )
     ids = [
         ids_of(draft.description, ["/".join(path) for path in paths]) for paths in groups.values()
@@ -128,8 +130,9 @@ def _describe_splits(
                 name = min(shared)
                 draft.say(
                     "splits",
-                    f"{len(shared)} names are there in two splits, such as {name} "
-                    f"({other[name]} and {own[name]}): what a table says of one it says of both.",
+                    f"{counted(len(shared), 'name is', 'names are')} there in two splits, such as "
+                    f"{name} ({other[name]} and {own[name]}): what a table says of one it says of "
+                    "both.",
                 )
 
 

@@ -13,6 +13,7 @@ from ctgpu.building.seen_paths import SPLIT_WORDS
 from ctgpu.data_sets.fields import SplitRule, TableRule, VolumeRule
 from ctgpu.data_sets.globs import glob_of_name
 from ctgpu.data_sets.writing import Draft, field_line
+from ctgpu.printable import counted
 from ctgpu.sources.cells import is_blank
 from ctgpu.sources.recognition import SeenTable, describe_tables, look_at_table
 from ctgpu.sources.table import study_id_in
@@ -141,8 +142,8 @@ def _say_of_stranger(
     draft.say(
         "tables",
         f"{path}: no column names a volume.  The closest is {closest}, with cells such as "
-        f"{_quoted(cells)}, and volumes are called {_quoted(some_ids)}.  It has {seen.rows} rows "
-        f"and the columns {_shortened(seen.open)}.",
+        f"{_quoted(cells)}, and volumes are called {_quoted(some_ids)}.  It has "
+        f"{counted(seen.rows, 'row')} and the columns {_shortened(seen.open)}.",
     )
     _offer_part_of_name(draft, path, closest, cells, ids)
 
@@ -258,16 +259,14 @@ def _take_splits(draft: Draft, seen: Sequence[SeenTable], words: Mapping[str, _S
 
 
 def _say_of_splits(draft: Draft, place: str, said: _Splits, ids: Collection[str]) -> None:
-    counted = ", ".join(f"{word!r} of {n}" for word, n in said.words.most_common(_SHOWN))
-    draft.say(place, f"Splits: {counted} volumes.")
+    words = [f"{word!r} of {counted(n, 'volume')}" for word, n in said.words.most_common(_SHOWN)]
+    draft.say(place, f"Splits: {', '.join(words)}.")
     if missing := len(ids) - said.volumes:
-        draft.say(place, f"{missing} volumes have no word there, and are in no split.")
-    if said.contradicting:
-        draft.say(
-            place,
-            f"{len(said.contradicting)} volumes have rows of several splits, such as "
-            f"{said.contradicting[0]}, and are in none.",
-        )
+        there = counted(missing, "volume has", "volumes have")
+        draft.say(place, f"{there} no word there, and no split.")
+    if several := said.contradicting:
+        there = counted(len(several), "volume has", "volumes have")
+        draft.say(place, f"{there} rows of several splits, such as {several[0]}, and no split.")
 
 
 def _say_of_rules(
@@ -292,7 +291,8 @@ def _say_of_rules(
 
 
 def _coverage(seen: SeenTable, ids: Mapping[str, str]) -> str:
-    of = f"{seen.volumes} of {len(ids)} volumes have a row, and the table has {seen.rows}."
+    volumes = counted(len(ids), "volume has", "volumes have")
+    of = f"{seen.volumes} of {volumes} a row, and the table has {seen.rows}."
     if seen.volumes == len(ids):
         return of
     return (

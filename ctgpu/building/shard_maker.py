@@ -37,6 +37,7 @@ from ctgpu.engines import Engine, Job
 from ctgpu.errors import FetchError, TableError
 from ctgpu.installation import __version__
 from ctgpu.machine import available_memory_bytes, require_open_files
+from ctgpu.printable import counted
 from ctgpu.shards.folder import is_committed
 from ctgpu.shards.lease import Lease, LeaseHeld, LeaseSession
 from ctgpu.shards.ledger import LedgerEntry
@@ -190,9 +191,14 @@ class ShardMaker:
         if self._hu_findings:
             key, finding = next(iter(self._hu_findings.items()))
             log.warning(
-                "%d of the samples written were taken as HU although they do not look like it, "
-                "such as %s, which %s; each says so in its JSON (source.intensity.finding)",
-                *(len(self._hu_findings), key, finding),
+                "%s look like it, such as %s, which %s; each says so in its JSON "
+                "(source.intensity.finding)",
+                counted(
+                    len(self._hu_findings),
+                    "of the samples written was taken as HU although it does not",
+                    "of the samples written were taken as HU although they do not",
+                ),
+                *(key, finding),
             )
             self._hu_findings.clear()
 

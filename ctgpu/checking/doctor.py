@@ -45,6 +45,7 @@ from ctgpu.machine import (
     free_space_bytes,
     usable_cores,
 )
+from ctgpu.printable import counted
 from ctgpu.sources.hub.connection import Transient, knock
 from ctgpu.sources.hub.source import hub_address, is_offline
 from ctgpu.spec import CT_RATE
@@ -96,6 +97,15 @@ class Report:
     checks: tuple[Check, ...]
     device: str | None
     why: str
+
+    @property
+    def next_command(self) -> str | None:
+        """What a shell takes to have the GPU used, where a driver is there and CuPy is not."""
+        checks = {check.name: check for check in self.checks}
+        driver, cupy = checks.get("NVIDIA driver"), checks.get("CuPy")
+        if driver is None or cupy is None or cupy.status != "failed":
+            return None
+        return str(driver.facts["install"])
 
     @property
     def exit_code(self) -> int:
@@ -161,12 +171,9 @@ def _choose(device: str) -> tuple[str | None, str]:
 
 
 def _package() -> Check:
-    facts = {
-        "ctgpu": __version__,
-        "numpy": np.__version__,
-        "cores": usable_cores(),
-    }
-    text = f"ctgpu {facts['ctgpu']}, NumPy {facts['numpy']}, {facts['cores']} usable cores"
+    cores = usable_cores()
+    facts = {"ctgpu": __version__, "numpy": np.__version__, "cores": cores}
+    text = f"ctgpu {__version__}, NumPy {np.__version__}, {counted(cores, 'usable core')}"
     return Check("package", "ok", text, facts)
 
 
@@ -277,7 +284,7 @@ def _disk(folder: Path) -> Check:
     text = f"the file system of {there} does not say how much is free"
     if free is not None:
         samples, size = free // CT_RATE.size_bytes, f"{CT_RATE.size_bytes / 1e6:.1f} MB"
-        text = f"{_gib(free)} free at {there}: about {samples:,} samples of {size}"
+        text = f"{_gib(free)} free at {there}: about {counted(samples, 'sample')} of {size}"
     return Check("disk", "ok", text, {"free_bytes": free, "folder": str(there)})
 
 
@@ -291,8 +298,9 @@ def _gpus() -> Iterator[Check]:
         )
         yield Check("NVIDIA driver", "missing", text)
         return
-    text = f"supports CUDA {version_text(driver)}: `{install_command(fitting_extra(driver))}`"
-    yield Check("NVIDIA driver", "ok", text, {"cuda": driver})
+    install = install_command(fitting_extra(driver))
+    text = f"supports CUDA {version_text(driver)}: `{install}`"
+    yield Check("NVIDIA driver", "ok", text, {"cuda": driver, "install": install})
     yield _cupy_package()
     yield _kernel_cache()
     try:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ctgpu.errors import UsageError
+from ctgpu.printable import counted
 from ctgpu.sources.tar_samples import TarSample, samples_of_tar
 
 
@@ -33,8 +34,8 @@ def pick(tars: Sequence[Path], num_samples: int | None) -> Iterator[TarSample]:
     first = next(picked, None)
     if first is None:
         raise UsageError(
-            f"{tars[0]} and the {len(tars) - 1} tars named beside it hold no sample, so there is "
-            "nothing to compare; name others"
+            f"no sample is in {tars[0]}, nor in {counted(len(tars) - 1, 'other tar')} named beside "
+            "it, so there is nothing to compare; name others"
         )
     yield first
     yield from picked

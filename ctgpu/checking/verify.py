@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ctgpu.errors import NewerFormatError, StorageError, UsageError
 from ctgpu.machine import default_memory_limit_bytes, usable_cores
-from ctgpu.printable import to_json
+from ctgpu.printable import counted, to_json
 from ctgpu.shards.findings import Finding, folder_findings, shard_findings
 from ctgpu.shards.folder import is_committed
 from ctgpu.shards.names import PLAN_NAME, parse_shard_name
@@ -48,8 +48,9 @@ class Verification:
 
     def __repr__(self) -> str:
         return (
-            f"Verification({str(self.folder)!r}: {self.samples} samples in {self.shards} shards, "
-            f"{self.failed_samples} failed, {len(self.findings)} findings)"
+            f"Verification({str(self.folder)!r}: {counted(self.samples, 'sample')} in "
+            f"{counted(self.shards, 'shard')}, {self.failed_samples} failed, "
+            f"{counted(len(self.findings), 'finding')})"
         )
 
     @property

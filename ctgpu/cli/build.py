@@ -108,7 +108,7 @@ def finish(
 ) -> None:
     """Show the summary on standard output and exit with the build's code.
 
-    `again` are the arguments that go on with it, `shown` the keys whose failures were said.
+    `again` are the arguments that go on with it, `shown` what was said of it before.
     """
     if log_format is LogFormat.json:
         typer.echo(report.to_json())

@@ -59,7 +59,7 @@ class Display:
     """
 
     def __init__(self, console: Console) -> None:
-        self._live = console.is_terminal
+        self._live = console.is_interactive  # a dumb terminal can draw no bar
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=max(8, min(40, console.width - 72))),
@@ -93,11 +93,13 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # A bar that counted nothing is not left behind.
+        self._progress.live.transient = not (self._written or self._failed)
         self._progress.stop()
 
     @property
     def shown(self) -> Collection[str]:
-        """Keys of samples whose failures were shown."""
+        """Keys of samples whose failures were shown, and tables that were on a terminal."""
         return self._shown
 
     def finish(self, report: BuildReport) -> None:
@@ -123,11 +125,11 @@ class Display:
                 self._failed += 1
                 self._shown.add(key)
                 log.warning(
-                    "%s failed in %s: %s (%s)",
+                    "%s failed in %s: %s%s",
                     key,
                     failure.stage,
                     failure.message,
-                    path,
+                    "" if path in failure.message else f" ({path})",
                     extra={"facts": {"event": "SampleFailed", "key": key, "path": path}},
                 )
                 self._advance()
@@ -166,6 +168,8 @@ class Display:
             else "nothing",
         )
         for table in plan.tables:
+            if self._live:  # else the summary may go elsewhere than the log
+                self._shown.add(str(table))
             log.info("table: %s", table, extra={"facts": {"event": "Table", **asdict(table)}})
         doing = "building" if plan.pending_samples else "nothing to do"
         self._progress.update(self._task, description=doing, total=plan.pending_samples)
@@ -259,7 +263,8 @@ def rates_of(report: BuildReport) -> str:
 
 
 def _rates(samples: int, size_bytes: int, seconds: float) -> str:
-    return f"{samples / seconds:.2f} samples/s, {size_bytes / seconds / 1e6:.0f} MB/s"
+    rate = size_bytes / seconds / 1e6
+    return f"{samples / seconds:.2f} samples/s, {rate:{'.0f' if rate >= 10 else '.2g'}} MB/s"
 
 
 def show_summary(
@@ -278,7 +283,7 @@ def show_summary(
     again : sequence of str
         The arguments of ``ctgpu`` that go on with it; by default those of a build.
     shown : collection of str
-        Keys of samples whose failures were shown while it ran, which are not shown once more.
+        What :attr:`Display.shown` says was shown while it ran, which is not shown once more.
     """
     if report.pipeline is not None and report.pipeline.stages and report.written:
         console.print(stage_table(report))
@@ -288,7 +293,8 @@ def show_summary(
             f"at most {decimal(report.pipeline.peak_reserved_bytes)} in flight"
         )
     for table in report.tables:
-        console.prose(f"table: {table}")
+        if str(table) not in shown:
+            console.prose(f"table: {table}")
     manifest = report.manifest
     console.prose(
         f"{report.folder}: {counted(manifest['total_samples'], 'sample')} in "

@@ -41,7 +41,7 @@ def command(
         console.print(text_of(report, console.width), soft_wrap=True)
         console.print()
         console.print("Next:")
-        for line in _next(report):
+        for line in next_steps(report):
             console.print(f"  {line}", soft_wrap=True)
     raise typer.Exit(report.exit_code)
 
@@ -64,8 +64,10 @@ def text_of(report: Report, width: int) -> Text:
     return Text("\n").join(lines)
 
 
-def _next(report: Report) -> tuple[str, ...]:
+def next_steps(report: Report) -> tuple[str, ...]:
     """What one would type now."""
+    if report.next_command is not None:
+        return (report.next_command, "ctgpu doctor")
     if report.exit_code:
         return ("ctgpu doctor  # once what is marked `no` is mended",)
     return ("ctgpu demo", "ctgpu plan --source FOLDER")

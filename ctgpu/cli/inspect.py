@@ -15,7 +15,7 @@ from ctgpu.checking.sheet import View, draw_originals, draw_sheet, label_words, 
 from ctgpu.cli.options import Debug
 from ctgpu.cli.terminal import Console, say_json
 from ctgpu.errors import UsageError
-from ctgpu.printable import printable_lines, to_json
+from ctgpu.printable import counted, printable_lines, to_json
 from ctgpu.volume.orientation import Orientation
 
 #: One call of it, as its help shows it.
@@ -108,4 +108,4 @@ def _labels(labels: dict[str, float] | None) -> str:
 
 def _mask(voxels: dict[str, int]) -> str:
     found = [f"{name} {count:,}" for name, count in voxels.items() if count]
-    return f"{', '.join(found)} voxels" if found else f"empty, of {len(voxels)} labels"
+    return f"{', '.join(found)} voxels" if found else f"empty, of {counted(len(voxels), 'label')}"

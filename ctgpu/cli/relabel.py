@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
 from ctgpu.building.relabelling import RelabelReport, relabel
 from ctgpu.cli.build import resumable
 from ctgpu.cli.options import Debug
-from ctgpu.cli.terminal import Console, LogFormat, configure_logging, say
+from ctgpu.cli.terminal import Console, LogFormat, ShardBar, configure_logging
 from ctgpu.printable import counted
 
 #: One call of it, as its help shows it.
@@ -38,17 +37,12 @@ def command(
     console = Console(stderr=True)
     configure_logging(LogFormat.text, logging.DEBUG if debug else logging.INFO, console)
     again = ["relabel", str(folder), *(["--source", str(source)] if source is not None else [])]
-    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task("looking at shards", total=None)
-    with resumable(folder, again), progress:
-        report = relabel(
-            folder,
-            source=source,
-            looked_at=lambda done, shards: progress.update(task, completed=done, total=shards),
-        )
+    with resumable(folder, again), ShardBar("looking at shards", console) as bar:
+        report = relabel(folder, source=source, looked_at=bar.looked_at)
+    console = Console()
     for key, reason in report.left.items():
-        say(f"{key}: {reason}")
-    Console().prose(_summary(report))
+        console.prose(f"{key}: {reason}")
+    console.prose(_summary(report))
     raise typer.Exit(report.exit_code)
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+import time
 from enum import StrEnum
 from typing import Any, TextIO
 
 import rich.console
 import typer
-from rich.logging import RichHandler
+from rich.progress import Progress
 from rich.text import Text
 
 from ctgpu.cli.wrapping import wrap
@@ -44,6 +45,30 @@ class Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
         # Called where the error is being handled: exits.py decides what becomes of it.
         raise
+
+
+class ShardBar(Progress):
+    """How many shards were looked at: a bar on a terminal, which goes when it is done."""
+
+    def __init__(self, doing: str, console: Console) -> None:
+        super().__init__(console=console, transient=True, disable=not console.is_interactive)
+        self._doing = self.add_task(doing, total=None)
+
+    def looked_at(self, done: int, shards: int) -> None:
+        """Say that so many of so many shards are done."""
+        self.update(self._doing, completed=done, total=shards)
+
+    def say(self, sentence: str) -> None:
+        """Write a paragraph to standard output, with the bar out of its way."""
+        console = Console()
+        if self.disable or not console.is_terminal:
+            console.prose(sentence)
+            return
+        self.stop()
+        try:
+            console.prose(sentence)
+        finally:
+            self.start()
 
 
 def say(line: str) -> None:
@@ -96,8 +121,37 @@ class _PlainHandler(_Losing, logging.StreamHandler[TextIO]):
     pass
 
 
-class _LiveHandler(_Losing, RichHandler):
-    pass
+class _LiveHandler(_Losing):
+    """Lines for people who look on: the time, what happened, and its level where that matters."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+        self._day = time.localtime()[:3]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._console.print(self._text_of(record), soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+    def _text_of(self, record: logging.LogRecord) -> Text:
+        said, *traceback = self.format(record).split("\n")
+        level = "" if record.levelno == logging.INFO else record.levelname
+        when = time.localtime(record.created)
+        begin = time.strftime("%H:%M:%S", when)
+        lines = wrap(f"{level} {said}".lstrip(), self._console.width, " " * 9, f"{begin} ")
+        text = Text("\n".join([*lines, *traceback]))
+        text.stylize("log.time", 0, len(begin))
+        if level:
+            text.stylize(
+                f"logging.level.{level.lower()}", len(begin) + 1, len(begin) + 1 + len(level)
+            )
+        if when[:3] != self._day:
+            # A build takes days, and most lines do not need to say which one it is.
+            self._day = when[:3]
+            text = Text("\n").join([Text(time.strftime("%Y-%m-%d", when), "log.time"), text])
+        return text
 
 
 def configure_logging(log_format: LogFormat, level: int, console: Console) -> None:
@@ -110,7 +164,7 @@ def configure_logging(log_format: LogFormat, level: int, console: Console) -> No
         handler = _PlainHandler(sys.stderr)
         handler.setFormatter(_JsonFormatter())
     elif console.is_terminal:
-        handler = _LiveHandler(console=console, show_path=False, markup=False)
+        handler = _LiveHandler(console)
         handler.setFormatter(_Formatter())
     else:
         handler = _PlainHandler(sys.stderr)

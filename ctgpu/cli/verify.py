@@ -8,12 +8,11 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.filesize import decimal
-from rich.progress import Progress
 
 from ctgpu.checking.compare import Comparison, compare_samples
 from ctgpu.checking.verify import Verification, verify_folder
 from ctgpu.cli.options import Debug, shorten
-from ctgpu.cli.terminal import Console, say, say_json
+from ctgpu.cli.terminal import Console, ShardBar, say, say_json
 from ctgpu.errors import UsageError
 from ctgpu.printable import counted
 from ctgpu.shards.findings import Finding
@@ -67,20 +66,13 @@ def command(
         raise UsageError(
             "name the data set's folder, or --preprocessed-pattern and --original-pattern"
         )
-    console = Console(stderr=True)
-    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task("checking shards", total=None)
 
     def show(finding: Finding) -> None:
         if not as_json:
-            say(f"{finding.file}: {finding.problem}")
+            bar.say(f"{finding.file}: {finding.problem}")
 
-    with progress:
-        result = verify_folder(
-            folder,
-            found=show,
-            checked=lambda done, shards: progress.update(task, completed=done, total=shards),
-        )
+    with ShardBar("checking shards", Console(stderr=True)) as bar:
+        result = verify_folder(folder, found=show, checked=bar.looked_at)
     if as_json:
         say(result.to_json())
     else:
@@ -97,7 +89,7 @@ def _compare(
     for sample in compare_samples(where, source=source, num_samples=_count(num_samples or "8")):
         compared.append(sample)
         if not as_json:
-            say(_line(sample))
+            Console().prose(_line(sample))
     passed = sum(sample.passed for sample in compared)
     if as_json:
         samples = [sample.to_dict() for sample in compared]

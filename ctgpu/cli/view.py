@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 from rich.filesize import decimal
-from rich.progress import Progress
 
 from ctgpu.cli.options import Debug
-from ctgpu.cli.terminal import Console
+from ctgpu.cli.terminal import Console, ShardBar
 from ctgpu.printable import counted
 from ctgpu.viewing import Viewed, write_view
 
@@ -47,16 +46,9 @@ def command(
     failures, sizes, times, contract and provenance. It is one file below 5 MB, which needs no
     network. It holds the keys of the samples that it shows, and where the data set comes from.
     """
-    console = Console(stderr=True)
-    progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-    task = progress.add_task("looking at shards", total=None)
-    with progress:
+    with ShardBar("looking at shards", Console(stderr=True)) as bar:
         viewed = write_view(
-            folder,
-            output,
-            num_samples=num_samples,
-            reports=reports,
-            looked_at=lambda done, shards: progress.update(task, completed=done, total=shards),
+            folder, output, num_samples=num_samples, reports=reports, looked_at=bar.looked_at
         )
     for line in lines_about(viewed):
         Console().prose(line)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ctgpu.data_sets import globs
 from ctgpu.data_sets.fields import Files, MaskRule, SplitRule
 from ctgpu.errors import UsageError
+from ctgpu.printable import counted
 from ctgpu.volume.orientation import AxisRules
 from ctgpu.volume.ref import VOLUME_SUFFIXES
 
@@ -118,7 +119,8 @@ def _faults_of_tables(data_set: Description) -> Iterator[tuple[str, str]]:
             and data_set.class_names
             and len(table.labels) != len(data_set.class_names)
         ):
-            fault = f"{len(table.labels)} columns for {len(data_set.class_names)} class_names"
+            columns = counted(len(table.labels), "column")
+            fault = f"{columns} for class_names of {len(data_set.class_names)}"
             yield f"{field}.labels", fault
         if table.labels == "rest" and data_set.class_names:
             yield (

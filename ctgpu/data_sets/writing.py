@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from tomlkit.items import Item, Table
 from ctgpu.data_sets.description import Description
 from ctgpu.printable import printable
 
-_WIDTH = 100
+# Of a terminal, on which most read them first.
+_WIDTH = 80
+_COMMAND = re.compile("`[^`]*`")
 _SINGLE = ("layout", "volumes", "arrays", "masks")
 _SECTIONS = ("layout", "splits", "volumes", "arrays", "masks", "tables", "leave_out")
 
@@ -41,13 +44,10 @@ class Draft:
     def say(self, place: str, sentence: str) -> None:
         """A remark in words, over as many lines as it takes."""
         width = _WIDTH - len("# ")
-        # A name is not broken: it may be searched for.
-        self.offer(
-            place,
-            *textwrap.wrap(
-                printable(sentence), width, break_long_words=False, break_on_hyphens=False
-            ),
-        )
+        # A name is not broken, as it may be searched for, nor a command, as it may be copied.
+        whole = _COMMAND.sub(lambda found: found[0].replace(" ", "\0"), printable(sentence))
+        lines = textwrap.wrap(whole, width, break_long_words=False, break_on_hyphens=False)
+        self.offer(place, *(line.replace("\0", " ") for line in lines))
 
     def offer(self, place: str, *lines: str) -> None:
         """Remarks that stay as they are: fields to be had by taking the ``#`` away, commands."""

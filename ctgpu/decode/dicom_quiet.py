@@ -46,7 +46,7 @@ def quiet(sentence: str) -> Iterator[None]:
     except ImportError as error:
         raise shortage(error) or EnvironmentFailure(
             f"DICOM is read by pydicom and its plugins, of which {error.name} is not installed "
-            f"here: {install_command('dicom')}"
+            f"here: `{install_command('dicom')}`"
         ) from error
     except Exception as error:
         raise shortage(error) or DecodeError(sentence) from None

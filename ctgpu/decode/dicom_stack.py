@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ctgpu.decode.dicom_header import SliceHeader
 from ctgpu.decode.stored import affine_facts
 from ctgpu.errors import GeometryError
+from ctgpu.printable import counted
 from ctgpu.volume.raw import Spacing
 
 _Array = npt.NDArray[np.float64]
@@ -143,8 +144,8 @@ def _of_all(name: str, what: str, stated: Sequence[Sequence[Iterable[float]]]) -
     missing = sum(not of_file for of_file in stated)
     if missing:
         raise GeometryError(
-            f"{name} has {missing} of {len(stated)} files without one {what} for each slice: "
-            "correct their headers, or leave the series out"
+            f"{name} has {missing} of {counted(len(stated), 'file')} without one {what} for each "
+            "slice: correct their headers, or leave the series out"
         )
     return np.array([one for of_file in stated for one in of_file], np.float64)
 
@@ -172,13 +173,14 @@ def _check_distances(name: str, along_mm: _Array, headers: Sequence[SliceHeader]
     if places < len(along_mm):
         acquisitions = len({header.acquisition_number for header in headers})
         raise GeometryError(
-            f"{name} has {len(along_mm)} slices in {places} places, of {acquisitions} acquisition "
-            f"numbers in {len(headers)} files; wanted one slice a place: part the series if it "
-            "holds more than one volume, or leave the copies away"
+            f"{name} has {len(along_mm)} slices in {counted(places, 'place')}, of "
+            f"{counted(acquisitions, 'acquisition number')} in {counted(len(headers), 'file')}; "
+            "wanted one slice a place: part the series if it holds more than one volume, or leave "
+            "the copies away"
         )
     gaps = int((distances > _GAP * usual).sum())
     if gaps:
-        found = "1 gap" if gaps == 1 else f"{gaps} gaps"
+        found = counted(gaps, "gap")
         raise GeometryError(
             f"{name} has {len(along_mm)} slices {usual:.4g} mm apart, and between them {found} of "
             f"up to {distances.max():.4g} mm: slices are missing, so fetch the series whole"

@@ -25,6 +25,7 @@ from ctgpu.building.pipeline import PipelineReport
 from ctgpu.distribute.ray_cluster import connect, import_ray
 from ctgpu.distribute.ray_driver import Driver
 from ctgpu.distribute.ray_resources import Resources, task_resources
+from ctgpu.printable import counted
 from ctgpu.shards.plan import Plan
 from ctgpu.sources.base import Source
 from ctgpu.sources.hub.source import account_of
@@ -55,9 +56,9 @@ class RayExecutor(Executor):
         self._resources = task_resources(nodes, job.request.device, job.request.num_workers)
         self._job = _for_workers(job, self._resources)
         log.info(
-            "Ray: %d nodes, %d tasks at a time, each with CPUs: %d, GPUs: %d",
-            sum(node["Alive"] for node in nodes),
-            self._resources.at_a_time,
+            "Ray: %s, %s at a time, each with CPUs: %d, GPUs: %d",
+            counted(sum(node["Alive"] for node in nodes), "node"),
+            counted(self._resources.at_a_time, "task"),
             self._resources.cpus,
             self._resources.gpus,
         )

@@ -26,6 +26,7 @@ from ctgpu.errors import (
     UsageError,
 )
 from ctgpu.installation import __version__
+from ctgpu.printable import counted
 from ctgpu.shards.folder import is_committed
 from ctgpu.shards.lease import LeaseLost, is_leased
 from ctgpu.shards.manifest import write_manifest
@@ -99,8 +100,9 @@ class Driver:
             write_manifest(self._job.folder)
             first, reason = next(iter(self._lost.items()))
             raise EnvironmentFailure(
-                f"{len(self._lost)} of {len(todo)} shards could not be made, shard {first:06d} for "
-                f"one: {reason}; the others are finished, run the same command again for the rest"
+                f"{len(self._lost)} of {counted(len(todo), 'shard')} could not be made, shard "
+                f"{first:06d} for one: {reason}; the others are finished, run the same command "
+                "again for the rest"
             )
 
     def _guard(self) -> None:

@@ -25,6 +25,7 @@ from ctgpu.engines.cupy_runtime import (
 )
 from ctgpu.engines.nvrtc import DECODE_CTZ, Kernels
 from ctgpu.errors import DeviceError
+from ctgpu.printable import counted
 
 # CtzVolume and CtzTile of kernels/cuda/ctz_tile.h.
 VOLUME = np.dtype(
@@ -248,7 +249,8 @@ class CtzDecoder:
         self._cupy = import_cupy()
         self._ordinal = ordinal
         if not 0 <= ordinal < (count := count_devices(self._cupy)):
-            raise DeviceError(f"there is no cuda:{ordinal}; this process can see {count} GPUs")
+            seen = counted(count, "GPU")
+            raise DeviceError(f"there is no cuda:{ordinal}; this process can see {seen}")
         self._kernels = Kernels(self._cupy, DECODE_CTZ)
         # Also proves that the device runs what NVRTC compiles.
         with self._errors(), on_device(self._cupy, ordinal):

@@ -63,7 +63,7 @@ def import_cupy() -> Any:
             f"the NVIDIA driver supports CUDA {version_text(driver)} and "
             f"{version_text(_OLDEST_CUDA)} is needed: update the driver, {_OR_CPU}"
         )
-    install = install_command(fitting_extra(driver))
+    install = f"`{install_command(fitting_extra(driver))}`"
     try:
         import cupy
     except ModuleNotFoundError as error:
@@ -221,9 +221,9 @@ def compiling(cupy: Any) -> Iterator[None]:
         raise _no_kernel_cache(error) from error
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rstrip(".")
+        install = install_command(fitting_extra(driver_cuda_version() or 0))
         raise DeviceError(
-            f"CuPy cannot compile the kernel ({reason}): "
-            f"{install_command(fitting_extra(driver_cuda_version() or 0))} brings CUDA's headers, "
+            f"CuPy cannot compile the kernel ({reason}): `{install}` brings CUDA's headers, "
             f"{_OR_CPU}"
         ) from error
 

@@ -37,7 +37,7 @@ class ReferenceEngine(Engine):
         except ImportError as error:
             raise shortage(error) or DeviceError(
                 "the reference engine is torch, which is not installed here: "
-                f"{install_command('torch')}"
+                f"`{install_command('torch')}`"
             ) from error
         self._torch = torch
 

@@ -23,7 +23,7 @@ from ctgpu.exporting.nnunet import require_blosc2, write_case
 from ctgpu.loading.catalogue import Named, describe
 from ctgpu.loading.dataset import VolumeDataset
 from ctgpu.loading.region import in_stored_order, to_hwd
-from ctgpu.printable import to_json
+from ctgpu.printable import counted, to_json
 from ctgpu.shards.disk import remove, remove_stale_temporaries
 from ctgpu.shards.names import PLAN_NAME
 from ctgpu.spec import Spec
@@ -181,8 +181,9 @@ def _require_room(dataset: VolumeDataset, folder: Path, to: Form, force: bool) -
     twice = [key for key, count in folded.items() if count > 1]
     if twice:
         raise UsageError(
-            f"{len(twice)} names stand for several samples, or differ in their case alone, such as "
-            f"{twice[0]}, and could be files of one name; export these samples apart"
+            f"{counted(len(twice), 'name stands', 'names stand')} for several samples, or for some "
+            f"that differ in case alone, such as {twice[0]}, and could be files of one name; "
+            "export these samples apart"
         )
     masks = [key for key in keys if key.casefold().endswith("_seg")]
     if to == "blosc2" and masks:

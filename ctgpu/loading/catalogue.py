@@ -21,6 +21,7 @@ from ctgpu.errors import (
     StorageError,
     UsageError,
 )
+from ctgpu.printable import counted
 from ctgpu.shards.card import Card
 from ctgpu.shards.folder import committed_shards, summaries
 from ctgpu.shards.names import parse_shard_name, record_name, shard_name
@@ -59,7 +60,7 @@ class Shard:
 
     def __repr__(self) -> str:
         part = "" if self.whole else ", part of it"
-        return f"Shard({str(self.path)!r}: {len(self.samples)} samples{part})"
+        return f"Shard({str(self.path)!r}: {counted(len(self.samples), 'sample')}{part})"
 
     def open(self) -> ShardReader:
         """The tar, for reading.
@@ -205,8 +206,8 @@ def _names_nothing(name: Named) -> UsageError:
         planned = None
     if planned:
         return UsageError(
-            f"{name} names no finished shard, for none of its {planned} planned samples is built "
-            "yet; wait for the build, or run the command that began it again"
+            f"{name} names no finished shard, for none of its {counted(planned, 'planned sample')} "
+            "is built yet; wait for the build, or run the command that began it again"
         )
     return UsageError(
         f"{name} names no finished shard; give the folder that `ctgpu build` wrote, or a pattern "
@@ -218,11 +219,11 @@ def _warn_if_unfinished(folder: Path, card: Card) -> None:
     if card.planned_shards is None or len(committed_shards(folder)) >= card.planned_shards:
         return
     log.warning(
-        "%s is not finished: it holds %d of %s planned samples; run the command that began it "
-        "again to go on, and open the data set again afterwards",
+        "%s is not finished: it holds %d of %s; run the command that began it again to go on, and "
+        "open the data set again afterwards",
         folder,
         sum(shard.num_samples for shard in summaries(folder)),
-        card.planned_samples,
+        counted(card.planned_samples or 0, "planned sample"),
     )
 
 

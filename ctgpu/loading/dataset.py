@@ -29,6 +29,7 @@ from ctgpu.loading.region import (
 from ctgpu.loading.selection import Indices, Predicate, Wanted, check_numbers, select_numbers
 from ctgpu.loading.slots import Slots
 from ctgpu.machine import usable_cores
+from ctgpu.printable import counted
 from ctgpu.shards.record import SampleEntry
 from ctgpu.spec import Layout, Spec
 from ctgpu.volume.masks import MaskFormat
@@ -121,7 +122,8 @@ class VolumeDataset:
     def __repr__(self) -> str:
         shards = sum(bool(shard.samples) for shard in self._shards)
         return (
-            f"VolumeDataset({self._named!r}: {len(self)} samples in {shards} shards, "
+            f"VolumeDataset({self._named!r}: {counted(len(self), 'sample')} in "
+            f"{counted(shards, 'shard')}, "
             f"{self.spec.dtype} {self.spec.layout} {self.spec.stored_shape})"
         )
 

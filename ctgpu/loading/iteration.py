@@ -13,6 +13,7 @@ from ctgpu.buffers import Buffer
 from ctgpu.errors import UsageError
 from ctgpu.loading.order import Share
 from ctgpu.loading.reading import Batch, BatchReader, Read
+from ctgpu.printable import counted
 
 # A batch stays valid until the next but one is asked for.
 _VALID_BATCHES = 2
@@ -75,8 +76,9 @@ class Progress:
         """
         if share.steps(total) == 0:
             raise UsageError(
-                f"{total} samples do not fill one step of {share.world_size} ranks × "
-                f"{share.batch_size}; choose a smaller batch_size, or drop_last=False"
+                f"{counted(total, 'sample does', 'samples do')} not fill one step of "
+                f"{counted(share.world_size, 'rank')} × {share.batch_size}; choose a smaller "
+                "batch_size, or drop_last=False"
             )
         with self._lock:
             before = self.place

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ctgpu.errors import UsageError
 from ctgpu.loading.catalogue import Named
 from ctgpu.loading.dataset import VolumeDataset
+from ctgpu.printable import counted
 
 if TYPE_CHECKING:
     from torch.utils.data import Subset
@@ -41,13 +42,13 @@ def samples_to_load(dataset: VolumeDataset, *, labelled_only: bool) -> VolumeDat
 def _warn_of_nan(dataset: VolumeDataset) -> None:
     unlabelled = sum(not entry.labelled for entry in dataset.entries)
     partly = sum(entry.partly_labelled for entry in dataset.entries)
-    total = len(dataset)
+    samples = counted(len(dataset), "sample has", "samples have")
     found, ways_out = [], []
     if unlabelled:
-        found.append(f"{unlabelled} of {total} samples have no label row: their labels are NaN")
+        found.append(f"{unlabelled} of {samples} no label row: their labels are NaN")
         ways_out.append("labelled_only=True leaves out those without a row")
     if partly:
-        found.append(f"{partly} of {total} samples have a label row with blanks: these are NaN")
+        found.append(f"{partly} of {samples} a label row with blanks: these are NaN")
         ways_out.append(
             "dataset.select(lambda sample: sample.labelled and not sample.partly_labelled) keeps "
             "those without a blank"

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ctgpu.errors import UsageError
+from ctgpu.printable import counted
 from ctgpu.shards.record import SampleEntry
 from ctgpu.volume.ref import normal_form
 
@@ -56,10 +57,12 @@ def select_numbers(
             selected.add(number)
     if missing := sorted(names[name] for name in names.keys() - found):
         shown = ", ".join(missing[:_SHOWN]) + (", …" if len(missing) > _SHOWN else "")
+        given = counted(
+            len(names), "study that select was given is", "studies that select was given are"
+        )
         raise UsageError(
-            f"{len(missing)} of the {len(names)} studies that select was given are not in {named} "
-            f"({shown}); leave them out, or take those that are there with "
-            "select(lambda sample: sample.study_id in wanted)"
+            f"{len(missing)} of the {given} not in {named} ({shown}); leave them out, or take "
+            "those that are there with select(lambda sample: sample.study_id in wanted)"
         )
     return sorted(selected)
 

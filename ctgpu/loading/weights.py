@@ -12,6 +12,7 @@ from ctgpu.arguments import require_flag, shown
 from ctgpu.errors import UsageError
 from ctgpu.loading.dataset import Labels, VolumeDataset
 from ctgpu.loading.order import Weights
+from ctgpu.printable import counted
 from ctgpu.volume.arrays import on_host
 from ctgpu.volume.ref import normal_form
 
@@ -75,9 +76,10 @@ def given_weights(
         if labelled_only:
             found = found[[entry.labelled for entry in opened.entries]]
     if not found.any():
+        loaded = counted(len(dataset), "sample that is loaded", "samples that are loaded")
         raise UsageError(
-            f"sample_weights is 0 for all {len(dataset)} samples that are loaded; give those that "
-            "are to be drawn a weight above 0"
+            f"sample_weights is 0 for all {loaded}; give those that are to be drawn a weight above "
+            "0"
         )
     return found
 
@@ -151,8 +153,8 @@ def _checked(weights: Any, dataset: VolumeDataset) -> Weights:
         )
     if len(found) != len(dataset):
         raise UsageError(
-            f"sample_weights has {len(found)} numbers, and {dataset!r} has {len(dataset)} samples; "
-            "give one for each, in their order"
+            f"sample_weights has {counted(len(found), 'number')}, and {dataset!r} has "
+            f"{counted(len(dataset), 'sample')}; give one for each, in their order"
         )
     values = found.astype(np.float64)
     # Not only "negative": a NaN compares with nothing.

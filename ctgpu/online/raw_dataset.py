@@ -30,6 +30,7 @@ from ctgpu.online.finished import Finished, FinishedShards
 from ctgpu.online.own_maker import OwnMaker
 from ctgpu.online.settling import folder_of_plan, settle
 from ctgpu.online.write_through import WriteThrough
+from ctgpu.printable import counted
 from ctgpu.shards.card import Card
 from ctgpu.shards.names import parse_shard_name, shard_name
 from ctgpu.shards.record import SampleEntry
@@ -211,8 +212,8 @@ class RawDataset(VolumeDataset):
 
     def __repr__(self) -> str:
         return (
-            f"RawDataset({self._named!r}: {len(self)} samples, made as {self.spec.dtype} "
-            f"{self.spec.layout} {self.spec.stored_shape})"
+            f"RawDataset({self._named!r}: {counted(len(self), 'sample')}, made as "
+            f"{self.spec.dtype} {self.spec.layout} {self.spec.stored_shape})"
         )
 
     @property

@@ -11,6 +11,7 @@ from typing import Any, Literal, NotRequired, TypedDict
 from ctgpu.arguments import converted
 from ctgpu.codec import Coding, compressed_limit_bytes
 from ctgpu.errors import MismatchError, NewerFormatError, UsageError, reason_of
+from ctgpu.printable import counted
 from ctgpu.shards import disk
 from ctgpu.shards.lease import plan_lock
 from ctgpu.shards.names import PLAN_NAME
@@ -96,8 +97,8 @@ class Plan:
 
     def __repr__(self) -> str:
         return (
-            f"Plan({self.dataset!r} {self.split}: {len(self.samples)} samples in {self.shards} "
-            f"shards, fingerprint {self.fingerprint})"
+            f"Plan({self.dataset!r} {self.split}: {counted(len(self.samples), 'sample')} in "
+            f"{counted(self.shards, 'shard')}, fingerprint {self.fingerprint})"
         )
 
     @property

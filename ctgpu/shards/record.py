@@ -16,6 +16,7 @@ import xxhash
 
 from ctgpu.arguments import converted
 from ctgpu.errors import NewerFormatError, StorageError, reason_of
+from ctgpu.printable import counted
 from ctgpu.shards.ledger import LedgerEntry
 from ctgpu.shards.names import parse_shard_name, shard_name
 from ctgpu.shards.tar import (
@@ -266,7 +267,7 @@ class ShardRecord:
 
     def __repr__(self) -> str:
         return (
-            f"ShardRecord({self.shard_index}: {len(self.samples)} samples, "
+            f"ShardRecord({self.shard_index}: {counted(len(self.samples), 'sample')}, "
             f"{len(self.failures)} failed, {self.size_bytes} bytes)"
         )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ctgpu.data_sets import Description
 from ctgpu.errors import UsageError
+from ctgpu.printable import counted
 from ctgpu.shards.card import Claims
 from ctgpu.shards.names import MANIFEST_NAME
 
@@ -53,8 +54,9 @@ def classes_of_labels(
     for path, names in stated.items():
         if size_bytes not in (0, LABEL_BYTES * len(names)):
             raise UsageError(
-                f"{path} names {len(names)} classes, and most labels beside it have {size_bytes} "
-                f"bytes; wanted {LABEL_BYTES * len(names)}: correct its class_names"
+                f"{path} names {counted(len(names), 'class', 'classes')}, and most labels "
+                f"beside it have {size_bytes} bytes; wanted {LABEL_BYTES * len(names)}: correct "
+                "its class_names"
             )
         return names
     names = data_set.class_names

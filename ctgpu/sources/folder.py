@@ -14,6 +14,7 @@ from ctgpu.data_sets import Description, built_in
 from ctgpu.data_sets.layout import SplitFolders
 from ctgpu.decode import MAX_VOLUME_BYTES
 from ctgpu.errors import DecodeError, FetchError, SourceError, UsageError, reason_of
+from ctgpu.printable import counted
 from ctgpu.shards.names import natural_key
 from ctgpu.shards.record import checksum
 from ctgpu.shards.untrusted import FileChanged, read_file
@@ -132,9 +133,10 @@ class FolderSource(Source):
         if below.dicom:
             # Their paths may be a patient's name.
             _log.warning(
-                "%s: %d files of DICOM are not taken, as there are %d volumes of another format, "
-                "such as %s; give the folder of the series alone to take these",
-                *(self._root, len(below.dicom), len(refs), refs[0].path),
+                "%s: %s not taken, beside %s of another format, such as %s; give the folder of the "
+                "series alone to take these",
+                *(self._root, counted(len(below.dicom), "file of DICOM is", "files of DICOM are")),
+                *(counted(len(refs), "volume"), refs[0].path),
             )
         refs.sort(key=lambda ref: natural_key(ref.path))
         listed = {ref.path for ref in refs}
@@ -142,10 +144,11 @@ class FolderSource(Source):
         missing = listed.intersection(self._relative(path) for path in below.missing)
         if missing:
             _log.warning(
-                "%s: %d of %d volumes cannot be looked at, such as %s: each is planned with 0 "
+                "%s: %d of %s cannot be looked at, such as %s: each is planned with 0 "
                 "bytes to read and room for its sample, and fails unless it is back by its turn; "
                 "bring them back, then use --retry-failed",
-                *(self._root, len(missing), len(refs), min(missing, key=natural_key)),
+                *(self._root, len(missing), counted(len(refs), "volume")),
+                min(missing, key=natural_key),
             )
         self._revision = self.revision_of((r for r in refs if r.path not in missing), split)
         self.unused_tables = self._unused(below.tables, split)

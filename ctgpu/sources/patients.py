@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ctgpu.errors import TableError, UsageError
+from ctgpu.printable import counted
 from ctgpu.sources.tables import Tables
 from ctgpu.volume.ref import SampleRef, normal_form
 
@@ -118,10 +119,10 @@ def of_patients(
             own.append(ref)
     if unknown:
         raise UsageError(
-            f"nothing says which patient {len(unknown)} volumes show, such as "
-            f"{', '.join(unknown[:_NAMED])}; to split by patient, let the description of the data "
-            "set name a table's column (patient), a part of the paths ({patient} in a glob) or of "
-            "the names (volumes.patient)"
+            f"nothing says which patient {counted(len(unknown), 'volume shows', 'volumes show')}, "
+            f"such as {', '.join(unknown[:_NAMED])}; to split by patient, let the description of "
+            "the data set name a table's column (patient), a part of the paths ({patient} in a "
+            "glob) or of the names (volumes.patient)"
         )
     return own
 

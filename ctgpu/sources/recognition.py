@@ -17,6 +17,7 @@ import msgspec
 from ctgpu.data_sets import Description
 from ctgpu.data_sets.fields import TableRule
 from ctgpu.errors import UsageError
+from ctgpu.printable import counted
 from ctgpu.sources.cells import ANY, is_blank, is_usable
 from ctgpu.sources.table import study_id_in
 from ctgpu.sources.table_files import BINARY_SUFFIXES, rows_of
@@ -162,7 +163,10 @@ def _contradiction(
         if study_id not in study_ids:
             continue
         if len(cells) != width:
-            return f"a row of {len(cells)} values for {width} columns for {study_id}"
+            return (
+                f"a row of {counted(len(cells), 'value')} for {counted(width, 'column')} for "
+                f"{study_id}"
+            )
         said = [cells[k] for k in used]
         if known.setdefault(study_id, said) != said:
             return f"rows that contradict each other for {study_id}"

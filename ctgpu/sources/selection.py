@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from ctgpu.data_sets import Description
 from ctgpu.errors import TableError, UsageError
+from ctgpu.printable import counted
 from ctgpu.shards.names import natural_key
 from ctgpu.sources.patients import PatientSplit, of_patients
 from ctgpu.sources.tables import Joined, Tables
@@ -97,8 +98,8 @@ def select(
             if globs is not None
         )
         raise UsageError(
-            f"{asked} leaves none of the {len(refs)} volumes, such as {refs[0].path}; globs are "
-            "held against the whole path below the source, and * stands for slashes too"
+            f"{asked} leaves none of the {counted(len(refs), 'volume')}, such as {refs[0].path}; "
+            "globs are held against the whole path below the source, and * stands for slashes too"
         )
     data_set = tables.data_set
     if split is not None:
@@ -223,15 +224,15 @@ def _of_split(refs: Sequence[SampleRef], split: str, tables: Tables) -> Sequence
         by = "by their names" if tables.data_set.split_of_name(example.study_id) else "by its table"
         if not own:
             raise UsageError(
-                f"all {number} volumes are {name}'s of the split {other!r} {by} "
-                f"({example.path}), and {split!r} was asked for; pass --split {other}, or the "
-                "folder of the other split"
+                f"{counted(number, 'volume is', 'volumes are')} all {name}'s of the split "
+                f"{other!r} {by} ({example.path}), and {split!r} was asked for; pass --split "
+                f"{other}, or the folder of the other split"
             )
         _log.log(
             # Where a table tells splits apart, they lie in one folder by intent.
             logging.WARNING if by == "by their names" else logging.INFO,
-            "%d volumes are left out: %s's of the split %r %s, such as %s",
-            *(number, name, other, by, example.path),
+            "%s left out: %s's of the split %r %s, such as %s",
+            *(counted(number, "volume is", "volumes are"), name, other, by, example.path),
         )
     return own
 

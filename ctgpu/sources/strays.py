@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from ctgpu.printable import counted
 from ctgpu.volume.ref import VOLUME_TIERS, SampleRef
 
 _log = logging.getLogger(__name__)
@@ -31,9 +32,15 @@ def without_strays(where: str, refs: Sequence[SampleRef], globs: Sequence[str]) 
     if len(kept) < len(refs):
         left_out = next(ref.path for ref in others if _tier_of(ref) != best)
         _log.warning(
-            "%s: %d files such as %s are not taken for volumes, as there are %d of another format, "
-            "such as %s; a description whose globs end in their suffix takes them",
-            *(where, len(refs) - len(kept), left_out, len(kept), kept[0].path),
+            "%s: %s, such as %s, beside %s of another format, such as %s; a description whose "
+            "globs end in their suffix takes them",
+            where,
+            counted(
+                len(refs) - len(kept),
+                "file is not taken for a volume",
+                "files are not taken for volumes",
+            ),
+            *(left_out, counted(len(kept), "volume"), kept[0].path),
         )
     return kept
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ctgpu.errors import TableError, UsageError, reason_of
+from ctgpu.printable import counted
 from ctgpu.shards.untrusted import read_file
 from ctgpu.sources.cells import ANY, in_words, is_usable, number_in
 from ctgpu.sources.table_files import BINARY_SUFFIXES, Row, rows_of
@@ -179,7 +180,9 @@ class Table:
             if len(cells) == len(header):
                 row = [cells[k] for k in places]
             else:
-                row = f"a row of {len(cells)} values for {len(header)} columns"
+                row = (
+                    f"a row of {counted(len(cells), 'value')} for {counted(len(header), 'column')}"
+                )
             known = rows.setdefault(study_id, row)
             if len(rows) > len(begins):
                 begins.append(begin)

@@ -151,8 +151,8 @@ def _needing(path: str, package: str) -> Iterator[None]:
         yield
     except ImportError as error:
         raise UsageError(
-            f"{path} is read by {package}, which is not installed; run {install_command(_EXTRA)}, "
-            "or save the table as CSV"
+            f"{path} is read by {package}, which is not installed; run "
+            f"`{install_command(_EXTRA)}`, or save the table as CSV"
         ) from error
 
 

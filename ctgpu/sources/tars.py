@@ -17,6 +17,7 @@ from ctgpu.errors import (
     SourceError,
     UsageError,
 )
+from ctgpu.printable import counted
 from ctgpu.shards.names import natural_key
 from ctgpu.shards.patterns import expand_pattern
 from ctgpu.sources.base import Source
@@ -86,8 +87,8 @@ class TarSource(Source):
         tars = expand_pattern(self._pattern)
         if missing := [tar for tar in tars if not tar.exists()]:
             raise UsageError(
-                f"{missing[0]} does not exist, nor do {len(missing) - 1} others of the "
-                f"{len(tars)} tars that were named; correct the pattern"
+                f"{missing[0]} does not exist (missing: {len(missing)} of "
+                f"{counted(len(tars), 'named tar')}); correct the pattern"
             )
         return self._list(tars)
 

@@ -93,10 +93,9 @@ def distribution(title: str, values: npt.NDArray[np.number], unit: str) -> Html:
     if not len(known):
         return chart(title, tag("p", "Nothing is known.", class_="quiet"))
     lowest, median, highest = np.quantile(known, (0, 0.5, 1)).tolist()
-    said = (
-        f"{number(lowest)} to {number(highest)}{unit and ' '}{unit}, median {number(median)}"
-        f"{f'; {unknown:,} not known' if unknown else ''}"
-    )
+    spread = f"{number(lowest)} to {number(highest)}{unit and ' '}{unit}, median {number(median)}"
+    missing = f"{unknown:,} not known" if unknown else ""
+    said = "; ".join(filter(None, [spread if number(lowest) != number(highest) else "", missing]))
     counted: Counter[str] = Counter()  # values that look alike are one
     for value, count in zip(*np.unique(known, return_counts=True), strict=True):
         counted[number(value)] += int(count)
@@ -157,15 +156,17 @@ def histogram(
         if count
     ]
     ticks = edges[:: max(1, math.ceil((len(edges) - 1) / 4))]
+    places = (ticks - edges[0]) / (edges[-1] - edges[0])
     words = [
         tag(
             "text",
-            number(tick),
-            x=f"{(tick - edges[0]) / (edges[-1] - edges[0]) * _WIDTH:.2f}",
+            f"{number(tick)} {unit}".rstrip() if tick == ticks[-1] else number(tick),
+            x=f"{place * _WIDTH:.2f}",
             y=_HEIGHT + 15,
-            text_anchor="start" if place == 0 else "middle" if tick < edges[-1] else "end",
+            # What stands at an edge is not cut there.
+            text_anchor="start" if place < 0.1 else "middle" if place < 0.9 else "end",
         )
-        for place, tick in enumerate(ticks.tolist())
+        for tick, place in zip(ticks.tolist(), places.tolist(), strict=True)
     ]
     line = tag("line", x1=0, x2=_WIDTH, y1=_HEIGHT, y2=_HEIGHT)
     return tag(
@@ -174,7 +175,7 @@ def histogram(
         class_="histogram",
         viewBox=f"0 0 {_WIDTH} {_HEIGHT + 20}",
         role="img",
-        aria_label=f"histogram of {int(counts.sum()):,} values",
+        aria_label=f"histogram of {plural(int(counts.sum()), 'value')}",
     )
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ctgpu.checking.sheet import label_words
 from ctgpu.shards.card import Card
 from ctgpu.spec import Spec
-from ctgpu.viewing.charts import histogram, number, shortened
+from ctgpu.viewing.charts import histogram, number, plural, shortened
 from ctgpu.viewing.cuts import Plane
 from ctgpu.viewing.markup import Html, joined, tag
 from ctgpu.viewing.members import Metadata
@@ -167,7 +167,7 @@ def _legend(mask: Mapping[int, int] | None, names: Mapping[str, int]) -> Html | 
                     aria_hidden="true",
                 ),
                 f" {shortened(named.get(label, f'label {label}'))} ",
-                tag("span", f"{count:,}", class_="quiet"),
+                tag("span", plural(count, "voxel"), class_="quiet"),
             )
             for label, count in shown[:_MOST_LABELS]
         ),
@@ -186,9 +186,9 @@ def _words(preview: Preview, spec: Spec, reports: bool) -> Iterator[Html]:
     if preview.hu_counts is not None and preview.hu_counts.any():
         edges = histogram_edges(spec)
         drawn = histogram(edges, preview.hu_counts, "HU", logarithmic=True)
-        yield tag("div", tag("h4", "HU, without padding"), drawn)
+        yield tag("div", tag("h4", "HU, without padding (bars: logarithmic)"), drawn)
     if preview.report:
-        length = f"{len(preview.report):,} characters"
+        length = plural(len(preview.report), "character")
         shown = preview.report[:MOST_CHARACTERS]
         cut = tag("p", f"… cut; it has {length}.", class_="quiet")
         yield tag(

@@ -19,6 +19,7 @@ from ctgpu.shards.patterns import is_tar_name
 from ctgpu.shards.plan import Plan
 from ctgpu.shards.record import SampleEntry, ShardRecord
 from ctgpu.shards.untrusted import read_json
+from ctgpu.viewing.charts import plural
 
 #: What is told of where a data set comes from, if its plan or its manifest says so.
 _PROVENANCE = ("dataset", "split", "arithmetic", "source", "selection")
@@ -180,9 +181,9 @@ def finished_words(inventory: Inventory) -> Iterator[str]:
         return
     if card.planned_shards is not None and shards < card.planned_shards:
         yield (
-            f"This data set is not finished: it holds {shards:,} of {card.planned_shards:,} "
-            f"planned shards, and {len(inventory.entries):,} of {card.planned_samples or 0:,} "
-            f"planned samples; further shards that are begun: {inventory.being_made:,}. Run the "
-            "command that began it again to go on."
+            f"This data set is not finished: it holds {shards:,} of "
+            f"{plural(card.planned_shards, 'planned shard')}, and {len(inventory.entries):,} of "
+            f"{plural(card.planned_samples or 0, 'planned sample')}; further shards that are "
+            f"begun: {inventory.being_made:,}. Run the command that began it again to go on."
         )
     yield from inventory.problems

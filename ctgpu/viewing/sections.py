@@ -47,6 +47,7 @@ _MEMBERS = {
     "txt": "reports",
     "json": "JSON",
 }
+_MEANINGS = {"hu": "stored as HU", "csv": "table", "spacing": "not stated"}
 
 
 def section(name: str, title: str, *contents: Content) -> Html:
@@ -100,7 +101,6 @@ def overview(inventory: Inventory, census: Census) -> Iterator[Html]:
 def intensities(previews: Sequence[Preview], census: Census, spec: Spec) -> Html:
     """HU of the samples that are shown, and how voxels became HU."""
     counted = [one.hu_counts for one in previews if one.hu_counts is not None]
-    sources = census.words["intensity"]
     drawn: list[Content] = []
     if counted:
         said = (
@@ -110,7 +110,7 @@ def intensities(previews: Sequence[Preview], census: Census, spec: Spec) -> Html
         edges = histogram_edges(spec)
         whole = histogram(edges, np.sum(counted, 0), "HU", logarithmic=True)
         drawn.append(chart("HU", whole, said))
-    drawn.append(_words("How voxels became HU", sources, census.read))
+    drawn.append(_words("How voxels became HU", _meant(census.words["intensity"]), census.read))
     if census.words["finding"]:
         drawn.append(_words("Taken although not like HU", census.words["finding"], census.read))
     return section("hu", "Intensities", tag("div", drawn, class_="charts"))
@@ -127,16 +127,16 @@ def geometry(census: Census, spec: Spec) -> Html:
             distribution(f"Voxels along axis {axis}", census.shape[:, axis], "")
             for axis in range(3)
         ),
+        *(_crop_and_pad(census, spec, axis) for axis in range(3)),
         _words("Orientation", census.words["orientation"], census.read),
     ]
     tilted = census.tilt_degrees[census.tilt_degrees > 0]
     if len(tilted):
         drawn.append(distribution(f"Tilt of the {len(tilted):,} that are tilted", tilted, "°"))
     drawn += [
-        *(_crop_and_pad(census, spec, axis) for axis in range(3)),
         _words("Stored as", census.words["dtype"], census.read),
-        _words("Where spacing is from", census.words["spacing"], census.read),
-        _words("Where axes are from", census.words["affine"], census.read),
+        _words("Where spacing is from", _meant(census.words["spacing"]), census.read),
+        _words("Where axes are from", _meant(census.words["affine"]), census.read),
     ]
     said = (
         "Axes 0, 1 and 2 are the file's own; H, W and D those of the volumes made of it"
@@ -171,7 +171,8 @@ def columns(census: Census) -> Html | None:
     for name, cells in list(census.columns.items())[:_MOST_COLUMNS]:
         drawn.append(_cells(shortened(name), cells, census.read))
     left_out = len(census.columns) - _MOST_COLUMNS
-    more = tag("p", f"… and {left_out} columns more.", class_="quiet") if left_out > 0 else None
+    said = f"… and {plural(left_out, 'more column')}."
+    more = tag("p", said, class_="quiet") if left_out > 0 else None
     return section("columns", "Columns", tag("div", drawn, class_="charts"), more)
 
 
@@ -236,7 +237,7 @@ def failures(inventory: Inventory) -> Html:
         "failures",
         "Failures",
         shown,
-        tag("p", f"… and {left_out:,} more kinds.") if left_out > 0 else None,
+        tag("p", f"… and {plural(left_out, 'more kind')}.") if left_out > 0 else None,
         tag(
             "p",
             "Once their cause is mended, re-do just those with the command that began the data set "
@@ -345,6 +346,11 @@ def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _meant(counted: Counter[str]) -> Counter[str]:
+    """Words of a sample's JSON that only its format explains, as what they mean."""
+    return Counter({_MEANINGS.get(word, word): count for word, count in counted.items()})
+
+
 def _words(title: str, counted: Counter[str], total: int) -> Html:
     """How often which word comes, the most frequent ones.
 
@@ -356,7 +362,7 @@ def _words(title: str, counted: Counter[str], total: int) -> Html:
         shown = [one for one in common[:_MOST_ROWS] if one[1] > 1]
     rows = [Bar(word, count) for word, count in shown]
     if others := common[len(shown) :]:
-        rows.append(Bar(f"{len(others):,} others", sum(count for _, count in others)))
+        rows.append(Bar(plural(len(others), "other"), sum(count for _, count in others)))
     if not rows:
         return chart(title, tag("p", "Nothing is known.", class_="quiet"))
     return chart(title, bars(rows, total))

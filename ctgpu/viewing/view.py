@@ -191,7 +191,7 @@ def _render(
         ("provenance", "Contract", sections.provenance(inventory)),
     ]
     named = [str(inventory.provenance.get(name, "")) for name in ("dataset", "split")]
-    title = " ".join(filter(None, named)) or inventory.folder.name
+    title = " · ".join(filter(None, named)) or inventory.folder.name
     links = [(name, words) for name, words, part in parts if part is not None]
     body: list[Content] = [*sections.overview(inventory, census), (part for *_, part in parts)]
     return page(title, links, body, data_of(previews))
@@ -216,11 +216,16 @@ def _samples(inventory: Inventory, previews: Sequence[Preview], asked: int, repo
             )
         said += "."
     lo, hi = window_of(inventory.card.spec)
+    seen = (
+        f"Black is {lo:g} HU, white {hi:g} HU. A scan that says how it lies is seen as "
+        "radiologists look: the patient's right (R) at the left, front (A) or head (S) at the top; "
+        "another one has no letters."
+    )
     return sections.section(
         "samples",
         "Samples",
         tag("p", said, class_="quiet"),
-        tag("p", f"Black is {lo:g} HU, white {hi:g} HU.", class_="quiet") if previews else None,
+        tag("p", seen, class_="quiet") if previews else None,
         (
             card_of(preview, place, inventory.card, reports=reports)
             for place, preview in enumerate(previews)

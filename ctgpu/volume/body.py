@@ -48,7 +48,7 @@ def import_cc3d() -> ModuleType:
     except ImportError as error:
         raise shortage(error) or EnvironmentFailure(
             "crop='body' needs connected-components-3d, which is not installed here: "
-            f"{install_command('crop')}, or use crop='foreground'"
+            f"`{install_command('crop')}`, or use crop='foreground'"
         ) from error
 
 

@@ -165,7 +165,7 @@ def test_a_folder_begun_with_both_splits_is_completed_and_says_so(
     assert len(plan.samples) == 4
     caplog.clear()
     assert build(tmp_path / "out").exit_code == 0
-    assert "2 of the 4 volumes planned as the split 'valid' are of the other one" in caplog.text
+    assert "of the 4 volumes planned as the split 'valid' 2 are of the other one" in caplog.text
     samples = read_samples(tmp_path / "out")
     assert list(samples) == [f"{split}_{n}_a_1" for split in ("train", "valid") for n in (1, 2)]
     for sample in samples.values():

@@ -162,7 +162,7 @@ def test_what_is_finished_later_is_added_later(
     record = (home / "shard-000001.json").rename(tmp_path / "record")
     with caplog.at_level(logging.INFO, "ctgpu"):
         assert convert_tars(home, tmp_path / "out", compress="rice").written == 4
-    assert "1 of the plan's 3 shards are not there: `ctgpu build` makes them of the" in caplog.text
+    assert "1 of the plan's 3 shards are not there: `ctgpu build` makes the rest, of" in caplog.text
     record.rename(home / "shard-000001.json")
     assert convert_tars(home, tmp_path / "out").written == 1
     assert_same_files(tmp_path / "out", built / "rice")

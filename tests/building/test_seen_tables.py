@@ -112,7 +112,7 @@ def test_words_that_cannot_name_a_split_name_one_that_is_like_them(tmp_path: Pat
         "first_half_": ("first_half",),
     }
     assert "Splits: " in remarks(text)
-    assert "1 volumes have no word there, and are in no split." in remarks(text)
+    assert "1 volume has no word there, and no split." in remarks(text)
 
 
 def test_rows_of_several_splits_do_not_spoil_what_else_a_table_says(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_rows_of_several_splits_do_not_spoil_what_else_a_table_says(tmp_path: Pa
     write_table(source / "t.csv", ("id", "split", "cyst"), rows)
     text = describe(source)
     assert [rule.roles for rule in found(text).tables] == [("labels",), ("splits",)]
-    assert "1 volumes have rows of several splits, such as a, and are in none." in remarks(text)
+    assert "1 volume has rows of several splits, such as a, and no split." in remarks(text)
     (tmp_path / "mine.toml").write_text(text)
     build(tmp_path / "out", source, dataset=tmp_path / "mine.toml", split="train")
     assert {k: s.labels.tolist() for k, s in read_samples(tmp_path / "out").items()} == {"b": [0]}
@@ -174,7 +174,7 @@ def test_tables_that_cannot_be_joined_are_named_with_the_reason(
     assert [rule.files for rule in found(text).tables] == [("good.csv",)]
     assert (
         "other.csv: no column names a volume. The closest is who, with cells such as 'z', and "
-        "volumes are called 'a', 'b'. It has 1 rows and the columns who, cyst."
+        "volumes are called 'a', 'b'. It has 1 row and the columns who, cyst."
     ) in said
     assert "none.csv has no rows below its header: id, cyst." in said
     assert "ragged.csv has no rows as wide as its header: id, cyst." in said
@@ -183,7 +183,7 @@ def test_tables_that_cannot_be_joined_are_named_with_the_reason(
     assert "twice.csv is not joined, as it has rows that contradict each other for a" in said
     assert "broken.xlsx" in said
     assert "binary.csv" in said
-    assert "t.parquet is read by pyarrow, which is not installed; run pip install" in said
+    assert "t.parquet is read by pyarrow, which is not installed; run `pip install" in said
     assert "no CSV, TSV, .xlsx or Parquet: notes.json, old.xls." in said
 
 

@@ -218,12 +218,18 @@ def test_a_driver_without_cupy_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, hub: list[object], tmp_path: Path
 ) -> None:
     def refuse() -> None:
-        raise DeviceError("CuPy is not installed; pip install 'ctgpu[cuda12]'")
+        raise DeviceError("CuPy is not installed; `pip install 'ctgpu[cuda12]'`")
+
+    def not_installed(name: str) -> str:
+        raise doctor.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(doctor, "driver_cuda_version", lambda: 12040)
     monkeypatch.setattr(doctor, "import_cupy", refuse)
     monkeypatch.setattr(cuda, "import_cupy", refuse)
-    report = doctor.diagnose(tmp_path)
+    with monkeypatch.context() as without:
+        without.setattr(doctor.metadata, "version", not_installed)
+        report = doctor.diagnose(tmp_path)
+    assert report.next_command == install_command("cuda12")
     assert found(report)["NVIDIA driver"].text.endswith(f"`{install_command('cuda12')}`")
     assert found(report)["GPU"].status == "failed"
     assert "'ctgpu[cuda12]'" in rendered(report)  # markup does not swallow it

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from ctgpu.checking.doctor import Check, Report
-from ctgpu.cli.doctor import text_of
+from ctgpu.cli.doctor import next_steps, text_of
 from support.command_line import run, run_here
 
 
@@ -82,3 +82,12 @@ def test_it_ends_with_the_next_step(tmp_path: Path) -> None:
     assert max(map(len, lines)) <= 80
     bad = run_here("doctor", "--device", "cuda:99", *place)
     assert bad.stdout.endswith("Next:\n  ctgpu doctor  # once what is marked `no` is mended\n")
+
+
+def test_a_gpu_that_only_lacks_a_package_is_the_next_step() -> None:
+    driver = Check("NVIDIA driver", "ok", "", {"install": "pip install 'ctgpu[cuda12]'"})
+    for device in ("cpu", None):
+        report = Report((driver, Check("CuPy", "failed", "not installed")), device, "")
+        assert next_steps(report) == ("pip install 'ctgpu[cuda12]'", "ctgpu doctor")
+    report = Report((driver, Check("CuPy", "ok", "13.4")), "cuda:0", "")
+    assert next_steps(report)[0] == "ctgpu demo"

@@ -13,7 +13,6 @@ import pytest
 from typer.main import get_command
 
 import ctgpu.cli
-from ctgpu.building import relabelling
 from ctgpu.cli.commands import app
 from support.command_line import run, run_here, sentence
 
@@ -162,10 +161,3 @@ def test_a_command_that_ends_as_completion_does_is_a_defect_all_the_same(
     monkeypatch.setattr("ctgpu.cli.manifest.write_manifest", end)
     assert run_here("manifest", "--install-completion").returncode == 2
     assert run_here("manifest", "DIR").returncode == 70
-
-
-def test_numbers_of_things_are_written_by_one_function() -> None:
-    things = "samples|shards|volumes|folders|files"
-    nouns = re.compile(rf"(?<!\d )(?:\}}|%d) (?:{things})\b(?!/s)|'s' if |\"s\" if ")
-    for module in (*Path(ctgpu.cli.__path__[0]).glob("*.py"), Path(relabelling.__file__)):
-        assert nouns.findall(module.read_text(encoding="utf-8")) == [], module

@@ -6,12 +6,14 @@ import io
 import itertools
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ctgpu.building.described import JoinedTable
 from ctgpu.building.events import (
     Event,
     Planned,
@@ -121,11 +123,11 @@ def test_a_failed_sample_counts_as_done_and_in_no_rate() -> None:
 def test_bar_and_summary_end_with_the_same_rates(tmp_path: Path) -> None:
     report = report_of(tmp_path)
     line = Screen().last_line(planned(6), *(written(0, n) for n in range(6)), report=report)
-    assert "0.60 samples/s, 1 MB/s" in line
-    assert rates_of(report) == "0.60 samples/s, 1 MB/s"
+    assert "0.60 samples/s, 0.6 MB/s" in line
+    assert rates_of(report) == "0.60 samples/s, 0.6 MB/s"
     screen = io.StringIO()
     show_summary(report, Console(file=screen, width=80))
-    assert "6 samples in 10.0 s: 0.60 samples/s, 1 MB/s, " in screen.getvalue()
+    assert "6 samples in 10.0 s: 0.60 samples/s, 0.6 MB/s, " in screen.getvalue()
 
 
 def test_the_bottleneck_is_the_stage_whose_speed_decides_and_has_a_heading(
@@ -148,6 +150,51 @@ def test_the_bottleneck_is_the_stage_whose_speed_decides_and_has_a_heading(
         ("device", "2.00", ""),
         ("write", "1.00", ""),
     ]
+
+
+def test_a_dumb_terminal_gets_lines_and_no_bar(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr("ctgpu.cli.display._LINE_EVERY_S", 0.0)
+    caplog.set_level(logging.INFO, "ctgpu")
+    screen = io.StringIO()
+    with Display(Console(file=screen, force_terminal=True, width=80)) as display:
+        display(planned(2))
+        display(written(0, 1))
+    assert screen.getvalue() == ""
+    assert caplog.messages[-1].startswith("1 of 2 samples, ")
+
+
+def test_a_bar_that_counted_nothing_is_taken_away() -> None:
+    for events in ([], [planned(0)], [planned(2), written(0, 1)]):
+        screen = Screen()
+        screen.last_line(*events)
+        ended = screen.written.getvalue()
+        assert ended.endswith("\x1b[1A\x1b[2K") is (len(events) < 2), events
+
+
+@pytest.mark.parametrize("said_of", ["", "scans/valid_2.nii.gz "])
+def test_the_path_of_what_failed_is_said_once(
+    said_of: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    failure = Failure("decode", "DecodeError", f"{said_of}cannot be read")
+    with Display(Console(file=io.StringIO())) as display:
+        display(SampleFailed("valid_2", 0, "scans/valid_2.nii.gz", failure))
+    assert caplog.text.count("scans/valid_2.nii.gz") == 1
+    assert display.shown == {"valid_2"}
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_tables_that_a_terminal_has_shown_are_not_in_the_summary(
+    tmp_path: Path, is_terminal: bool
+) -> None:
+    table = JoinedTable("labels.csv", "scan", ("labels",), 1, 1)
+    with Display(Console(file=io.StringIO(), force_terminal=is_terminal)) as display:
+        display(replace(planned(1), tables=(table,)))
+    screen, report = io.StringIO(), report_of(tmp_path, tables=(table,))
+    show_summary(report, Console(file=screen), shown=display.shown)
+    assert ("labels.csv" in screen.getvalue()) is not is_terminal
 
 
 @pytest.mark.parametrize("pending", [0, 1, 12345])

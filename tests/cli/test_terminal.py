@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import yaml
 
 import ctgpu
 from ctgpu.cli.display import Display
-from ctgpu.cli.terminal import Console, LogFormat, configure_logging
+from ctgpu.cli.terminal import Console, LogFormat, ShardBar, configure_logging
 from ctgpu.testing.ctrate import chest_phantom, lay_out_ct_rate
 from support.command_line import CTGPU, SMALL, run, run_here
 from support.phantoms import SPACING_MM, SPEC, chest
@@ -289,6 +290,67 @@ def test_what_other_packages_log_and_threads_raise_is_a_line_of_the_log_too(
         assert len(lines) == 3
         assert REPORT in json.loads(lines[1])["message"]
         assert "ValueError" in json.loads(lines[2])["traceback"]
+
+
+PATH = "/a/path/that/is/longer/than/the/terminal/valid_1_a_1.nii.gz"
+
+
+def test_log_lines_on_a_terminal_break_between_words_below_their_time(
+    logs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = io.StringIO()
+    configure_logging(
+        LogFormat.text, logging.INFO, Console(file=shown, width=40, force_terminal=True)
+    )
+    log = logging.getLogger("ctgpu.tried")
+    log.info("table: %s (labels), joined by a column of it\x1b[2J", PATH)
+    log.warning("run `ctgpu build --retry-failed` once it is mended")
+    try:
+        raise ValueError("no")
+    except ValueError:
+        log.exception("unexpected")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 86400)
+    monkeypatch.setattr(time, "time_ns", lambda: int(now + 86400) * 10**9)
+    log.info("the next day")
+    assert is_safe(shown.getvalue(), terminal=True)
+    lines = OWN_SEQUENCES.sub("", shown.getvalue()).splitlines()
+    assert [re.sub(r"^\d\d:\d\d:\d\d ", "TIME ", line) for line in lines[:6]] == [
+        "TIME table:",
+        f"         {PATH}",
+        "         (labels), joined by a column of",
+        r"         it\x1b[2J",
+        "TIME WARNING run",
+        "         `ctgpu build --retry-failed`",
+    ]
+    assert lines[7].endswith(" ERROR unexpected")
+    assert lines[8] == "    Traceback (most recent call last):"
+    # Which day it is is said when it begins.
+    assert lines[-2] == time.strftime("%Y-%m-%d", time.localtime(now + 86400))
+    assert lines[-1].endswith(" the next day")
+    assert sum(bool(re.fullmatch(r"\d{4}-\d\d-\d\d", line)) for line in lines) == 1
+
+
+def test_what_is_said_beside_a_bar_of_shards_is_not_drawn_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both are sent to one terminal, as a user's are."""
+    screen = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setenv("COLUMNS", "100")
+    for is_terminal in (True, False):
+        screen.seek(0)
+        screen.truncate()
+        monkeypatch.setattr(screen, "isatty", lambda said=is_terminal: said, raising=False)
+        console = Console(file=screen, force_terminal=is_terminal, width=40, no_color=True)
+        with ShardBar("checking shards", console) as bar:
+            bar.looked_at(1, 2)
+            bar.say(f"{PATH}: the shard is not finished")
+        # Of what is erased in place nothing is left.
+        lines = [re.split(r"\r|\x1b\[2K", line)[-1] for line in screen.getvalue().split("\n")]
+        said = [OWN_SEQUENCES.sub("", line) for line in lines]
+        assert [line for line in said if PATH in line] == [f"{PATH}: the shard is not finished"]
+        assert ("checking shards" in screen.getvalue()) is is_terminal
 
 
 def test_a_live_display_that_cannot_start_gives_the_cursor_back(

@@ -172,7 +172,7 @@ FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str, str]] = {
     "a class too few": (
         lambda d: d["tables"][1].update(labels=["n"]),
         "tables[1].labels",
-        "1 columns for 2 class_names",
+        "1 column for class_names of 2",
     ),
     "names for the rest": (
         lambda d: d["tables"][1].update(labels="rest"),

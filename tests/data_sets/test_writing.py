@@ -68,10 +68,13 @@ def test_a_sentence_takes_several_lines_and_what_is_offered_one() -> None:
     draft = Draft(Description(name="mine"))
     name = "a-name-that-is-not-broken/" * 6
     draft.say("top", f"{'word ' * 40}{name}\nis here.")
+    for words in range(60, 80):
+        draft.say("top", f"{'a ' * (words // 2)}`ctgpu describe ct-rate` shows it.")
     draft.offer("top", field_line("carry", ["x" * 200]))
     lines = draft.to_toml().splitlines()
-    assert all(len(line) <= 100 for line in lines if "word" in line)
+    assert all(len(line) <= 80 for line in lines if "word" in line)
     assert f"# {name}\\nis" in lines
+    assert sum("`ctgpu describe ct-rate`" in line for line in lines) == 20
     assert f'# carry = ["{"x" * 200}"]' in lines
     assert read_back(draft.to_toml()) == draft.description
     draft.change(licence="free")

@@ -139,12 +139,12 @@ REFUSED = {
     ),
     "a doubled slice": (
         [*headers_of(), headers_of()[3]],
-        r"9 slices in 8 places, of 1 acquisition numbers in 9 files",
+        r"9 slices in 8 places, of 1 acquisition number in 9 files",
     ),
     "two volumes": (twice(), r"16 slices in 8 places, of 2 acquisition numbers in 16 files"),
     "all in one place": (
         [msgspec.structs.replace(h, positions=((0.0, 0.0, 0.0),)) for h in headers_of()],
-        r"8 slices in 1 places",
+        r"8 slices in 1 place,",
     ),
     "uneven": (shifted(3, (0, 0, 0.9)), r"8 slices at uneven distances, up to 0\.9 mm"),
     "beside the line": (shifted(3, (4, 0, 0)), r"uneven distances, up to 4 mm"),

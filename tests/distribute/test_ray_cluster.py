@@ -67,7 +67,7 @@ def test_the_cluster_that_ray_start_made_is_joined_and_replaced_once_it_is_gone(
         # Empty is not set, as Ray takes it.
         for folder, stated in (("found", ""), ("named", started.address)):
             log = finish(begin("--output-dir", tmp_path / folder, *arguments, RAY_ADDRESS=stated))
-            assert "Ray: 1 nodes, 3 tasks at a time" in log
+            assert "Ray: 1 node, 3 tasks at a time" in log
             assert STARTED not in log
             assert snapshot(tmp_path / folder) == undisturbed
         started.kill()

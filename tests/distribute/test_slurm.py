@@ -196,7 +196,7 @@ def test_a_part_without_shards_does_nothing(tmp_path: Path, source: Path) -> Non
     log = finish(begin("--output-dir", tmp_path / "out", "--source", source, **variables))
     assert "this is part 1 of 64" in log
     assert committed_in(log) == []
-    assert "1 of the plan's 1 shards are not made yet" in log
+    assert "1 of the plan's 1 shard is not made yet" in log
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ def test_voxels_of_another_framework_are_taken_on_the_work_stream(
         (
             RuntimeError("Failed to find CUDA headers.\n\nInstall them (e.g. cupy[ctk])."),
             r"CuPy cannot compile the kernel \(Failed to find CUDA headers\. Install them \(e\.g\. "
-            r"cupy\[ctk\]\)\): pip install .*\[cuda13\]' brings CUDA's headers, or use",
+            r"cupy\[ctk\]\)\): `pip install .*\[cuda13\]'` brings CUDA's headers, or use",
         ),
         (
             PermissionError(13, "Permission denied", "/home/me/.cupy/kernel_cache/tmp1"),

@@ -70,11 +70,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     [
         (None, None, r"no NVIDIA driver was found .*install one.*or use --device cpu"),
         (11040, None, r"supports CUDA 11\.4 and 12\.0 is needed: update the driver"),
-        (12020, None, r"CuPy is not installed.*CUDA 12\.2: pip install .*\[cuda12\]'"),
-        (13000, None, r"CuPy is not installed.*CUDA 13\.0: pip install .*\[cuda13\]'"),
+        (12020, None, r"CuPy is not installed.*CUDA 12\.2: `pip install .*\[cuda12\]'`"),
+        (13000, None, r"CuPy is not installed.*CUDA 13\.0: `pip install .*\[cuda13\]'`"),
         (13000, stand_in(version="13.6.0"), r"CuPy 13\.6\.0 is installed and 14 is needed"),
         (12040, stand_in(), r"CUDA 12\.4 .*built for CUDA 13\.0: .*\[cuda12\]"),
-        (13000, stand_in(nvrtc=False), r"no NVRTC.*pip install .*\[cuda13\]' brings it"),
+        (13000, stand_in(nvrtc=False), r"no NVRTC.*`pip install .*\[cuda13\]'` brings it"),
         (13000, stand_in(devices=0), r"shows no GPU.*CUDA_VISIBLE_DEVICES"),
         (13000, stand_in(devices=CUDARuntimeError(100)), r"shows no GPU.*CUDA_VISIBLE_DEVICES"),
         (13000, stand_in(devices=CUDARuntimeError(35)), r"too old for the installed CuPy: update"),
@@ -124,14 +124,14 @@ def test_a_broken_cupy_says_what_broke(machine: Any, monkeypatch: pytest.MonkeyP
         ),
         (
             OSError("libcublas.so.13: cannot open shared object file"),
-            r"CuPy cannot be imported \(libcublas\.so\.13: cannot open shared object file\): pip",
+            r"CuPy cannot be imported \(libcublas\.so\.13: cannot open shared object file\): `pip",
         ),
         (
             RuntimeError("module compiled against ABI version 0x1000009"),
-            r"CuPy cannot be imported \(module compiled against ABI version 0x1000009\): pip",
+            r"CuPy cannot be imported \(module compiled against ABI version 0x1000009\): `pip",
         ),
-        (ValueError("numpy.dtype size changed"), r"imported \(numpy\.dtype size changed\): pip"),
-        (AttributeError(), r"imported \(no reason given\): pip install .*\[cuda13\]'"),
+        (ValueError("numpy.dtype size changed"), r"imported \(numpy\.dtype size changed\): `pip"),
+        (AttributeError(), r"imported \(no reason given\): `pip install .*\[cuda13\]'`"),
     ],
 )
 def test_whatever_importing_cupy_raises_is_one_sentence(

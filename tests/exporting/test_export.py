@@ -210,7 +210,7 @@ def test_names_that_a_file_system_may_take_for_one_are_refused(tmp_path: Path) -
     for name in ("Scan", "scan", "x"):
         save(tmp_path / f"scans/{name}.nii", chest_as("LPS"))
     ctgpu.build(tmp_path / "out", source=tmp_path / "scans", spec=SPEC, device="cpu")
-    with pytest.raises(UsageError, match=r"1 names .* in their case alone, such as scan"):
+    with pytest.raises(UsageError, match=r"^1 name stands .* in case alone, such as scan"):
         export_samples(tmp_path / "out", tmp_path / "to", to="npy")
     exported = export(tmp_path / "out", tmp_path / "to", to="npy", samples=["Scan", "x"])
     assert [one.key for one in exported] == ["Scan", "x"]

@@ -268,4 +268,4 @@ def test_its_shards_have_short_reprs(hwd: Path) -> None:
     dataset = VolumeDataset(hwd)
     path = str(hwd / "shard-000001.tar")
     assert repr(dataset.shards[1]) == f"Shard({path!r}: 3 samples)"
-    assert repr(dataset.select([3]).shards[1]) == f"Shard({path!r}: 1 samples, part of it)"
+    assert repr(dataset.select([3]).shards[1]) == f"Shard({path!r}: 1 sample, part of it)"

@@ -96,7 +96,7 @@ def test_what_the_data_set_does_not_hold_is_named(hwd: Path) -> None:
         dataset.select(["valid_77_a_1", "valid_1_a_1", "a"])
     with pytest.raises(UsageError, match=r"20 of the 20 studies .*\(x0, x1, x10, …\)"):
         dataset.select(f"x{n}" for n in range(20))
-    with pytest.raises(UsageError, match="1 of the 1 studies"):
+    with pytest.raises(UsageError, match="1 of the 1 study"):
         dataset.select(studies(1)).select(studies(2))
 
 

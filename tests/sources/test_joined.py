@@ -11,6 +11,7 @@ from shelf import Shelf, labels_of, load, load_many
 
 from ctgpu.data_sets import Description
 from ctgpu.errors import TableError, UsageError
+from ctgpu.printable import counted
 from ctgpu.sources.tables import Tables
 
 # Keys.
@@ -266,8 +267,8 @@ def test_a_list_of_columns_is_joined_at_the_separator_too() -> None:
 def test_a_row_of_another_width_fails_alone(cells: str) -> None:
     tables = load(f"scan,x,y\nb,1,0\n{cells}\n", labels="rest")
     assert labels_of(tables, "b") == [1, 0]
-    number = cells.count(",") + 1
-    fault = rf"^t\.csv has a row of {number} values for 3 columns for a in line 3; correct them$"
+    values = counted(cells.count(",") + 1, "value")
+    fault = rf"^t\.csv has a row of {values} for 3 columns for a in line 3; correct them$"
     with pytest.raises(TableError, match=fault):
         tables.row("a")
 

@@ -295,7 +295,7 @@ def test_a_missing_extra_is_named_with_the_command_that_adds_it(
     monkeypatch.setitem(sys.modules, package, None)
     wanted = (
         f"t/a.{suffix} is read by {package}, which is not installed; run "
-        f"{install_command('tables')}, or save the table as CSV"
+        f"`{install_command('tables')}`, or save the table as CSV"
     )
     assert refused(f"t/a.{suffix}", content) == wanted
     with pytest.raises(UsageError, match=re.escape(wanted)):

@@ -55,6 +55,24 @@ def test_few_values_are_shown_one_by_one_and_those_that_look_alike_are_one() -> 
     assert "Nothing is known" in distribution("Spacing", np.array([np.nan]), "mm")
 
 
+def test_one_value_has_no_range() -> None:
+    html = distribution("Spacing", np.array([3.0, 3.0, np.nan]), "mm")
+    assert "median" not in html
+    assert "<figcaption>1 not known</figcaption>" in html
+    assert "figcaption" not in distribution("Spacing", np.array([3.0]), "mm")
+
+
+@pytest.mark.parametrize("bins", [4, 33, 63])
+def test_a_scale_has_its_unit_and_is_not_cut_at_its_ends(bins: int) -> None:
+    html = histogram(np.linspace(-1000, 1000, bins + 1), np.ones(bins, np.int64), "HU")
+    ticks = re.findall(r'<text x="([\d.]+)" y="\d+" text-anchor="(\w+)">([^<]*)</text>', html)
+    assert [text.endswith(" HU") for *_, text in ticks] == [False] * (len(ticks) - 1) + [True]
+    for place, anchor, _ in ticks:
+        shown = {"start": float(place) < 32, "middle": True, "end": float(place) >= 288}
+        assert shown[anchor]
+        assert anchor != "middle" or 32 <= float(place) < 288
+
+
 @pytest.mark.parametrize("scale", [1e-6, 0.1, 1, 7e5])
 def test_every_value_is_in_a_histogram_once(scale: float) -> None:
     values = np.linspace(-3, 5, 1001) * scale

@@ -106,7 +106,7 @@ def test_the_size_of_a_preview_is_what_it_adds_to_a_page(masked: tuple[Preview, 
 def test_labels_of_a_mask_are_named_the_largest_first(preview: Preview, card: Card) -> None:
     masks = MaskFormat("uint8", {"lung": 1, "bone": 3})
     text = text_of(replace(preview, mask={1: 5, 3: 4321, 7: 6}), replace(card, masks=masks))
-    assert "bone 4,321 label 7 6 lung 5" in text
+    assert "bone 4,321 voxels label 7 6 voxels lung 5 voxels" in text
     assert "Its mask is empty." in text_of(replace(preview, mask={}), card)
 
 

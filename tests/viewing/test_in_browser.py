@@ -103,6 +103,16 @@ def test_the_slider_moves_through_the_slices_by_keys(look: Callable[..., Opened]
     assert all(source.startswith("data:image/jpeg;base64,") for source in seen)
 
 
+def test_the_slider_moves_by_the_mouse(look: Callable[..., Opened]) -> None:
+    opened = look()
+    slider, place = opened.first(".plane input"), opened.first(".plane output")
+    slider.scroll_into_view_if_needed()
+    box = slider.bounding_box()
+    for share, words in ((0.02, "1 of 6"), (0.98, "6 of 6")):
+        opened.page.mouse.click(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        assert place.text_content() == words
+
+
 def test_every_plane_of_every_good_sample_is_drawn(look: Callable[..., Opened]) -> None:
     opened = look()
     drawn = opened.page.eval_on_selector_all(

@@ -195,7 +195,7 @@ def test_hu_of_those_that_are_shown(census: Census) -> None:
     html = sections.intensities([*shown, replace(shown[0], key="d")], census, Spec())
     assert "Voxels of the 2 samples shown" in text(html)
     assert ": 14</title>" in html
-    assert "How voxels became HU hu 5 100.0%" in text(html)
+    assert "How voxels became HU stored as HU 5 100.0%" in text(html)
     assert "not like HU" not in html
     census.words["finding"]["shifted"] += 1
     assert "Taken although not like HU shifted 1" in text(sections.intensities([], census, Spec()))

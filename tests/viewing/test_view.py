@@ -54,6 +54,7 @@ def test_a_page_of_a_whole_data_set(folder: Path) -> None:
     assert parsed.tags.count("script") == 2
     assert "4 of 5, evenly spaced. Of each plane up to 20 slices are here" in parsed.text
     assert "Black is -1000 HU, white 1000 HU." in parsed.text
+    assert "the patient's right (R) at the left, front (A) or head (S) at the top" in parsed.text
     assert "window.ran" not in content.decode()
     for path in folder.iterdir():
         assert not path.name.endswith(".ctgpu-tmp")

@@ -13,6 +13,7 @@ from ctgpu.decode.dicom_header import MAGIC_BYTES, SliceHeader, is_dicom, read_h
 from ctgpu.decode.dicom_header import left_out as no_slice
 from ctgpu.errors import DecodeError, reason_of, shortage
 from ctgpu.machine import usable_cores
+from ctgpu.printable import counted
 from ctgpu.shards.untrusted import open_regular
 from ctgpu.sources.dicom.private import SeriesFile
 from ctgpu.sources.dicom.walk import FoundFile
@@ -64,7 +65,7 @@ def scan(
     if new:
         threads = min(_MOST_THREADS, _THREADS_A_CORE * usable_cores(), len(new))
         chunks = [new[place : place + _CHUNK] for place in range(0, len(new), _CHUNK)]
-        _log.info("%d files are looked into, up to their pixels", len(new))
+        _log.info("%s looked into, up to the pixels", counted(len(new), "file is", "files are"))
         with ThreadPoolExecutor(threads, "ctgpu-scan") as pool:
             try:
                 for files in pool.map(partial(_look_into_all, root), chunks):

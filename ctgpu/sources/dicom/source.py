@@ -9,6 +9,7 @@ from pathlib import Path
 from ctgpu.buffers import Allocate
 from ctgpu.data_sets import PLAIN, Description, built_in
 from ctgpu.errors import FetchError, SourceError, UsageError
+from ctgpu.printable import counted
 from ctgpu.shards.names import natural_key
 from ctgpu.sources.dicom.fetched import FetchedSeries, fetch_series
 from ctgpu.sources.dicom.private import Pseudonyms, Register, Series, aliases_of
@@ -144,20 +145,20 @@ class DicomSource(FolderSource):
     def _say_what_was_found(self, found: Sorted) -> None:
         slices = sum(len(series.files) for series in found.series.values())
         _log.info(
-            "%d CT series in %d files; left out: %s",
-            *(len(found.series), slices, found.left_out or "nothing"),
+            "%d CT series in %s; left out: %s",
+            *(len(found.series), counted(slices, "file"), found.left_out or "nothing"),
         )
         if found.doubtful:
             _log.warning(
-                "%d of the series lie in folders with files that cannot be read and may be their "
-                "slices: each fails; private/series.json says which files these are, and why",
-                len(found.doubtful),
+                "%s in folders with files that cannot be read and may be slices of a series: each "
+                "fails; private/series.json says which files these are, and why",
+                counted(len(found.doubtful), "of the series lies", "of the series lie"),
             )
         if several := studies_of_several(found.series):
             _log.info(
-                "%d studies have several CT series: tables find those by SeriesInstanceUID, not by "
+                "%s several CT series: tables find those by SeriesInstanceUID, not by "
                 "StudyInstanceUID",
-                several,
+                counted(several, "study has", "studies have"),
             )
 
     def _nothing_found(self, found: Sorted) -> UsageError:

@@ -82,7 +82,7 @@ def test_what_is_no_ct_is_counted_and_not_named(
     for counted in ("a localizer (4)", "of another modality (4)", "no DICOM (1)"):
         assert counted in caplog.text
     assert "P1" not in caplog.text
-    assert "studies have several" in caplog.text
+    assert "1 study has several" in caplog.text
 
 
 def test_a_file_that_cannot_be_read_fails_the_series_beside_it(
@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_read_fails_the_series_beside_it(
     (root / "P1/S1/zz.dcm").write_bytes(b"cut")
     source = opened(root, keep_uids=True)
     refs = {ref.study_id: ref for ref in source.list_volumes("valid")}
-    assert "1 of the series lie in folders with files that cannot be read" in caplog.text
+    assert "1 of the series lies in folders with files that cannot be read" in caplog.text
     pool = BufferPool()
     with pytest.raises(FetchError, match="1 of the files in its folders cannot be read") as caught:
         source.fetch(refs[uid_of("P1/S1/0")], pool.acquire)
@@ -175,7 +175,7 @@ def test_volumes_of_another_format_go_before_and_a_warning_counts_the_rest(
     (root / "scan.nii.gz").write_bytes(b"x")
     (ref,) = open_source(source=root).list_volumes("valid")
     assert ref.path == "scan.nii.gz"
-    assert "12 files of DICOM are not taken, as there are 1 volumes of another" in caplog.text
+    assert "12 files of DICOM are not taken, beside 1 volume of another" in caplog.text
     assert "P1" not in caplog.text
 
 
