@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import logging
 import os.path
 import re
@@ -21,6 +22,13 @@ PAGES = {"CHANGELOG.md": "docs/changelog.md", "SECURITY.md": "docs/security.md"}
 FENCED = re.compile(r"(^```.*?^```$)", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 COLUMNS = 80
+CELL = re.compile(r"<td((?: style=\"[^\"]*\")?)>(.*?)</td>", re.DOTALL)
+#: Characters up to which a cell stays on one line, and from which its column may not get narrow.
+SHORT, LONG = 20, 45
+#: What is written in code within a sentence: options would be parted at their hyphens.
+NAME = re.compile(r"(?<!</span>)<code>([^<]{1,32})</code>")
+#: A picture, and what stands in links, where another would be no HTML.
+IMAGE = re.compile(r"<a\b.*?</a>|<img\b[^>]*\bsrc=\"([^\"]+)\"[^>]*>", re.DOTALL)
 
 log = logging.getLogger("mkdocs.hooks.ctgpu")
 
@@ -50,6 +58,25 @@ def relinked(text: str, file: str, page: str) -> str:
     return "".join(parts)
 
 
+def laid_out(page: str) -> str:
+    """HTML with classes of what may not be broken or get narrow; its pictures open on a click.
+
+    Browsers give the columns of a table that is too wide their longest words' widths: figures
+    are parted from their units then, and sentences are set a word a line.
+    """
+
+    def with_class(cell: re.Match[str]) -> str:
+        length = len(html.unescape(re.sub(r"<[^>]*>", "", cell[2])).strip())
+        kind = "short" if length <= SHORT else "long" if length >= LONG else ""
+        return f'<td class="{kind}"{cell[1]}>{cell[2]}</td>' if kind else cell[0]
+
+    def with_link(found: re.Match[str]) -> str:
+        return f'<a href="{found[1]}">{found[0]}</a>' if found[1] else found[0]
+
+    page = NAME.sub(r'<code class="short">\1</code>', CELL.sub(with_class, page))
+    return IMAGE.sub(with_link, page)
+
+
 def commands() -> Iterator[str]:
     """The page of all commands, in parts: what ``--help`` says of each."""
     yield "# Commands\n\nWhat `ctgpu COMMAND --help` says.\n"
@@ -69,6 +96,10 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, page.removeprefix("docs/"), content=text))
     files.append(File.generated(config, "commands.md", content="".join(commands())))
     return files
+
+
+def on_page_content(content: str, /, **_: Any) -> str:
+    return laid_out(content)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ctgpu import CtgpuError
 from ctgpu.loading import VolumeDataset, make_loader
 
 
@@ -45,7 +46,10 @@ def main() -> None:
     if ranks > 1:  # before the loader, which asks it for this rank's share
         torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
-    dataset = VolumeDataset(options.shards)
+    try:
+        dataset = VolumeDataset(options.shards)
+    except CtgpuError as error:
+        parser.error(str(error))
     loader = make_loader(
         dataset,
         batch_size=options.batch_size,

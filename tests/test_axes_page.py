@@ -94,7 +94,7 @@ def test_its_picture_is_small_and_made_by_its_script(tmp_path: Path) -> None:
     views = made["stored_views"]()
     for view in views:
         assert view.title.startswith(Orientation.of(view.affine).codes)
-    made["draw_sheet"](views, tmp_path / "axes.png", dots_per_inch=20)
+    made["draw"](views, tmp_path / "axes.png", dots_per_inch=20)
     assert (tmp_path / "axes.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -121,7 +121,7 @@ def names_of_code(text: str) -> set[str]:
         for word in quoted(text)
         if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", word)
         and ("." in word or "_" in word or word[0].isupper())
-        and not word.endswith((".py", ".json", ".jsonl", ".md", ".toml"))
+        and not word.endswith((".py", ".json", ".jsonl", ".md", ".toml", ".yml"))
     }
 
 

@@ -9,9 +9,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pytest
@@ -170,6 +172,20 @@ def test_the_documented_sizes_are_those_of_the_defaults() -> None:
     assert f"{volumes} are {shard_bytes / 1e9:.1f} GB" in text
 
 
+def test_the_readme_is_short_and_shows_one_page_of_view() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert re.findall(r"!\[[^]]+\]\((.+?)\)", text) == ["docs/previews/view.png"]
+    picture = (REPOSITORY / "docs/previews/view.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 300_000
+    # What CC BY asks for, where it is shown and where it lies.
+    for page in ("README.md", "docs/previews/README.md"):
+        assert re.search(
+            r"QIN-LSC-0028 of QIN LUNG CT.*CC BY 3\.0", (REPOSITORY / page).read_text(), re.DOTALL
+        )
+
+
 def test_paths_without_a_suffix_are_found_in_the_text() -> None:
     text = "`.ci/run` and tests/gpu, ~/ctgpu/x, https://x.org/docs/y, `./docs/gpu.md`. kernels/."
     assert named_paths(text) == {".ci/run", "tests/gpu", "docs/gpu.md", "kernels"}
@@ -193,23 +209,90 @@ def test_every_link_leads_to_a_file() -> None:
     assert broken == []
 
 
-def commands() -> list[tuple[str, str]]:
-    """Document and command line of everything that is shown."""
-    found = []
+def shell_lines() -> Iterator[tuple[str, str]]:
+    """Document and line of everything that a reader is to type."""
     for document in DOCUMENTS:
-        blocks = re.findall(r"```(?:sh|bash)\n(.*?)```", document.read_text(), re.DOTALL)
+        text = document.read_text(encoding="utf-8")
+        blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
         for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
-            if line.strip().startswith("ctgpu "):
-                found.append((document.name, shlex.join(shlex.split(line, comments=True))))
-    return sorted(set(found))
+            yield document.name, line.strip()
 
 
-@pytest.mark.parametrize(("document", "line"), commands())
-def test_every_shown_command_is_parsed(document: str, line: str) -> None:
+def commands() -> dict[str, str]:
+    """Every command line of ctgpu's that is shown, once, and the documents that show it."""
+    found: dict[str, list[str]] = {}
+    for document, line in shell_lines():
+        if line.startswith("ctgpu "):
+            found.setdefault(shlex.join(shlex.split(line, comments=True)), []).append(document)
+    return {line: ", ".join(dict.fromkeys(documents)) for line, documents in found.items()}
+
+
+def subcommands() -> dict[str, Any]:
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined, no-any-return]
+
+
+def test_what_is_to_be_typed_is_marked_as_shell() -> None:
+    """Blocks without a language are not among those that are tried here."""
+    typed = re.compile(r"^(?:\$ )?(?:ctgpu|pip|python3?|torchrun|make|sbatch|srun) ", re.MULTILINE)
+    fence = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    unmarked = [
+        (document.name, block)
+        for document in DOCUMENTS
+        for language, block in fence.findall(document.read_text(encoding="utf-8"))
+        if not language and typed.search(block)
+    ]
+    assert unmarked == []
+
+
+def test_every_extra_that_is_shown_can_be_installed() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    shown = {
+        extra
+        for document in DOCUMENTS
+        for group in re.findall(
+            r"pip install '(?:\.|ctgpu)\[([\w,]+)\]", document.read_text(encoding="utf-8")
+        )
+        for extra in group.split(",")
+    }
+    assert {"torch", "dicom", "cuda12"} <= shown
+    assert shown <= set(project["project"]["optional-dependencies"])
+
+
+def test_every_target_that_is_shown_is_one_of_make() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    shown = {
+        target for page in PAGES for target in re.findall(r"`make ([a-z-]+)`", page.read_text())
+    }
+    shown |= {line.split()[1] for _, line in shell_lines() if line.startswith("make ")}
+    assert {"demo", "docs", "gpu-check"} <= shown
+    assert shown <= targets
+
+
+def test_commands_within_sentences_have_the_options_that_they_name() -> None:
+    spans = {
+        (document.name, span)
+        for document in DOCUMENTS
+        for span in re.findall(r"`ctgpu ([a-z]+[^`]*)`", document.read_text(encoding="utf-8"))
+    }
+    assert len(spans) > 40
+    wrong = []
+    for document, span in spans:
+        name, *rest = span.split()
+        if name not in subcommands():
+            wrong.append((document, span, name))
+            continue
+        known = {o for p in subcommands()[name].params for o in (*p.opts, *p.secondary_opts)}
+        options = {word.partition("=")[0] for word in rest if word.startswith("--")}
+        wrong += [(document, span, option) for option in options - known - {"--help"}]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_shown_command_is_parsed(line: str) -> None:
     _, subcommand, *rest = shlex.split(line)
     if subcommand.startswith("-"):
         return
-    command = typer.main.get_command(app).commands[subcommand]  # type: ignore[attr-defined]
+    command = subcommands()[subcommand]
     # Shell variables stand for values, numbers mostly.
     rest = [re.sub(r"\$\{?\w+\}?", "1", word) for word in rest]
     command.make_context(subcommand, rest, resilient_parsing=False)
@@ -217,7 +300,7 @@ def test_every_shown_command_is_parsed(document: str, line: str) -> None:
 
 @pytest.mark.parametrize("subcommand", OLD_FLAGS)
 def test_old_flags_keep_their_names(subcommand: str) -> None:
-    command = typer.main.get_command(app).commands[subcommand]  # type: ignore[attr-defined]
+    command = subcommands()[subcommand]
     known = {name for parameter in command.params for name in parameter.opts}
     assert known.issuperset(OLD_FLAGS[subcommand].split())
 
@@ -278,20 +361,19 @@ def environment(made: Path, home: Path) -> dict[str, str]:
     }
 
 
-def runnable() -> list[tuple[str, str]]:
+def runnable() -> list[str]:
     """Commands that need neither a cluster, nor the shell, nor something that is not there."""
     return [
-        (document, line)
-        for document, line in commands()
-        if not re.search(r"--ray|\$|ctgpu demo|ctgpu -|--shards", line)
+        line for line in commands() if not re.search(r"--ray|\$|ctgpu demo|ctgpu -|--shards", line)
     ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("document", "line"), runnable())
+@pytest.mark.parametrize("line", runnable())
 def test_every_shown_command_runs(
-    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch, document: str, line: str
+    tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch, line: str
 ) -> None:
+    shown_in = commands()[line]
     sandbox(made, tmp_path)
     line = line.replace("/data/CT-RATE", str(tmp_path / "CT-RATE"))
     line = re.sub(r"\{000000\.\.\d+\}", "{000000..000000}", line)
@@ -306,7 +388,7 @@ def test_every_shown_command_runs(
     monkeypatch.chdir(tmp_path)
     result = run_here(*words[1:], **environment(made, tmp_path), HF_HUB_OFFLINE="0")
     # Where there is no network or device, doctor says so with 3.
-    assert result.returncode in ((0, 3) if words[1] == "doctor" else (0,)), result.stderr
+    assert result.returncode in ((0, 3) if words[1] == "doctor" else (0,)), shown_in + result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import re
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import pytest
 import ctgpu
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.browser import PATIENCE_MS, started_browser
 from support.dicom_series import write_series
 from support.phantoms import chest, study_ids
 from test_package import PUBLIC
@@ -106,6 +109,26 @@ def test_code_has_no_links_and_a_file_that_is_gone_is_told(
 
 
 @needs_mkdocs
+def test_cells_are_told_to_be_short_or_long_and_pictures_open() -> None:
+    laid_out = runpy.run_path(str(DOCS / "site_hooks.py"))["laid_out"]
+    words = "word " * 10
+    assert laid_out(f"<td>2.99 samples/s</td><td>{words}x</td><td>{'word ' * 6}</td>") == (
+        f'<td class="short">2.99 samples/s</td><td class="long">{words}x</td><td>{"word " * 6}</td>'
+    )
+    # What is read counts, not what it is marked up with.
+    link = f'<a href="{words * 9}.html">&gt; 3</a>'
+    assert laid_out(f'<td style="text-align: right;">{link}</td>') == (
+        f'<td class="short" style="text-align: right;">{link}</td>'
+    )
+    option, block = "<code>--memory-limit</code>", "<pre><span></span><code>a\nb</code></pre>"
+    assert laid_out(option + block) == option.replace("<code", '<code class="short"') + block
+    picture = '<img alt="A chest" src="axes.png" />'
+    assert laid_out(f"<p>{picture}</p>") == f'<p><a href="axes.png">{picture}</a></p>'
+    linked = f'<a href="x.html">{picture}</a>'
+    assert laid_out(linked) == linked
+
+
+@needs_mkdocs
 def test_docstrings_lose_what_only_sphinx_reads() -> None:
     as_markdown = runpy.run_path(str(DOCS / "site_docstrings.py"))["as_markdown"]
     assert as_markdown("As :func:`~ctgpu.build`, of a :class:`Spec`.") == (
@@ -117,10 +140,59 @@ def test_docstrings_lose_what_only_sphinx_reads() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.product
 @needs_mkdocs
-def test_the_site_builds_strictly_and_asks_no_other_host(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "nav", "told"),
+    [
+        (
+            "[a](gone.md) [b](other.md#gone) ![c](gone.png) [d][ctgpu.gone]",
+            ["index.md", "nowhere.md"],
+            [
+                "a link 'gone.md', but the target is not found",
+                "a link 'other.md#gone', but the doc 'other.md' does not contain an anchor",
+                "a link 'gone.png', but the target is not found",
+                "Could not find cross-reference target 'ctgpu.gone'",
+                "A reference to 'nowhere.md' is included in the 'nav' configuration, which is not",
+                'not included in the "nav" configuration:\n  - other.md',
+            ],
+        ),
+        ("::: ctgpu.gone", ["index.md", "other.md"], ["ctgpu.gone could not be found"]),
+    ],
+    ids=["links", "reference"],
+)
+def test_what_leads_nowhere_fails(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str, nav: list[str], told: list[str]
+) -> None:
+    """By the settings of the site, on two pages of their own: each is a warning or worse."""
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+    from mkdocs.exceptions import MkDocsException
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text(f"# One\n\n{text}\n")
+    (tmp_path / "docs/other.md").write_text("# Other\n\n## Part\n")
+    own: dict[str, Any] = {"hooks": [], "extra_css": [], "watch": []}
+    config = load_config(
+        str(REPOSITORY / "mkdocs.yml"),
+        docs_dir=str(tmp_path / "docs"),
+        site_dir=str(tmp_path / "site"),
+        nav=nav,
+        **own,
+    )
+    with pytest.raises(MkDocsException):
+        build(config)
+    warned = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    for words in told:
+        assert any(words in message for message in warned), (words, warned)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The whole site, built as ``make docs`` builds it: without a word, or not at all."""
+    folder = tmp_path_factory.mktemp("site")
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(folder)],
         capture_output=True,
         text=True,
         check=False,
@@ -128,16 +200,25 @@ def test_the_site_builds_strictly_and_asks_no_other_host(tmp_path: Path) -> None
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "NO_MKDOCS_2_WARNING": "1"},
     )
     assert (built.returncode, built.stdout) == (0, ""), built.stderr
-    site = tmp_path / "site"
-    pages = {
-        str(path.relative_to(site)): path.read_text(encoding="utf-8")
-        for path in site.rglob("*.html")
-    }
-    asks = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//")
-    assert [name for name, page in pages.items() if asks.search(page)] == []
+    return folder
 
-    reference = pages["api.html"]
-    in_words = set(re.findall(r"<code>(ctgpu\.[\w.]+)</code>", reference))
+
+@pytest.mark.slow
+@pytest.mark.product
+@needs_mkdocs
+def test_its_pages_ask_no_other_host(site: Path) -> None:
+    asks = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//")
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > 30
+    assert [str(page) for page in pages if asks.search(page.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.slow
+@pytest.mark.product
+@needs_mkdocs
+def test_its_reference_has_every_public_name(site: Path) -> None:
+    reference = (site / "api.html").read_text(encoding="utf-8")
+    in_words = set(re.findall(r"<code[^>]*>(ctgpu\.[\w.]+)</code>", reference))
     anchors = set(re.findall(r'id="(ctgpu\.[\w.]+)"', reference))
     assert public_names() - anchors - in_words == {"ctgpu.CtgpuError"}
     # What only a running function knows: the options of a build.
@@ -146,8 +227,54 @@ def test_the_site_builds_strictly_and_asks_no_other_host(tmp_path: Path) -> None
     assert "Spool downloads there" in options
     assert not re.search(r":(?:class|func|meth|mod):|function \w+ at 0x", reference)
 
-    assert "ctgpu relabel [OPTIONS] DIR" in pages["commands.html"]
-    assert "Keep a Changelog" in pages["changelog.html"]
+
+@pytest.mark.slow
+@pytest.mark.product
+@needs_mkdocs
+def test_it_has_pages_that_docs_has_not(site: Path) -> None:
+    assert "ctgpu relabel [OPTIONS] DIR" in (site / "commands.html").read_text(encoding="utf-8")
+    assert "Keep a Changelog" in (site / "changelog.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with started_browser() as opened:
+        yield opened
+
+
+@pytest.mark.slow
+@pytest.mark.product
+@needs_mkdocs
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_its_pages_fit_a_desktop_and_a_phone(
+    site: Path, browser: Any, width: int, scheme: str
+) -> None:
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+    )
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    for name in ("index", "how", "performance", "format"):
+        page.goto((site / f"{name}.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, name
+        drawn = "all => Promise.all(all.map(i => i.decode().then(() => i.naturalWidth > 0)))"
+        assert all(page.eval_on_selector_all(".md-content img", drawn)), name
+        # Figures beside their units, and options in one piece.
+        lines = "all => all.map(e => new Set([...e.getClientRects()].map(r => r.top)).size)"
+        whole = page.eval_on_selector_all("code.short, td.short:not(:has(br))", lines)
+        assert set(whole) <= {1}, name
+    assert said == []
+    assert [url for url in asked if not url.startswith((site.as_uri(), "data:"))] == []
+    wraps = "all => all.map(e => [getComputedStyle(e).overflowX, e.scrollWidth > e.clientWidth])"
+    scrolling = page.eval_on_selector_all(".md-typeset__scrollwrap", wraps)
+    assert {overflow for overflow, _ in scrolling} == {"auto"}
+    assert any(is_wider for _, is_wider in scrolling) or width > 390
+    context.close()
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +301,7 @@ def train(shards: Path, where: Path, *more: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.product
 def test_the_training_script_trains_and_goes_on(shards: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     lines = train(shards, tmp_path, "--epochs", "1").splitlines()
@@ -201,7 +329,7 @@ def test_the_page_on_building_builds(
     (code,) = blocks("building.md")
     exec(code, {})
     summary, failure = capsys.readouterr().out.splitlines()
-    assert summary == "1 sample written, 1 failed"
+    assert summary == "written: 1 failed: 1"
     assert failure.startswith("b decode ")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,32 @@ def test_the_sections_and_the_page_are_those_of_the_results() -> None:
 
 
 def test_the_pictures_are_there() -> None:
-    page, readme = report.PAGE.read_text(), report.README.read_text()
+    page = report.PAGE.read_text()
     for picture in report.PICTURES:
         assert f"](performance/{picture})" in page
         assert (report.PAGE.with_suffix("") / picture).read_bytes().startswith(b"\x89PNG")
-    assert "](docs/performance/stages.png)" in readme
-    assert "](docs/performance/roofline.png)" in readme
+
+
+def test_what_was_measured_on_another_machine_says_so() -> None:
+    results = report.load_all(report.RESULTS)
+    here = results["build"]["machine"]
+    alike = {name: {**of, "machine": here} for name, of in results.items()}
+    assert "another machine:" not in report.page(alike)
+    assert "¹" not in report.section(alike)
+    slow, fast = ({**here, "cpu": cpu} for cpu in ("Slow", "Fast"))
+    others = alike | {
+        "preprocess": {**alike["preprocess"], "machine": slow},
+        "online": {**alike["online"], "machine": fast},
+    }
+    sections = report.page(others).split("\n## ")
+    told = {text.splitlines()[0]: text for text in sections if "On another machine:" in text}
+    assert list(told) == ["One volume", "Training at once, from raw volumes"]
+    assert "cores, Slow (" in told["One volume"]
+    readme = report.section(others)
+    assert re.search(r"^\| one volume.*thread¹ \|", readme, re.MULTILINE)
+    assert re.search(r"^\| training from raw.*shards² \|", readme, re.MULTILINE)
+    assert "¹ On 2 cores, Slow (" in readme
+    assert "² On 2 cores, Fast (" in readme
 
 
 def test_a_first_call_is_shown_where_it_was_measured() -> None:

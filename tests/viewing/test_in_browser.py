@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,18 +11,12 @@ import pytest
 from view_cases import HOSTILE, damage
 
 from ctgpu.viewing import write_view
+from support.browser import PATIENCE_MS, started_browser
 from support.masks import with_masks
 
 pytest.importorskip("PIL.Image")
-driver = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
 pytestmark = [pytest.mark.slow, pytest.mark.product]
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-# On a machine that has other things to do.
-_PATIENCE_MS = 120_000
 
 
 @dataclass
@@ -41,15 +33,8 @@ class Opened:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip(f"there is no browser to look with: install one of {', '.join(BROWSERS)}")
-    # As root, which containers often run as, it refuses to start in its sandbox.
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with driver.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=path, args=flags, timeout=_PATIENCE_MS)
+    with started_browser() as opened:
         yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +53,7 @@ def look(browser: Any, written: Path) -> Iterator[Callable[..., Opened]]:
 
     def opened(width: int = 1280, **options: Any) -> Opened:
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        context.set_default_timeout(_PATIENCE_MS)
+        context.set_default_timeout(PATIENCE_MS)
         contexts.append(context)
         one = Opened(context.new_page())
         all_opened.append(one)
