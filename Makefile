@@ -26,7 +26,7 @@ CPP = kernels tests/fuzz tests/support
 unexport PYTHONDONTWRITEBYTECODE
 NATIVE := CMakeLists.txt pyproject.toml $(shell find kernels -type f)
 
-.PHONY: help demo quick test test-package test-product exhaustive test-hostile lint layers types format docs bench sanitize fuzz gpu-pack gpu-check clean
+.PHONY: help demo quick test test-package test-product exhaustive test-hostile lint layers types format docs wheel bench sanitize fuzz gpu-pack gpu-check clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ docs: $(VENV)/.docs  ## the pages of docs/ as a site in build/docs, strictly: ev
 	$(BIN)/python -m mkdocs build --quiet
 	@echo "docs: build/docs/index.html; to search it: $(BIN)/python -m http.server --directory build/docs"
 
+wheel: $(VENV)/.wheel  ## sdist and wheel in build/dist, with libdeflate in it; auditwheel says where it runs
+	BIN=$(BIN) .ci/wheel build/dist
+
 bench: $(VENV)/.developer  ## every benchmark at tiny size, on one page
 	$(BIN)/python -m benchmarks
 
@@ -111,6 +114,10 @@ $(VENV)/.installed: $(NATIVE) | $(VENV)/bin/python
 
 $(VENV)/.developer: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+$(VENV)/.wheel: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --group wheel
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.installed

@@ -28,6 +28,7 @@ PROCESS_FILES = ("test_ray.py", "test_ray_cluster.py", "test_kills.py", "test_li
 #: Files whose tests take half a minute or more, all together: the longest come first.
 LONG_FILES = (
     *PROCESS_FILES,
+    "test_wheel.py",
     *("test_quick.py", "test_docs.py", "test_defects.py", "test_crash.py", "test_check.py"),
     *("test_cuda.py", "test_cuda_engine.py", "test_cpu_bits.py", "test_cpu.py"),
     *("test_cuda_tiles.py", "test_whole_check.py", "test_endless_hub.py"),

@@ -7,16 +7,12 @@ import importlib.metadata
 import json
 import re
 import shlex
-import subprocess
-import sys
 import tomllib
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ctgpu.engines.nvrtc import DECODE_CTZ, PREPROCESS
 from ctgpu.installation import install_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -96,25 +92,6 @@ def test_a_checkout_that_was_never_installed_is_found(monkeypatch: pytest.Monkey
     monkeypatch.chdir("/")
     (place,) = shlex.split(install_command("dali"))[2:]
     assert (Path(place.removesuffix("[dali]")) / "pyproject.toml").exists()
-
-
-@pytest.mark.slow
-def test_a_wheel_holds_what_nvrtc_compiles_and_no_other_source(tmp_path: Path) -> None:
-    pytest.importorskip("scikit_build_core", reason="scikit-build-core is not installed")
-    code = """
-import sys
-from scikit_build_core.build import build_wheel
-build_wheel(sys.argv[1], {"wheel.cmake": "false", "wheel.py-api": "py3"})
-"""
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    (wheel,) = tmp_path.glob("*.whl")
-    inside = "ctgpu/kernels/"
-    with zipfile.ZipFile(wheel) as archive:
-        held = [name for name in archive.namelist() if name.startswith(inside)]
-    wanted = {*PREPROCESS.files, *DECODE_CTZ.files}
-    assert {name.removeprefix(inside) for name in held} == wanted
 
 
 @pytest.mark.slow

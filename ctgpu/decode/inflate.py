@@ -3,7 +3,7 @@
 One-shot calls are held back by page faults on fresh output, so both backends fill a buffer that
 is used again and again, release the GIL, and verify every checksum:
 
-- ``libdeflate``, through the C++ module, where CMake found the library;
+- ``libdeflate``, through the C++ module, where CMake found the library or a wheel brings it;
 - ``isal`` (from PyPI) everywhere else.
 """
 
