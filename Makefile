@@ -10,6 +10,7 @@ FUZZ_SECONDS ?= 3600
 # processes.
 PYTEST = $(BIN)/python -m pytest --durations=10 --dist loadfile --no-loadscope-reorder \
   -n $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
+PRODUCT = tests/examples tests/test_docs_site.py tests/test_wheel.py tests/viewing/test_in_browser.py
 FUZZ = -max_total_time=$(FUZZ_SECONDS) -max_len=65536 -timeout=20
 # Where tests/fuzz/test_fuzz_ctz.py builds it too.
 FUZZ_CTZ = cmake -S . -B build/fuzz -DCMAKE_CXX_COMPILER=clang++ -DCTGPU_PYTHON=OFF -DCTGPU_FUZZ=ON \
@@ -40,10 +41,10 @@ quick: $(VENV)/.developer  ## the tests that are not marked slow
 test: test-package test-product  ## every test that needs no GPU but the exhaustive, on up to four cores
 
 test-package: $(VENV)/.developer  ## those of the package
-	$(PYTEST) -m 'not product'
+	$(PYTEST) $(PRODUCT:%=--ignore=%)
 
 test-product: $(VENV)/.developer  ## those of what people install, open and copy: wheel, pages in a browser, examples
-	$(PYTEST) -m product
+	$(PYTEST) $(PRODUCT)
 
 exhaustive: $(VENV)/.developer  ## every variant of the CUDA kernel and full volumes, as PTX on the CPU
 	$(BIN)/python -m pytest --durations=10 -m exhaustive

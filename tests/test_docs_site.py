@@ -140,7 +140,6 @@ def test_docstrings_lose_what_only_sphinx_reads() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.product
 @needs_mkdocs
 @pytest.mark.parametrize(
     ("text", "nav", "told"),
@@ -204,7 +203,6 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.product
 @needs_mkdocs
 def test_its_pages_ask_no_other_host(site: Path) -> None:
     asks = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//")
@@ -214,7 +212,6 @@ def test_its_pages_ask_no_other_host(site: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.product
 @needs_mkdocs
 def test_its_reference_has_every_public_name(site: Path) -> None:
     reference = (site / "api.html").read_text(encoding="utf-8")
@@ -229,7 +226,6 @@ def test_its_reference_has_every_public_name(site: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.product
 @needs_mkdocs
 def test_it_has_pages_that_docs_has_not(site: Path) -> None:
     assert "ctgpu relabel [OPTIONS] DIR" in (site / "commands.html").read_text(encoding="utf-8")
@@ -243,7 +239,6 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.product
 @needs_mkdocs
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
 def test_its_pages_fit_a_desktop_and_a_phone(
@@ -301,7 +296,6 @@ def train(shards: Path, where: Path, *more: str) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.product
 def test_the_training_script_trains_and_goes_on(shards: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     lines = train(shards, tmp_path, "--epochs", "1").splitlines()

@@ -26,7 +26,7 @@ import pytest
 from ctgpu.engines.nvrtc import DECODE_CTZ, PREPROCESS
 from support.compiling import compiler
 
-pytestmark = [pytest.mark.slow, pytest.mark.product]
+pytestmark = pytest.mark.slow
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))

@@ -39,8 +39,6 @@ FILES = {"resume.py": "run.pt", "monai_on_scan.py": "found"}
 #: What they need that need not be installed.
 LIBRARIES = {"train_lightning.py": "lightning", "monai_on_scan.py": "monai"}
 
-pytestmark = pytest.mark.product
-
 needs_lightning = pytest.mark.skipif(
     find_spec("lightning") is None, reason="Lightning is not installed"
 )

@@ -14,8 +14,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.product
-
 NOTEBOOK = Path(__file__).resolve().parent.parent.parent / "examples/build_look_train.ipynb"
 
 

@@ -16,7 +16,7 @@ from support.masks import with_masks
 
 pytest.importorskip("PIL.Image")
 
-pytestmark = [pytest.mark.slow, pytest.mark.product]
+pytestmark = pytest.mark.slow
 
 
 @dataclass
