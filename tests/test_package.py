@@ -116,14 +116,15 @@ PARAMETERS = {
 }
 #: Flags that stay, by command.
 FLAGS = {
-    "build": "assume-orientation axes clip dataset debug device exclude force fractions hu-guard "
-    "hu-window include intensity keep-no-chest keep-uids key-column labels layout limit log-format "
-    "max-tilt-degrees memory-limit num-workers order output-dir precision preset ray recon repo-id "
-    "reports retry-failed revision samples-per-shard seed shape shards source spacing "
+    "build": "assume-orientation axes clip compress dataset debug device exclude force "
+    "fractions hu-guard hu-window include intensity keep-no-chest keep-uids "
+    "key-column labels layout limit log-format max-tilt-degrees memory-limit "
+    "num-workers order output-dir precision preset ray recon repo-id reports "
+    "retry-failed revision samples-per-shard seed shape shards source spacing "
     "spacing-fallback split split-by temp-dir text-columns",
-    "convert": "axes debug delete-after device dry-run force hu-guard input-pattern intensity "
-    "log-format max-tilt-degrees memory-limit num-workers output-dir precision preset retry-failed "
-    "samples-per-shard shards split",
+    "convert": "axes compress debug delete-after device dry-run force hu-guard input-pattern "
+    "intensity log-format max-tilt-degrees memory-limit num-workers output-dir "
+    "precision preset retry-failed samples-per-shard shards split",
     "demo": "debug device output-dir",
     "describe": "debug output repo-id revision",
     "doctor": "debug device json output-dir",

@@ -62,7 +62,8 @@ def test_a_cluster_builds_the_same_bytes(
     assert snapshot(folder) == undisturbed
 
 
-@pytest.mark.slow
+# The executor knows nothing of what is in a shard.
+@pytest.mark.exhaustive
 def test_compressed_shards_are_those_of_one_process(
     tmp_path: Path, cluster: RayCluster, source: Path
 ) -> None:
@@ -80,7 +81,7 @@ def test_compressed_shards_are_those_of_one_process(
     assert json.loads(report)["stored_bytes"] == sum(sample["ctz"][1] for sample in members)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_real_ct_is_built_the_same(tmp_path: Path, cluster: RayCluster, real_ct: Path) -> None:
     options = ("--source", real_ct, "--spacing-fallback", "header", "--shape", "160,160,80")
     options += ("--spacing", "2.5,2.5,5", "--samples-per-shard", 2)

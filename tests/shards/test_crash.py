@@ -60,9 +60,16 @@ def _state(folder: Path) -> dict[str, bytes]:
     }
 
 
+# With masks, samples are odd too.
 @pytest.fixture(
-    params=itertools.product((_begin, _retry), _PLANS),
-    ids=lambda param: f"{param[0].__name__[1:]}-{param[1]}",
+    params=[
+        pytest.param(
+            (run, name),
+            id=f"{run.__name__[1:]}-{name}",
+            marks=[pytest.mark.exhaustive] if name == "odd" else [],
+        )
+        for run, name in itertools.product((_begin, _retry), _PLANS)
+    ]
 )
 def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Scenario]:
     """A folder to begin from, and what is done in it."""

@@ -164,7 +164,11 @@ def resampled(path: Path, spec: Spec) -> tuple[int, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize(
+    "name",
+    # Its splines take a quarter of a minute.
+    [pytest.param(n, marks=[pytest.mark.exhaustive] * (n == "rad-chestct")) for n in OTHER],
+)
 def test_the_stated_distances_in_hu_hold_and_are_needed(
     tmp_path: Path, real_ct: Path, name: str
 ) -> None:
