@@ -46,7 +46,7 @@ test-package: $(VENV)/.developer  ## those of the package
 test-product: $(VENV)/.developer  ## those of what people install, open and copy: wheel, pages in a browser, examples
 	$(PYTEST) $(PRODUCT)
 
-exhaustive: $(VENV)/.developer  ## every variant of the CUDA kernel and full volumes, as PTX on the CPU
+exhaustive: $(VENV)/.developer  ## what takes minutes: every CUDA kernel and full volumes as PTX, and repetitions
 	$(BIN)/python -m pytest --durations=10 -m exhaustive
 
 test-hostile: $(VENV)/.developer  ## some of them with an environment set to do harm

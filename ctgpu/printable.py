@@ -42,7 +42,7 @@ def printable_lines(text: object, indent: str = "") -> str:
     return "\n".join(indent + printable(line) for line in lines)
 
 
-def counted(number: int, one: str, many: str | None = None) -> str:
+def counted(number: int, one: str, many: str | None = None, *, grouped: bool = False) -> str:
     """A number of things in words.
 
     Parameters
@@ -53,13 +53,16 @@ def counted(number: int, one: str, many: str | None = None) -> str:
         What one of them is called.
     many : str, optional
         What others are called; by default `one` with an s.
+    grouped : bool
+        Whether thousands are parted by commas.
 
     Examples
     --------
     >>> counted(1, "shard"), counted(0, "shard"), counted(2, "axis", "axes")
     ('1 shard', '0 shards', '2 axes')
     """
-    return f"{number} {one if number == 1 else many or f'{one}s'}"
+    digits = f"{number:,}" if grouped else str(number)
+    return f"{digits} {one if number == 1 else many or f'{one}s'}"
 
 
 def to_json(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import ctgpu
 from ctgpu.spec import Spec
 from ctgpu.volume.orientation import DEFAULT_MAX_TILT_DEGREES, Orientation
 from stored import chest_as, rotated, save
+from support.pages import python_blocks
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGE = (DOCS / "axes.md").read_text()
@@ -41,7 +41,7 @@ def build_marked(folder: Path, codes: str, spec: Spec) -> nibabel.Nifti1Image:
 def run_code_after(heading: str) -> dict[str, Any]:
     """The names that the code of a section leaves behind."""
     section = PAGE.partition(heading)[2].partition("\n## ")[0]
-    (code,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    (code,) = python_blocks(section)
     found: dict[str, Any] = {}
     exec(code, found)
     return found

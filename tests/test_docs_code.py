@@ -17,6 +17,7 @@ import pytest
 import ctgpu
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import LABEL_NAMES, lay_out_ct_rate
+from support.pages import python_block, python_blocks
 from support.phantoms import chest, study_ids
 
 TESTS = Path(__file__).resolve().parent
@@ -60,14 +61,11 @@ NOT_RUN = {
 
 
 def blocks(page: str) -> list[str]:
-    return re.findall(
-        r"^```python\n(.*?)^```", PAGES[page].read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
+    return python_blocks(PAGES[page].read_text(encoding="utf-8"))
 
 
 def block(page: str, mark: str) -> str:
-    (found,) = [code for code in blocks(page) if mark in code]
-    return found
+    return python_block(PAGES[page].read_text(encoding="utf-8"), mark)
 
 
 def test_every_block_runs_somewhere_or_says_why_not() -> None:

@@ -22,6 +22,7 @@ from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import lay_out_ct_rate
 from support.browser import PATIENCE_MS, started_browser
 from support.dicom_series import write_series
+from support.pages import python_blocks
 from support.phantoms import chest, study_ids
 from test_package import PUBLIC
 
@@ -38,8 +39,7 @@ needs_mkdocs = pytest.mark.skipif(
 
 def blocks(page: str) -> list[str]:
     """The blocks of Python on a page."""
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return python_blocks((DOCS / page).read_text(encoding="utf-8"))
 
 
 def public_names() -> set[str]:

@@ -17,6 +17,7 @@ from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import lay_out_ct_rate
 from support.compressed_folders import compress_folder
 from support.masks import LABELS, mask_of, with_masks
+from support.pages import python_block
 from support.phantoms import chest, study_ids
 
 torch = pytest.importorskip("torch")
@@ -27,9 +28,7 @@ STUDIES = study_ids(5)
 
 def code(mark: str) -> str:
     """The one block of Python that has `mark` in it."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    (found,) = [block for block in blocks if mark in block]
-    return str(found)
+    return python_block(PAGE, mark)
 
 
 def lay_out(source: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import ctgpu
 from ctgpu.loading import RawDataset, make_loader
 from ctgpu.spec import Spec
 from ctgpu.testing.ctrate import lay_out_ct_rate
+from support.pages import python_block
 from support.phantoms import chest, study_ids
 
 pytest.importorskip("torch")
@@ -23,8 +23,7 @@ STUDIES = study_ids(5)
 
 def run(mark: str, root: Path, known: dict[str, Any] | None = None) -> dict[str, Any]:
     """What the one block of Python with `mark` in it leaves, of small volumes below `root`."""
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    (code,) = [block for block in blocks if mark in block]
+    code = python_block(PAGE, mark)
     code = code.replace('"/data/CT-RATE"', repr(str(root / "source")))
     code = code.replace('"shards/', f'"{root}/shards/').replace('split="train"', 'split="valid"')
     code = code.replace('split="valid"', 'split="valid", spec=spec, device="cpu"')

@@ -25,6 +25,8 @@ def test_numbers_of_things_are_words_of_one_or_of_many() -> None:
         "11 shards",
     ]
     assert (counted(1, "axis", "axes"), counted(3, "axis", "axes")) == ("1 axis", "3 axes")
+    assert counted(1234, "shard", grouped=True) == "1,234 shards"
+    assert counted(1234, "shard") == "1234 shards"
 
 
 THINGS = "samples|shards|volumes|folders|files|tars|tables|studies|columns|rows|classes|tasks|nodes"

@@ -283,8 +283,9 @@ def _disk(folder: Path) -> Check:
         return Check("disk", "failed", f"{there} is not writable", {"free_bytes": free})
     text = f"the file system of {there} does not say how much is free"
     if free is not None:
-        samples, size = free // CT_RATE.size_bytes, f"{CT_RATE.size_bytes / 1e6:.1f} MB"
-        text = f"{_gib(free)} free at {there}: about {counted(samples, 'sample')} of {size}"
+        samples = counted(free // CT_RATE.size_bytes, "sample", grouped=True)
+        size = f"{CT_RATE.size_bytes / 1e6:.1f} MB"
+        text = f"{_gib(free)} free at {there}: about {samples} of {size}"
     return Check("disk", "ok", text, {"free_bytes": free, "folder": str(there)})
 
 

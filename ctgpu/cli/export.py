@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, cast, get_args
 
 import typer
 
@@ -82,7 +82,7 @@ def command(
             "say where the files go with --output-dir, and which samples they are with --samples: "
             "names, numbers or all"
         )
-    form = next(name for name in _FORMATS if name == to)
+    form = cast(Form, to)
     chosen = None if listed == ["all"] else listed
     exported = faults = 0
     with stoppable():
@@ -107,8 +107,7 @@ def _index(where: str, split: str, force: bool, *, asked: bool) -> None:
             "--to energon writes an index of all samples beside their tars; leave out "
             "--output-dir, --samples and --hu"
         )
-    chosen = next(name for name in _SPLITS if name == split)
-    indexed = write_energon_index(where, split=chosen, force=force)
+    indexed = write_energon_index(where, split=cast(Split, split), force=force)
     kept = "; dataset.yaml was left as it is, --force replaces it" if indexed.kept_dataset else ""
     Console().prose(
         f"{indexed.folder}: {counted(indexed.samples, 'sample')} in "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,8 +14,7 @@ import numpy.typing as npt
 from isal import igzip
 
 from ctgpu.errors import StorageError, reason_of
-from ctgpu.shards.disk import remove, rename, sync_folder
-from ctgpu.shards.names import TEMPORARY_SUFFIX
+from ctgpu.shards.disk import remove, rename, sync_folder, temporary_beside
 from ctgpu.volume.orientation import Orientation
 
 Floats = npt.NDArray[np.float64]
@@ -35,7 +33,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     StorageError
         If it cannot be written; an old one stays as it is.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_beside(path)
     try:
         try:
             with temporary.open("xb") as file:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,6 @@ import numpy as np
 from ctgpu.buffers import Bytes
 from ctgpu.shards import disk
 from ctgpu.shards.ledger import LedgerEntry
-from ctgpu.shards.names import TEMPORARY_SUFFIX
 from ctgpu.shards.record import checksum
 from ctgpu.shards.untrusted import read_exactly
 from ctgpu.shards.writer import PackedSample
@@ -155,7 +153,7 @@ class StagedSamples:
 
     def _write(self, name: str, *parts: bytes | Bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}"
+        temporary = disk.temporary_beside(self.folder / name)
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             try:

@@ -94,10 +94,15 @@ def write_new_file(path: Path, data: bytes, mode: int = 0o666) -> None:
         raise
 
 
+def temporary_beside(path: Path) -> Path:
+    """A name that no other writer of `path` takes, and that tells what a dead one has left."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+
+
 @contextlib.contextmanager
 def temporary_file(path: Path, data: bytes, mode: int = 0o666) -> Iterator[Path]:
     """A complete, durable file beside `path`; gone at the end unless it was renamed."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_beside(path)
     write_new_file(temporary, data, mode)
     try:
         yield temporary

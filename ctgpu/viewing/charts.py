@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ctgpu.printable import counted
 from ctgpu.viewing.markup import Html, joined, tag
 
 #: Rows of a list of bars, at most.
@@ -39,7 +40,7 @@ def shortened(text: object, most: int = _LONGEST_NAME) -> str:
 
 def plural(count: int, noun: str) -> str:
     """So many of something."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    return counted(count, noun, grouped=True)
 
 
 def number(value: float) -> str:

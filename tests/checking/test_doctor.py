@@ -22,6 +22,7 @@ from ctgpu.engines import cuda, cupy_runtime
 from ctgpu.engines.cpu import CpuEngine
 from ctgpu.errors import DeviceError, EnvironmentFailure
 from ctgpu.installation import install_command
+from ctgpu.spec import CT_RATE
 from ctgpu.testing.hub import LocalHub
 
 TOKEN = "hf_a-secret-of-nobody"
@@ -78,6 +79,14 @@ def test_a_file_system_that_does_not_say_what_is_free(
     disk = found(doctor.diagnose(tmp_path))["disk"]
     assert (disk.status, disk.facts["free_bytes"]) == ("ok", None)
     assert disk.text == f"the file system of {tmp_path} does not say how much is free"
+
+
+@pytest.mark.usefixtures("no_driver", "hub")
+def test_what_is_free_is_told_in_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = 40_279 * CT_RATE.size_bytes
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(total=free, free=free))
+    disk = found(doctor.diagnose(tmp_path))["disk"]
+    assert disk.text.endswith(f"free at {tmp_path}: about 40,279 samples of 110.6 MB")
 
 
 @pytest.mark.usefixtures("no_driver")

@@ -6,7 +6,6 @@ Both follow the page and share nothing with the codec.
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import xxhash
+
+from support.pages import python_blocks
 
 Kind = Literal["uint8", "int16", "grid", "float16", "bfloat16"]
 Coding = Literal["pack", "rice"]
@@ -26,8 +27,8 @@ _FLOATS = {"float16": (10, 25), "bfloat16": (7, 134)}
 @functools.cache
 def reader_source() -> str:
     """The code on the page."""
-    (source,) = re.findall(r"```python\n(.*?)```", _PAGE.read_text(), re.DOTALL)
-    return str(source)
+    (source,) = python_blocks(_PAGE.read_text())
+    return source
 
 
 def decode(member: bytes) -> npt.NDArray[Any]:

@@ -27,6 +27,7 @@ from ctgpu.viewing.view import LIMIT_BYTES, VIEW_NAME
 from ctgpu.volume.masks import MaskFormat
 from support.compressed_folders import compress_folder
 from support.masks import replace_mask, rewritten, with_masks
+from support.pages import python_blocks
 
 pytest.importorskip("PIL.Image")
 
@@ -185,7 +186,7 @@ def test_the_documented_call_writes_a_page(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (Path(__file__).parents[2] / "docs/viewing.md").read_text("utf-8")
-    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (code,) = python_blocks(page)
     (folder.parent / "shards").mkdir()
     folder.rename(folder.parent / "shards/valid")
     monkeypatch.chdir(folder.parent)
